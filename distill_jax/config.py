@@ -1,0 +1,74 @@
+"""Checks of a config that need no model: unknown keys, choices, and what differs from base."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from distill_jax.types import UserError
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Nested keys as `a.b.c`, in order; tuples as lists, as JSON has them."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple | list) else value
+    return flat
+
+
+def unknown_key(key: str, known: Iterable[str]) -> UserError:
+    """The error for a key that base does not have, with the nearest one that it has."""
+    known = list(known)
+    # A near miss may be in the last part (data.batchsize) or a missing group (batch_size).
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6) or [
+        name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]
+    ]
+    hint = f"did you mean config.{near[0]}?" if near else "configs/base.py lists every key"
+    return UserError(f"config.{key} is not a key: {hint}")
+
+
+def check_keys(config: ConfigDict, base: ConfigDict) -> None:
+    """Raises UserError for a key that base lacks or a value of another type than base's."""
+    known = flatten(base)
+    for key, value in flatten(config).items():
+        if key not in known:
+            raise unknown_key(key, known)
+        default = known[key]
+        number = isinstance(default, float) and isinstance(value, int)
+        if type(value) is not type(default) and not number:
+            raise UserError(
+                f"config.{key} is {value!r}, a {type(value).__name__}:"
+                f" give a {type(default).__name__}, such as {default!r}"
+            )
+
+
+def config_diff(config: ConfigDict, base: ConfigDict) -> str:
+    """One line `key: value (base: default)` for each key that differs from base."""
+    defaults = flatten(base)
+    lines = [
+        f"config.{key}: {value!r} (base: {defaults[key]!r})\n"
+        for key, value in flatten(config).items()
+        if value != defaults[key]
+    ]
+    return "".join(lines)
+
+
+def choose(key: str, value: str, choices: Iterable[str]) -> str:
+    """`value`, where it is one of `choices`. Raises UserError otherwise."""
+    choices = list(choices)
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(choices)}"
+        raise UserError(f"config.{key} is {value!r}: {hint}")
+    return value
+
+
+def at_least(key: str, value: float, least: float) -> float:
+    """`value`, where it is not below `least`. Raises UserError otherwise."""
+    if not value >= least:
+        raise UserError(f"config.{key} is {value}: use at least {least}")
+    return value

@@ -1,0 +1,138 @@
+"""What a source gives: documents, and the two things done to a list of them."""
+
+import hashlib
+import json
+from typing import Any, NamedTuple
+
+from distill_jax.types import UserError
+
+
+class Document(NamedTuple):
+    """One piece of training data; exactly one of text, pair and messages is set.
+
+    name      where it came from, for messages to the user
+    label     its domain, for results by domain
+    text      plain text, every token of it counts
+    pair      (prompt, completion), only the completion counts
+    messages  chat turns {"role", "content", ...}, only the assistant's count
+    """
+
+    name: str
+    label: str
+    text: str | None = None
+    pair: tuple[str, str] | None = None
+    messages: tuple[dict[str, Any], ...] | None = None
+
+
+def document_from_record(record: Any, *, where: str, label: str) -> Document:
+    """Read a record with `messages`, `prompt` + `completion` or `text`, looked for in this order.
+
+    An optional field `label` (or `domain`) replaces the label given. Fields that are null count as
+    absent. Raises UserError naming `where` when the record has none of the known fields, or a
+    field of the wrong type.
+    """
+    if not isinstance(record, dict):
+        raise UserError(
+            f"{where}: the record is {_kind(record)}, not an object: "
+            'write records such as {"text": "..."}'
+        )
+    present = {name: value for name, value in record.items() if value is not None}
+    label = str(present.get("label", present.get("domain", label)))
+    if "messages" in present:
+        messages = _checked_messages(present["messages"], where)
+        return Document(where, label, messages=messages)
+    if "completion" in present:
+        if "prompt" not in present:
+            raise UserError(f"{where}: 'completion' without 'prompt': add the field 'prompt'")
+        prompt = _checked_text(present["prompt"], "prompt", where)
+        return Document(
+            where, label, pair=(prompt, _checked_text(present["completion"], "completion", where))
+        )
+    if "text" in present:
+        return Document(where, label, text=_checked_text(present["text"], "text", where))
+    raise UserError(
+        f"{where}: no value for 'text', 'prompt' + 'completion' or 'messages' among the fields "
+        f"{sorted(record)}: give the field that holds the text one of these names"
+    )
+
+
+def _checked_messages(messages: Any, where: str) -> tuple[dict[str, Any], ...]:
+    if not isinstance(messages, list) or not messages:
+        raise UserError(
+            f"{where}: 'messages' is {_kind(messages)}, not a list of turns: "
+            'write [{"role": "user", "content": "..."}, ...]'
+        )
+    for turn, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise UserError(
+                f"{where}: turn {turn} of 'messages' is {_kind(message)}, not an object: "
+                'write {"role": ..., "content": ...}'
+            )
+        for field in ("role", "content"):
+            _checked_text(message.get(field), f"messages[{turn}].{field}", where)
+    return tuple(messages)
+
+
+def _checked_text(value: Any, field: str, where: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {field!r} is {_kind(value)}, not a string: write it as text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where}: {field!r} holds half a surrogate pair at character {error.start}: "
+            "write the text as UTF-8"
+        ) from error
+    return value
+
+
+def _kind(value: Any) -> str:
+    return "null or absent" if value is None else f"of type {type(value).__name__}"
+
+
+def content_hash(document: Document) -> bytes:
+    """sha256 of what a document says, without its name and label."""
+    content = [document.text, document.pair, document.messages]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
+
+
+def fingerprint(documents: list[Document]) -> str:
+    """sha256 in hex of the documents in their order, with labels, for a run's provenance."""
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(content_hash(document))
+        digest.update(hashlib.sha256(document.label.encode()).digest())
+    return digest.hexdigest()
+
+
+def split_documents(
+    documents: list[Document], *, held_out_fraction: float, seed: int
+) -> tuple[list[Document], list[Document]]:
+    """Split into (train, held out) by a hash of each document's content and the seed.
+
+    A document's side depends on nothing but its content, the fraction and the seed: not on its
+    place, not on the other documents. Equal documents are on one side. Only when a side would be
+    empty does the document nearest to the border change sides. Order is kept. Raises UserError
+    when the fraction is not between 0 and 1 or there are fewer than two different documents.
+    """
+    if not 0 < held_out_fraction < 1:
+        raise UserError(
+            f"held-out fraction {held_out_fraction} is not between 0 and 1: "
+            "choose one between, or name a source of held-out documents"
+        )
+    salt = f"{seed}:".encode()
+    places = [_unit_interval(salt + content_hash(document)) for document in documents]
+    distinct = sorted(set(places))
+    if len(distinct) < 2:
+        raise UserError(
+            f"{len(distinct)} different documents cannot be split into train and held out: "
+            "give more documents, or name a source of held-out documents"
+        )
+    border = min(max(held_out_fraction, distinct[1]), distinct[-1])
+    train = [d for d, place in zip(documents, places, strict=True) if place >= border]
+    held_out = [d for d, place in zip(documents, places, strict=True) if place < border]
+    return train, held_out
+
+
+def _unit_interval(content: bytes) -> float:
+    return int.from_bytes(hashlib.sha256(content).digest()[:6], "big") / 2**48

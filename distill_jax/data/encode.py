@@ -1,0 +1,117 @@
+"""Documents as token ids, with a mark on every token that counts."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from distill_jax.data.chat import Span, render_with_spans
+from distill_jax.data.documents import Document
+from distill_jax.data.tokenizer import Tokenizer, close_text
+from distill_jax.types import UserError
+
+_BATCH = 256  # documents handed to the tokenizer's threads at a time; bounds memory only
+
+
+class Tokenized(NamedTuple):
+    """All documents end to end.
+
+    tokens   uint32 [n], token ids
+    trained  uint8 [n], 1 where the token counts when it is predicted
+    offsets  int64 [documents + 1], document d is tokens[offsets[d]:offsets[d + 1]]
+    labels   the domain label of each document
+    """
+
+    tokens: np.ndarray
+    trained: np.ndarray
+    offsets: np.ndarray
+    labels: tuple[str, ...]
+
+
+def tokenize_documents(documents: Sequence[Document], tokenizer: Tokenizer) -> Tokenized:
+    """Encode documents by the text contract.
+
+    A text is what the tokenizer makes of it plus the end-of-text token, and all of it counts. A
+    prompt with its completion is encoded as one string in the same way; the completion counts,
+    with a token that reaches over from the prompt and with the end-of-text token. Messages are
+    what the chat template makes of them, nothing added; what the assistant wrote counts.
+    Raises UserError when a document has messages without an assistant's turn.
+    """
+    tokens, trained = [], []
+    for start in range(0, len(documents), _BATCH):
+        for ids, marks in _encode_batch(documents[start : start + _BATCH], tokenizer):
+            tokens.append(ids)
+            trained.append(marks)
+    offsets = np.zeros(len(documents) + 1, np.int64)
+    np.cumsum([len(ids) for ids in tokens], out=offsets[1:])
+    return Tokenized(
+        tokens=np.concatenate(tokens),
+        trained=np.concatenate(trained),
+        offsets=offsets,
+        labels=tuple(document.label for document in documents),
+    )
+
+
+def _encode_batch(
+    documents: Sequence[Document], tokenizer: Tokenizer
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    plain = [document.text for document in documents if document.text is not None]
+    plain_encodings = iter(tokenizer.backend.encode_batch_fast(plain))
+    spanned = [_text_and_spans(d, tokenizer) for d in documents if d.text is None]
+    spanned_encodings = iter(tokenizer.offsets.encode_batch([text for text, _ in spanned]))
+    spans = iter([spans for _, spans in spanned])
+    for document in documents:
+        if document.text is not None:
+            ids = close_text(tokenizer, next(plain_encodings).ids)
+            yield np.array(ids, np.uint32), np.ones(len(ids), np.uint8)
+            continue
+        encoding = next(spanned_encodings)
+        ids = np.array(encoding.ids, np.uint32)
+        marks = _inside(np.array(encoding.offsets, np.int64).reshape(-1, 2), next(spans))
+        if document.pair is not None:
+            ids, marks = _close_pair(ids, marks, tokenizer)
+        elif not marks[1:].any():
+            raise UserError(
+                f"{document.name}: the assistant says nothing in these messages, so no token would "
+                "be trained: leave the record out"
+            )
+        yield ids, marks
+
+
+def _text_and_spans(document: Document, tokenizer: Tokenizer) -> tuple[str, list[Span]]:
+    if document.pair is not None:
+        prompt, completion = document.pair
+        return prompt + completion, [(len(prompt), len(prompt) + len(completion))]
+    return render_with_spans(tokenizer, document.messages, where=document.name)
+
+
+def _inside(token_spans: np.ndarray, spans: list[Span]) -> np.ndarray:
+    """uint8 [n], 1 for the tokens that share a character with a span."""
+    begin, end = token_spans.T
+    marks = np.zeros(len(token_spans), np.uint8)
+    for start, stop in spans:
+        marks |= (begin < stop) & (end > start)
+    return marks
+
+
+def _close_pair(
+    ids: np.ndarray, marks: np.ndarray, tokenizer: Tokenizer
+) -> tuple[np.ndarray, np.ndarray]:
+    before = [tokenizer.bos_id] if tokenizer.adds_bos else []
+    ids = np.concatenate([before, ids, [tokenizer.eos_id]]).astype(np.uint32)
+    return ids, np.concatenate([np.zeros(len(before)), marks, [1]]).astype(np.uint8)
+
+
+def check_vocabulary(tokenized: Tokenized, tokenizer: Tokenizer, *, vocab_size: int) -> None:
+    """Raise UserError when the documents hold a token for which a model has no embedding row.
+
+    A lookup outside the embedding would silently read another row.
+    """
+    highest = int(tokenized.tokens.max(initial=0))
+    if highest >= vocab_size:
+        place = int(np.argmax(tokenized.tokens >= vocab_size))
+        token = int(tokenized.tokens[place])
+        raise UserError(
+            f"token {token} ({tokenizer.backend.id_to_token(token)!r}) of the data is outside the "
+            f"model's vocabulary of {vocab_size}: use the tokenizer of this model"
+        )

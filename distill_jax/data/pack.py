@@ -1,0 +1,148 @@
+"""Tokenized documents as rows of a fixed length. The one place that shifts labels against inputs.
+
+A document x_0 .. x_n gives the inputs x_0 .. x_{n-1} and the labels x_1 .. x_n, cut into windows
+of at most `seq_len` inputs. Nothing is dropped: every token but a document's first is the label of
+exactly one input. A window (a piece) is one segment of a row: attention does not leave it and
+positions begin anew in it.
+"""
+
+import bisect
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from distill_jax.data.encode import Tokenized
+from distill_jax.types import Batch, UserError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
+    """Packed rows, kept as places of their pieces; rows[i] makes row i when it is asked for.
+
+    Row r has the pieces row_starts[r] to row_starts[r + 1]; a piece has its document, the place
+    of its first input in tokenized.tokens, and its length in inputs. All int64.
+    """
+
+    tokenized: Tokenized
+    seq_len: int
+    row_starts: np.ndarray
+    piece_documents: np.ndarray
+    piece_starts: np.ndarray
+    piece_lengths: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.row_starts) - 1
+
+    def __getitem__(self, i: int) -> Batch:
+        """Row i as a Batch of arrays [T], without the batch axis."""
+        row = empty_row(self.seq_len)
+        place = 0
+        for segment, piece in enumerate(range(*self.row_starts[i : i + 2]), start=1):
+            start, length = self.piece_starts[piece], self.piece_lengths[piece]
+            here, inputs = slice(place, place + length), slice(start, start + length)
+            labels = slice(start + 1, start + length + 1)
+            row.tokens_BT[here] = self.tokenized.tokens[inputs]
+            row.labels_BT[here] = self.tokenized.tokens[labels]
+            row.weight_BT[here] = self.tokenized.trained[labels]
+            row.segment_BT[here] = segment
+            row.position_BT[here] = np.arange(length)
+            row.document_BT[here] = self.piece_documents[piece]
+            place += length
+        return row
+
+
+def empty_row(seq_len: int) -> Batch:
+    """A row [T] of padding alone."""
+    integers = lambda value: np.full(seq_len, value, np.int32)
+    return Batch(
+        tokens_BT=integers(0),
+        labels_BT=integers(0),
+        weight_BT=np.zeros(seq_len, np.float32),
+        segment_BT=integers(0),
+        position_BT=integers(0),
+        document_BT=integers(-1),
+    )
+
+
+def pack(tokenized: Tokenized, *, seq_len: int, seed: int | None) -> Rows:
+    """Pack documents into rows of `seq_len` inputs, each piece where it leaves the least space.
+
+    With a seed the pieces are placed from long to short, equal lengths in random order, which
+    fills rows to a few tenths of a percent when there are short pieces among them. With None they
+    are placed in the order of the documents, for evaluation. Documents of one token predict
+    nothing and are in no row. Raises UserError when all are so.
+    """
+    documents, starts, lengths = _pieces(tokenized, seq_len)
+    if not len(lengths):
+        raise UserError("no document has two tokens, so none can be predicted: give longer texts")
+    order = np.arange(len(lengths))
+    if seed is not None:
+        order = np.random.default_rng(seed).permutation(order)
+        order = order[np.argsort(-lengths[order], kind="stable")]
+    row_of_placed = _best_fit(lengths[order].tolist(), seq_len)
+    order = order[np.argsort(row_of_placed, kind="stable")]
+    return Rows(
+        tokenized=tokenized,
+        seq_len=seq_len,
+        row_starts=np.concatenate([[0], np.cumsum(np.bincount(row_of_placed))]),
+        piece_documents=documents[order],
+        piece_starts=starts[order],
+        piece_lengths=lengths[order],
+    )
+
+
+def _pieces(tokenized: Tokenized, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(document, first input, length) of every window, in the order of the documents."""
+    inputs = np.maximum(np.diff(tokenized.offsets) - 1, 0)
+    windows = -(-inputs // seq_len)
+    documents = np.repeat(np.arange(len(inputs)), windows)
+    window = np.arange(len(documents)) - np.repeat(np.cumsum(windows) - windows, windows)
+    lengths = np.minimum(inputs[documents] - window * seq_len, seq_len)
+    return documents, tokenized.offsets[documents] + window * seq_len, lengths
+
+
+def _best_fit(lengths: list[int], capacity: int) -> np.ndarray:
+    """The row of each length in turn: the open row with the least space that is enough."""
+    rows_by_space: list[list[int]] = [[] for _ in range(capacity + 1)]
+    spaces: list[int] = []  # sorted, those with a row
+    placed = np.zeros(len(lengths), np.int64)
+    n_rows = 0
+    for i, length in enumerate(lengths):
+        at = bisect.bisect_left(spaces, length)
+        if at < len(spaces):
+            space = spaces[at]
+            row = rows_by_space[space].pop()
+            if not rows_by_space[space]:
+                del spaces[at]
+        else:
+            space, row, n_rows = capacity, n_rows, n_rows + 1
+        placed[i] = row
+        left = space - length
+        if left:
+            if not rows_by_space[left]:
+                bisect.insort(spaces, left)
+            rows_by_space[left].append(row)
+    return placed
+
+
+class Epoch(NamedTuple):
+    """What one pass over packed rows holds, for the log."""
+
+    rows: int
+    fill: float  # part of the places that hold an input
+    tokens: int  # predicted
+    trained_tokens: int  # predicted and counted
+
+
+def describe(rows: Rows) -> Epoch:
+    """Count what one pass over the rows holds."""
+    tokens = int(rows.piece_lengths.sum())
+    offsets, trained = rows.tokenized.offsets, rows.tokenized.trained
+    first_tokens = offsets[:-1][np.diff(offsets) > 0]  # these are never predicted
+    return Epoch(
+        rows=len(rows),
+        fill=tokens / (len(rows) * rows.seq_len),
+        tokens=tokens,
+        trained_tokens=int(np.count_nonzero(trained) - np.count_nonzero(trained[first_tokens])),
+    )

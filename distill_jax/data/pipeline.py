@@ -1,0 +1,79 @@
+"""Rows in the order of training and of evaluation, batched and loaded ahead with grain.
+
+The batch of a step is a function of (rows, batch size, seed, step) alone. It does not depend on
+where a run started, on threads, or on how many processes share the batch: each process asks for
+its rows of it.
+"""
+
+from collections.abc import Callable, Iterator
+
+import grain
+import numpy as np
+
+from distill_jax.data.pack import Rows, empty_row
+from distill_jax.types import Batch
+
+
+def train_batches(
+    rows: Rows,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    stop_step: int,
+    prefetch: int,
+    row_slice: slice = slice(None),
+) -> Iterator[Batch]:
+    """Batches [B, T] of host arrays for the steps from start_step up to, not with, stop_step.
+
+    Every epoch has every row once, in an order of its own; a batch may reach over into the next
+    epoch. `batch_size` is B of the whole mesh; `row_slice` takes this process's rows of it.
+    `prefetch` batches are loaded ahead by threads; 0 loads each when it is asked for.
+    """
+    order = _order(len(rows), seed)
+    load = lambda step: _load(rows, _train_indices(order, step, batch_size)[row_slice])
+    yield from _ahead(load, start_step, stop_step, prefetch)
+
+
+def batch_at(
+    rows: Rows, step: int, *, batch_size: int, seed: int, row_slice: slice = slice(None)
+) -> Batch:
+    """The batch that train_batches gives for a step, or the rows of it in `row_slice`."""
+    return _load(rows, _train_indices(_order(len(rows), seed), step, batch_size)[row_slice])
+
+
+def eval_batches(
+    rows: Rows, *, batch_size: int, prefetch: int, row_slice: slice = slice(None)
+) -> Iterator[Batch]:
+    """All rows once, in order, as batches [B, T]; the last is filled up with rows of padding."""
+    n_batches = -(-len(rows) // batch_size)
+    indices = lambda i: range(i * batch_size, (i + 1) * batch_size)
+    load = lambda i: _load(rows, indices(i)[row_slice])
+    yield from _ahead(load, 0, n_batches, prefetch)
+
+
+def _order(n_rows: int, seed: int) -> grain.MapDataset:
+    """An endless shuffled sequence of row numbers, epoch after epoch."""
+    # grain shuffles epoch e by seed + e: neighboring seeds must not share their epochs.
+    mixed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    order = grain.MapDataset.range(n_rows).shuffle(seed=mixed).repeat()
+    order[0]  # grain sets up its bookkeeping at the first access, which threads must not race for
+    return order
+
+
+def _train_indices(order: grain.MapDataset, step: int, batch_size: int) -> list[int]:
+    return [order[i] for i in range(step * batch_size, (step + 1) * batch_size)]
+
+
+def _load(rows: Rows, indices: list[int] | range) -> Batch:
+    loaded = [rows[i] if i < len(rows) else empty_row(rows.seq_len) for i in indices]
+    return Batch(*map(np.stack, zip(*loaded, strict=True)))
+
+
+def _ahead(load: Callable[[int], Batch], start: int, stop: int, prefetch: int) -> Iterator[Batch]:
+    options = grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)
+    batches = iter(grain.MapDataset.range(start, stop).map(load).to_iter_dataset(options))
+    try:
+        yield from batches
+    finally:
+        batches.close()

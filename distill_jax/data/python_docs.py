@@ -1,0 +1,81 @@
+"""The documentation of the running Python as a data set: no download, about two megabytes."""
+
+import ast
+import importlib.util
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from distill_jax.data.documents import Document
+from distill_jax.types import UserError
+
+_SKIPPED_FOLDERS = {
+    "test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__",
+}  # fmt: skip
+_SHORTEST_DOCUMENT = 200  # characters; shorter ones are mostly a single repeated phrase
+_SHORTEST_REPEAT = 40  # characters; shorter paragraphs ("Notes:") may occur in many documents
+
+
+def read_python_docs() -> Iterator[Document]:
+    """Language topics (label "topics") and, module by module, the standard library's docstrings.
+
+    Sources are parsed, never imported, so the result does not depend on what can be imported.
+    Topics quote each other and modules copy docstrings: a paragraph is kept in the first document
+    that has it, the longest topics first, so that no held-out document repeats a training one.
+    The order is the same on every run of the same Python.
+    """
+    seen: set[str] = set()
+    topics = sorted(_topics().items(), key=lambda item: (-len(item[1]), item[0]))
+    for name, text in topics:
+        yield from _fresh_document(f"topics/{name}", "topics", text, seen)
+    for module, text in _modules():
+        yield from _fresh_document(module, module, text, seen)
+
+
+def _fresh_document(name: str, label: str, text: str, seen: set[str]) -> Iterator[Document]:
+    kept = []
+    for paragraph in text.strip().split("\n\n"):
+        key = " ".join(paragraph.split())
+        if len(key) < _SHORTEST_REPEAT or key not in seen:
+            kept.append(paragraph)
+        seen.add(key)
+    fresh = "\n\n".join(kept)
+    if len(fresh) >= _SHORTEST_DOCUMENT:
+        yield Document(name, label, text=fresh)
+
+
+def _topics() -> dict[str, str]:
+    if importlib.util.find_spec("pydoc_data") is None:
+        raise UserError(
+            "this Python comes without pydoc_data, the topics of its documentation: "
+            "use a complete Python or another data source"
+        )
+    from pydoc_data.topics import topics
+
+    return topics
+
+
+def _modules() -> Iterator[tuple[str, str]]:
+    root = Path(sysconfig.get_path("stdlib"))
+    files = sorted((path.relative_to(root) for path in root.rglob("*.py")), key=lambda p: p.parts)
+    for file in files:
+        if _SKIPPED_FOLDERS.isdisjoint(file.parts):
+            docstrings = _docstrings((root / file).read_bytes())
+            name = ".".join(part for part in file.with_suffix("").parts if part != "__init__")
+            yield name, "\n\n".join(docstrings)
+
+
+def _docstrings(source: bytes) -> list[str]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # escapes in old sources are not this program's business
+            tree = ast.parse(source)
+    except (SyntaxError, ValueError):  # the library ships a few files that are broken on purpose
+        return []
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [node for node in ast.walk(tree) if isinstance(node, documented)]
+    nodes.sort(key=lambda node: getattr(node, "lineno", 0))
+    return [docstring for node in nodes if (docstring := ast.get_docstring(node))]

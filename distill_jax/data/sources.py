@@ -1,0 +1,125 @@
+"""Where documents come from: one entry of SOURCES for each kind of source."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill_jax.data.documents import Document, document_from_record
+from distill_jax.data.files import READERS, read_file, read_files
+from distill_jax.data.python_docs import read_python_docs
+from distill_jax.types import UserError
+
+
+def read_documents(source: str) -> list[Document]:
+    """All documents of a source, in an order that is the same on every run.
+
+    `python_docs`                        the documentation of the running Python
+    `tfds:name[:split][@directory]`      a TensorFlow dataset stored as ArrayRecord; the split is
+                                         "train" unless given, the directory TFDS_DATA_DIR
+    `hub:owner/name[:split][@revision]`  jsonl and parquet files of a Hugging Face dataset: those
+                                         whose path has the split as a word ("train" unless given)
+    anything else                        a path or a glob: jsonl, parquet, or one document a file
+
+    Raises UserError when there is no such source, it is malformed, or it holds no document.
+    """
+    kind, _, address = source.partition(":")
+    read = SOURCES.get(kind)
+    documents = list(read_files(source) if read is None else read(address))
+    if not documents:
+        raise UserError(f"data source {source!r} holds no document: check that it is not empty")
+    return documents
+
+
+def _read_python_docs(address: str) -> Iterator[Document]:
+    if address:
+        raise UserError(f"'python_docs:{address}' is not a data set: write python_docs alone")
+    return read_python_docs()
+
+
+def _read_tfds(address: str) -> Iterator[Document]:
+    # A colon before a version (name:1.2.3) belongs to the name.
+    match = re.fullmatch(r"([^:@]+(?::\d+\.\d+\.\d+)?)(?::([^@]+))?(?:@(.+))?", address)
+    if match is None:
+        raise UserError(f"'tfds:{address}' is not a data set: write tfds:name[:split][@directory]")
+    name, split, directory = match.groups()
+    import tensorflow_datasets as tfds  # here, because few runs need it and it is slow to import
+
+    try:
+        records = tfds.data_source(name, split=split or "train", data_dir=directory)
+    # What tfds raises for: an unknown data set or split, another file format, a builder that
+    # needs TensorFlow, a failed download.
+    except (ValueError, NotImplementedError, ImportError, OSError, AssertionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"'tfds:{address}': {reason}: check name and split, and prepare the data set with "
+            "file_format='array_record'"
+        ) from error
+    for number, record in enumerate(records):
+        where = f"tfds:{address}:{number}"
+        yield document_from_record(_plain(record, where), where=where, label=name)
+
+
+def _plain(value: Any, where: str) -> Any:
+    """A tfds record as Python values: bytes become str, arrays lists, a dict of lists its rows."""
+    match value:
+        case bytes():
+            try:
+                return value.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{where}: byte {error.start} is not UTF-8: build the data set from UTF-8 text"
+                ) from error
+        case np.ndarray() | np.generic():
+            return _plain(value.tolist(), where)
+        case list() | tuple():
+            return [_plain(item, where) for item in value]
+        case dict():
+            plain = {key: _plain(item, where) for key, item in value.items()}
+            turns = plain.get("messages")
+            if isinstance(turns, dict):
+                plain["messages"] = [
+                    dict(zip(turns, row, strict=True)) for row in zip(*turns.values(), strict=True)
+                ]
+            return plain
+    return value
+
+
+def _read_hub(address: str) -> Iterator[Document]:
+    match = re.fullmatch(r"([^:@]+)(?::([^@]+))?(?:@(.+))?", address)
+    if match is None:
+        raise UserError(f"'hub:{address}' is not a data set: write hub:owner/name[:split]")
+    name, split, revision = match.groups()
+    import huggingface_hub  # here, because few runs need it
+
+    try:
+        folder = huggingface_hub.snapshot_download(
+            name,
+            repo_type="dataset",
+            revision=revision,
+            allow_patterns=[f"*{suffix}" for suffix in READERS],
+        )
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"'hub:{address}': {reason}: check the name, the network and the access token"
+        ) from error
+    root = Path(folder)
+    files = sorted(path.relative_to(root) for path in root.rglob("*") if path.suffix in READERS)
+    chosen = [file for file in files if (split or "train") in re.split(r"[^a-z0-9]+", str(file))]
+    if split and not chosen:
+        raise UserError(
+            f"'hub:{address}': no file of {[str(file) for file in files][:20]} is of split "
+            f"{split!r}: name a split that is a word of a file's path"
+        )
+    for file in chosen or files:
+        yield from read_file(root / file)
+
+
+SOURCES = {
+    "python_docs": _read_python_docs,
+    "tfds": _read_tfds,
+    "hub": _read_hub,
+}

@@ -1,0 +1,188 @@
+"""The one tokenizer of a run: loaded, saved, compared, and the text contract's encoding."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tokenizers
+
+from distill_jax.data.gguf_tokenizer import read_gguf_tokenizer
+from distill_jax.types import UserError
+
+# Encoding runs in threads. Unset, the library turns its threads off, with a warning, in every
+# process that is forked later.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+class Tokenizer(NamedTuple):
+    """A tokenizer with what the text contract must know about it.
+
+    backend         does the work
+    offsets         the same without post-processing, so that token offsets are exact
+    bos_id          beginning of text, None where there is none
+    eos_id          end of text
+    pad_id          padding, None where there is none; may equal eos_id, so never make masks of it
+    adds_bos        whether encoding a text puts bos_id first
+    adds_eos        whether encoding a text puts eos_id last
+    added_tokens    strings that are one token wherever they stand in a text
+    special_tokens  "bos_token", "eos_token", ... to token, as chat templates want them
+    chat_template   jinja2 source or None
+    vocab_size      one more than the highest token id, added tokens included
+    fingerprint     sha256 in hex of all of the above
+    """
+
+    backend: tokenizers.Tokenizer
+    offsets: tokenizers.Tokenizer
+    bos_id: int | None
+    eos_id: int
+    pad_id: int | None
+    adds_bos: bool
+    adds_eos: bool
+    added_tokens: tuple[str, ...]
+    special_tokens: dict[str, str]
+    chat_template: str | None
+    vocab_size: int
+    fingerprint: str
+
+
+def make_tokenizer(
+    backend: tokenizers.Tokenizer, *, special_tokens: dict[str, str], chat_template: str | None
+) -> Tokenizer:
+    """Put a Tokenizer together. Raises UserError when a special token is not in the vocabulary."""
+    backend.no_padding()
+    backend.no_truncation()
+    ids = {name: backend.token_to_id(token) for name, token in special_tokens.items()}
+    for name, token in special_tokens.items():
+        if ids[name] is None:
+            raise UserError(f"{name} {token!r} is not in the vocabulary: repair the tokenizer")
+    if "eos_token" not in ids:
+        raise UserError(
+            "the tokenizer has no end-of-text token: name one as 'eos_token' in "
+            "tokenizer_config.json"
+        )
+    definition = backend.to_str()
+    offsets = tokenizers.Tokenizer.from_str(definition)
+    offsets.post_processor = None
+    probe = backend.encode("a")
+    first, last = probe.ids[0], probe.ids[-1]
+    parts = [_canonical(json.loads(definition)), _canonical(special_tokens), chat_template or ""]
+    return Tokenizer(
+        backend=backend,
+        offsets=offsets,
+        bos_id=ids.get("bos_token"),
+        eos_id=ids["eos_token"],
+        pad_id=ids.get("pad_token"),
+        adds_bos=bool(probe.special_tokens_mask[0]) and first == ids.get("bos_token"),
+        adds_eos=bool(probe.special_tokens_mask[-1]) and last == ids["eos_token"],
+        added_tokens=tuple(
+            token.content for _, token in sorted(backend.get_added_tokens_decoder().items())
+        ),
+        special_tokens=dict(special_tokens),
+        chat_template=chat_template,
+        vocab_size=max(backend.get_vocab(with_added_tokens=True).values()) + 1,
+        fingerprint=hashlib.sha256("\0".join(parts).encode()).hexdigest(),
+    )
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Read the tokenizer of a Hugging Face directory (tokenizer.json) or of a .gguf file.
+
+    What a text begins with (BOS) is what tokenizer.json says; as in transformers, flags in
+    tokenizer_config.json do not change it.
+    Raises UserError when it is missing, malformed, or without an end-of-text token.
+    """
+    path = Path(path)
+    if path.suffix == ".gguf":
+        backend, special_tokens, chat_template = read_gguf_tokenizer(path)
+        return make_tokenizer(backend, special_tokens=special_tokens, chat_template=chat_template)
+    file = path / "tokenizer.json"
+    if not file.is_file():
+        raise UserError(
+            f"{path} has no tokenizer.json: save the tokenizer there with transformers' "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        )
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"{file}: unreadable ({error}): download it again") from error
+    config = _read_json(path / "tokenizer_config.json")
+    return make_tokenizer(
+        backend,
+        special_tokens=_special_tokens(path, config, backend),
+        chat_template=_chat_template(path, config),
+    )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON ({error}): download it again") from error
+
+
+def _special_tokens(
+    path: Path, config: dict[str, Any], backend: tokenizers.Tokenizer
+) -> dict[str, str]:
+    older = _read_json(path / "special_tokens_map.json")
+    found = {}
+    for name in _SPECIAL_TOKENS:
+        token = config.get(name) or older.get(name)
+        if isinstance(token, dict):
+            token = token["content"]
+        if token is not None:
+            found[name] = token
+    for file in ("generation_config.json", "config.json"):
+        ids = _read_json(path / file).get("eos_token_id")
+        first = ids[0] if isinstance(ids, list) and ids else ids
+        if "eos_token" not in found and isinstance(first, int):
+            found["eos_token"] = backend.id_to_token(first) or f"<{first}>"
+    return found
+
+
+def _chat_template(path: Path, config: dict[str, Any]) -> str | None:
+    file = path / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several by name
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    return template
+
+
+def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
+    """Write the files from which transformers' AutoTokenizer makes the same tokenizer."""
+    directory = Path(directory)
+    tokenizer.backend.save(str(directory / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",  # takes tokenizer.json as it is
+        "clean_up_tokenization_spaces": False,
+        **tokenizer.special_tokens,
+    }
+    text = json.dumps(config, indent=2, ensure_ascii=False)
+    (directory / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+    if tokenizer.chat_template is not None:
+        file = directory / "chat_template.jinja"
+        file.write_text(tokenizer.chat_template, encoding="utf-8")
+
+
+def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a document: what the tokenizer makes of the text, and the end-of-text token.
+
+    A special token's string inside the text becomes that special token, as in transformers.
+    """
+    return close_text(tokenizer, tokenizer.backend.encode(text).ids)
+
+
+def close_text(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    """Add the end-of-text token to an encoded text, unless the tokenizer has done so."""
+    return ids if tokenizer.adds_eos else [*ids, tokenizer.eos_id]
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)

@@ -1,0 +1,120 @@
+"""Per-token measures of a student, alone or against its teacher. Shapes: types.py.
+
+A metric is one function of a Block of tokens and one line in METRICS. Values are per token; the
+mask is applied where they are averaged. Divergences are at temperature 1, whatever the training
+used.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.losses.divergences import DIVERGENCES, log_probabilities
+from distill_jax.losses.fused import head_logits
+from distill_jax.types import Array, Projected, Unembed
+
+
+class Block(NamedTuple):
+    """Logits of some tokens, and log-probabilities over the vocabulary that both heads share."""
+
+    labels_x: Array
+    logits_xV: Array
+    teacher_logits_xV: Array | None
+    log_q_xV: Array | None
+    log_p_xV: Array | None
+
+
+class Metric(NamedTuple):
+    """A per-token measure; `against_teacher` ones are absent where a model is measured alone."""
+
+    function: Callable[[Block], Array]
+    against_teacher: bool
+
+
+def _gold_nll(logits_xV: Array, labels_x: Array) -> Array:
+    gold = jnp.take_along_axis(logits_xV, labels_x[..., None], -1)[..., 0]
+    return jax.nn.logsumexp(logits_xV, -1) - gold
+
+
+def nll(block: Block) -> Array:
+    """-log q(label) over the student's own whole vocabulary, in nats."""
+    return _gold_nll(block.logits_xV, block.labels_x)
+
+
+def teacher_nll(block: Block) -> Array:
+    """-log p(label) over the teacher's own whole vocabulary, in nats."""
+    return _gold_nll(block.teacher_logits_xV, block.labels_x)
+
+
+def accuracy_top1(block: Block) -> Array:
+    """1 where the student's likeliest token is the label."""
+    return (jnp.argmax(block.logits_xV, -1) == block.labels_x).astype(jnp.float32)
+
+
+def agreement_top1(block: Block) -> Array:
+    """1 where the likeliest tokens of student and teacher are the same."""
+    same = jnp.argmax(block.log_q_xV, -1) == jnp.argmax(block.log_p_xV, -1)
+    return same.astype(jnp.float32)
+
+
+def _divergence(name: str) -> Callable[[Block], Array]:
+    def value(block: Block) -> Array:
+        log_q, log_p = block.log_q_xV, block.log_p_xV
+        return jnp.sum(DIVERGENCES[name].phi(log_q, log_p, jnp.exp(log_q), jnp.exp(log_p)), -1)
+
+    return value
+
+
+def token_metrics(
+    hidden_BTD: Array,
+    unembed: Unembed,
+    targets: Projected | None,
+    labels_BT: Array,
+    *,
+    block_tokens: int,
+) -> dict[str, Array]:
+    """Every metric of every token, [B, T] float32 each, a block of positions at a time."""
+    rows, length, _ = hidden_BTD.shape
+    size = min(length, max(1, block_tokens // rows))
+    count = -(-length // size)
+
+    def cut(x):
+        x = jnp.pad(x, [(0, 0), (0, count * size - length)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(rows, count, size, *x.shape[2:]), 1, 0)
+
+    def measure(inputs):
+        hidden, teacher_hidden, labels = inputs
+        logits = head_logits(hidden, unembed)
+        teacher = None if targets is None else head_logits(teacher_hidden, targets.unembed)
+        block = _block(labels, logits, teacher)
+        return {
+            name: metric.function(block)
+            for name, metric in METRICS.items()
+            if targets is not None or not metric.against_teacher
+        }
+
+    teacher_hidden = None if targets is None else targets.hidden_BTD
+    values = jax.lax.map(measure, jax.tree.map(cut, (hidden_BTD, teacher_hidden, labels_BT)))
+    join = lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, -1)[:, :length]
+    return jax.tree.map(join, values)
+
+
+def _block(labels, logits, teacher):
+    if teacher is None:
+        return Block(labels, logits, None, None, None)
+    shared = min(logits.shape[-1], teacher.shape[-1])
+    log_q = log_probabilities(logits[..., :shared])
+    log_p = log_probabilities(teacher[..., :shared])
+    return Block(labels, logits, teacher, log_q, log_p)
+
+
+METRICS: dict[str, Metric] = {
+    "nll": Metric(nll, False),
+    "accuracy_top1": Metric(accuracy_top1, False),
+    "teacher_nll": Metric(teacher_nll, True),
+    "forward_kl": Metric(_divergence("forward_kl"), True),
+    "reverse_kl": Metric(_divergence("reverse_kl"), True),
+    "agreement_top1": Metric(agreement_top1, True),
+}

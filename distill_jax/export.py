@@ -1,0 +1,45 @@
+"""The student as a Hugging Face directory that transformers loads with no flag."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from distill_jax.data.tokenizer import Tokenizer, save_tokenizer
+from distill_jax.models import huggingface
+from distill_jax.models.architecture import ModelConfig
+from distill_jax.types import Params
+
+MAX_SHARD_BYTES = 5_000_000_000
+
+
+def to_host(params: Params) -> Params:
+    """Whole arrays on every process, whatever part of them its devices hold."""
+    if jax.process_count() == 1:
+        return jax.tree.map(np.asarray, params)
+    return multihost_utils.process_allgather(params, tiled=True)
+
+
+def export_student(
+    directory: Path,
+    config: ModelConfig,
+    params: Params,
+    tokenizer: Tokenizer,
+    token_ids: dict[str, Any],
+    *,
+    dtype: str,
+) -> None:
+    """Writes weights, configs, tokenizer and chat template. Every process must call it."""
+    host = to_host(params)
+    if jax.process_index() == 0:
+        huggingface.write(
+            directory,
+            config,
+            host,
+            token_ids=token_ids,
+            dtype=np.dtype(jax.numpy.dtype(dtype)),
+            max_shard_bytes=MAX_SHARD_BYTES,
+        )
+        save_tokenizer(tokenizer, directory)

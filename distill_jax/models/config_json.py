@@ -1,0 +1,134 @@
+"""What the config.json files of decoder families have in common, read and written.
+
+Written in the names that every version of transformers reads (`rope_theta` and `rope_scaling`
+beside the newer `rope_parameters`, which is read too).
+"""
+
+from distill_jax.models.architecture import ModelConfig
+from distill_jax.models.rope import RopeScaling
+from distill_jax.types import UserError
+
+# Keys that change the arithmetic in a way the decoder does not have, with the value that does not.
+UNSUPPORTED = {
+    "mlp_bias": False,
+    "use_bidirectional_attention": False,
+    "partial_rotary_factor": 1.0,
+    "quantization_config": None,
+    "num_experts": 0,
+    "num_local_experts": 0,
+}
+
+_SCALING_KEYS = {
+    "factor": "factor",
+    "low_freq_factor": "low_frequency_factor",
+    "high_freq_factor": "high_frequency_factor",
+    "original_max_position_embeddings": "original_positions",
+}
+
+
+def required(raw: dict, name: str):
+    """raw[name]; UserError when it is absent or null."""
+    if raw.get(name) is None:
+        raise UserError(f"config.json has no '{name}': add it or use a complete checkpoint")
+    return raw[name]
+
+
+def refuse_unsupported(raw: dict) -> None:
+    """UserError naming the first feature of a config.json that the decoder does not have."""
+    for name, harmless in UNSUPPORTED.items():
+        value = raw.get(name)
+        if value is not None and value != harmless:
+            raise UserError(
+                f"config.json asks for {name}={str(value)[:60]}, which is not supported: "
+                f"use a checkpoint with {name}={harmless}"
+            )
+
+
+def read_rope(raw: dict, *, layer_type: str, theta: float) -> tuple[float, RopeScaling | None]:
+    """(rotary base, scaling) of a kind of layer; `theta` is the base when the file names none."""
+    parameters = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    parameters = parameters.get(layer_type) or parameters
+    theta = float(parameters.get("rope_theta") or raw.get("rope_theta") or theta)
+    kind = parameters.get("rope_type") or parameters.get("type") or "default"
+    if kind == "default":
+        return theta, None
+    if kind == "linear":
+        return theta, RopeScaling("linear", float(required(parameters, "factor")))
+    if kind != "llama3":
+        raise UserError(
+            f"rope type '{kind}' is not supported: use a checkpoint with default, linear or llama3"
+        )
+    positions = required(raw, "max_position_embeddings")
+    values = {"original_max_position_embeddings": positions, **parameters}
+    return theta, RopeScaling(
+        "llama3", **{ours: required(values, name) for name, ours in _SCALING_KEYS.items()}
+    )
+
+
+def write_rope_scaling(scaling: RopeScaling | None) -> dict | None:
+    """The `rope_scaling` entry of a config.json."""
+    if scaling is None:
+        return None
+    values = {name: getattr(scaling, ours) for name, ours in _SCALING_KEYS.items()}
+    return {"rope_type": scaling.kind, **{k: v for k, v in values.items() if v is not None}}
+
+
+def read_local_blocks(raw: dict, *, pattern) -> tuple[bool, ...] | None:
+    """One flag a block, from `layer_types` or else pattern(index); None if all are global."""
+    kinds = {"sliding_attention": True, "full_attention": False}
+    types = raw.get("layer_types")
+    if types is None:
+        flags = tuple(bool(pattern(i)) for i in range(required(raw, "num_hidden_layers")))
+        return flags if any(flags) else None
+    if unknown := sorted(set(types) - set(kinds)):
+        raise UserError(f"layer type '{unknown[0]}' is not supported: use one of {sorted(kinds)}")
+    flags = tuple(kinds[kind] for kind in types)
+    return flags if any(flags) else None
+
+
+def write_layer_types(config: ModelConfig) -> list[str]:
+    """The `layer_types` entry of a config.json."""
+    flags = config.local_blocks or (False,) * config.blocks
+    return ["sliding_attention" if local else "full_attention" for local in flags]
+
+
+def read_common(raw: dict, **own) -> ModelConfig:
+    """The config from the keys that all families share and the family's `own` fields."""
+    refuse_unsupported(raw)
+    heads, width = required(raw, "num_attention_heads"), required(raw, "hidden_size")
+    shared = {
+        "vocab": required(raw, "vocab_size"),
+        "width": width,
+        "blocks": required(raw, "num_hidden_layers"),
+        "heads": heads,
+        "kv_heads": raw.get("num_key_value_heads") or heads,
+        "head_width": raw.get("head_dim") or width // heads,
+        "neurons": required(raw, "intermediate_size"),
+        "max_positions": required(raw, "max_position_embeddings"),
+        "norm_eps": float(required(raw, "rms_norm_eps")),
+        "init_std": float(raw.get("initializer_range") or 0.02),
+    }
+    return ModelConfig(**shared, **own)
+
+
+def write_common(config: ModelConfig, *, architecture: str, **own) -> dict:
+    """A config.json without token ids and dtype, which belong to the checkpoint."""
+    shared = {
+        "architectures": [architecture],
+        "model_type": config.family,
+        "vocab_size": config.vocab,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.blocks,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_width,
+        "intermediate_size": config.neurons,
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.norm_eps,
+        "initializer_range": config.init_std,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": write_rope_scaling(config.rope_scaling),
+        "tie_word_embeddings": config.tied,
+        "attention_dropout": 0.0,
+    }
+    return {**shared, **own}

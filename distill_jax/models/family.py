@@ -1,0 +1,94 @@
+"""What a model family consists of, and what most families share."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from distill_jax.models.architecture import ModelConfig
+
+
+class Weight(NamedTuple):
+    """Where a parameter lives in files; `{block}` stands for the block's index.
+
+    transpose: files hold [out, in], parameters are [in, out].
+    """
+
+    hf: str
+    gguf: str
+    transpose: bool = False
+
+
+class Gguf(NamedTuple):
+    """Conventions of a family's GGUF files.
+
+    config_json(metadata without the architecture's prefix, shared config.json dict) -> the entries
+        that the family adds to it.
+    restore(path, array as stored, config) -> array as Hugging Face stores it.
+    """
+
+    architecture: str
+    config_json: Callable[[dict, dict], dict]
+    restore: Callable[[str, np.ndarray, ModelConfig], np.ndarray]
+
+
+class Family(NamedTuple):
+    """One model family.
+
+    weights   parameter path ("blocks/attention/query") -> Weight; a config uses some of them.
+    sharding  (regular expression that matches a whole path, mesh axes of its dimensions), first
+              match wins; the leading block axis is included.
+    """
+
+    from_hf: Callable[[dict], ModelConfig]
+    to_hf: Callable[[ModelConfig], dict]
+    weights: dict[str, Weight]
+    sharding: list[tuple[str, tuple[str | None, ...]]]
+    gguf: Gguf
+
+
+# Shared by all families so far. Projections out of the residual stream split their columns over
+# `tensor`, those back into it their rows, so that a half needs one sum over `tensor`.
+DEFAULT_SHARDING = [
+    (r"embedding", ("tensor", "fsdp")),
+    (r"head", ("fsdp", "tensor")),
+    (r"blocks/attention/(query|key|value)", (None, "fsdp", "tensor")),
+    (r"blocks/attention/(query|key|value)_bias", (None, "tensor")),
+    (r"blocks/attention/output", (None, "tensor", "fsdp")),
+    (r"blocks/feed_forward/(gate|up)", (None, "fsdp", "tensor")),
+    (r"blocks/feed_forward/down", (None, "tensor", "fsdp")),
+    (r".*", ()),
+]
+
+
+def block_weight(hf: str, gguf: str, kind: str = "weight") -> Weight:
+    """The names of a block's weight or bias; files hold matrices as [out, in]."""
+    matrix = kind == "weight" and "norm" not in hf
+    return Weight(f"model.layers.{{block}}.{hf}.{kind}", f"blk.{{block}}.{gguf}.{kind}", matrix)
+
+
+DEFAULT_WEIGHTS = {
+    "embedding": Weight("model.embed_tokens.weight", "token_embd.weight"),
+    "final_norm": Weight("model.norm.weight", "output_norm.weight"),
+    "head": Weight("lm_head.weight", "output.weight", transpose=True),
+    "blocks/attention/norm": block_weight("input_layernorm", "attn_norm"),
+    "blocks/attention/query": block_weight("self_attn.q_proj", "attn_q"),
+    "blocks/attention/key": block_weight("self_attn.k_proj", "attn_k"),
+    "blocks/attention/value": block_weight("self_attn.v_proj", "attn_v"),
+    "blocks/attention/output": block_weight("self_attn.o_proj", "attn_output"),
+    "blocks/attention/query_bias": block_weight("self_attn.q_proj", "attn_q", "bias"),
+    "blocks/attention/key_bias": block_weight("self_attn.k_proj", "attn_k", "bias"),
+    "blocks/attention/value_bias": block_weight("self_attn.v_proj", "attn_v", "bias"),
+    "blocks/attention/output_bias": block_weight("self_attn.o_proj", "attn_output", "bias"),
+    "blocks/attention/query_norm": block_weight("self_attn.q_norm", "attn_q_norm"),
+    "blocks/attention/key_norm": block_weight("self_attn.k_norm", "attn_k_norm"),
+    "blocks/feed_forward/norm": block_weight("post_attention_layernorm", "ffn_norm"),
+    "blocks/feed_forward/gate": block_weight("mlp.gate_proj", "ffn_gate"),
+    "blocks/feed_forward/up": block_weight("mlp.up_proj", "ffn_up"),
+    "blocks/feed_forward/down": block_weight("mlp.down_proj", "ffn_down"),
+}
+
+
+def as_stored(path: str, array: np.ndarray, config: ModelConfig) -> np.ndarray:
+    """The restore of files that hold what Hugging Face holds."""
+    return array

@@ -1,0 +1,140 @@
+"""GGUF files, dequantized on the host by the gguf package."""
+
+from pathlib import Path
+
+import numpy as np
+from gguf import GGUFReader, dequantize
+
+from distill_jax.models import config_json
+from distill_jax.models.families import FAMILIES
+from distill_jax.models.family import Family, Weight
+from distill_jax.models.huggingface import TOKEN_IDS
+from distill_jax.models.rope import RopeScaling, inverse_frequencies
+from distill_jax.models.weights import Checkpoint, assemble, check_names
+from distill_jax.types import UserError
+
+# Metadata keys, without the architecture's prefix, and their names in a config.json.
+METADATA = {
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+}
+FREQUENCIES = "rope_freqs.weight"  # divisors of the rotary frequencies, [H/2]
+TOKEN_KEYS = (
+    "tokenizer.ggml.bos_token_id",
+    "tokenizer.ggml.eos_token_id",
+    "tokenizer.ggml.padding_token_id",
+)
+
+
+def read(path: Path, *, dtype) -> Checkpoint:
+    """A checkpoint from a .gguf file. `dtype` None means float32, what dequantizing gives.
+
+    Raises UserError: not a whole GGUF file, an unknown architecture or quantization, incomplete
+    metadata, missing, extra or misshapen weights.
+    """
+    reader = _open(path)
+    metadata = _metadata(reader)
+    architecture = metadata.get("general.architecture")
+    name, family = _family(architecture, path)
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    config = family.from_hf(_config_json(metadata, tensors, name, family, path))
+    present = [tensor for tensor in tensors if tensor != FREQUENCIES]
+    check_names(config, present, _gguf_name, source=path)
+
+    def fetch(parameter, tensor_name):
+        return family.gguf.restore(parameter, _values(tensors[tensor_name], path), config)
+
+    params = assemble(config, fetch, _gguf_name, dtype=dtype)
+    ids = {ours: metadata.get(key) for ours, key in zip(TOKEN_IDS, TOKEN_KEYS, strict=True)}
+    ids = {ours: value for ours, value in ids.items() if value is not None}
+    return Checkpoint(name, config, params, ids, path)
+
+
+def _open(path):
+    try:
+        return GGUFReader(path)
+    except (ValueError, IndexError, KeyError, OSError) as error:
+        raise UserError(f"{path} is not a whole GGUF file ({error}): copy it again") from None
+
+
+def _metadata(reader):
+    """Scalars and short lists by name; the vocabulary's long lists are the tokenizer's affair."""
+    vocabulary = (
+        "tokenizer.ggml.tokens",
+        "tokenizer.ggml.merges",
+        "tokenizer.ggml.scores",
+        "tokenizer.ggml.token_type",
+    )
+    return {
+        name: field.contents() for name, field in reader.fields.items() if name not in vocabulary
+    }
+
+
+def _family(architecture, path) -> tuple[str, Family]:
+    for name, family in FAMILIES.items():
+        if family.gguf.architecture == architecture:
+            return name, family
+    known = ", ".join(sorted(family.gguf.architecture for family in FAMILIES.values()))
+    raise UserError(f"{path} has GGUF architecture '{architecture}': use one of {known}")
+
+
+def _config_json(metadata, tensors, name, family, path):
+    """The config.json that these metadata stand for."""
+    prefix = family.gguf.architecture + "."
+    own = {key.removeprefix(prefix): v for key, v in metadata.items() if key.startswith(prefix)}
+    missing = [prefix + key for key in METADATA if key not in own]
+    missing += [] if "token_embd.weight" in tensors else ["token_embd.weight"]
+    if missing:
+        raise UserError(f"{path} has no {missing[0]}: use a complete GGUF file")
+    raw = {theirs: own[key] for key, theirs in METADATA.items()}
+    heads = raw["num_attention_heads"]
+    if not isinstance(heads, int) or not isinstance(own.get("attention.head_count_kv", heads), int):
+        raise UserError(f"{path} has another head count in every block: use a uniform model")
+    raw |= {
+        "vocab_size": int(tensors["token_embd.weight"].shape[-1]),
+        "num_key_value_heads": own.get("attention.head_count_kv", heads),
+        "head_dim": own.get("attention.key_length")
+        or own.get("rope.dimension_count")
+        or raw["hidden_size"] // heads,
+        "num_local_experts": own.get("expert_count", 0),
+        "rope_theta": own.get("rope.freq_base"),
+        "tie_word_embeddings": "output.weight" not in tensors,
+        "attention_bias": "blk.0.attn_q.bias" in tensors,
+        # float32 in the file: give back the decimal number that was meant
+        "rms_norm_eps": float(str(np.float32(raw["rms_norm_eps"]))),
+    }
+    kind = own.get("rope.scaling.type", "none")
+    if kind != "none":
+        raw["rope_scaling"] = {"rope_type": kind, "factor": own.get("rope.scaling.factor")}
+    if FREQUENCIES in tensors:
+        raw["rope_scaling"] = _llama3_scaling(_values(tensors[FREQUENCIES], path), raw, path)
+    return raw | family.gguf.config_json(own, raw)
+
+
+def _llama3_scaling(divisors, raw, path):
+    """GGUF keeps Llama 3's scaling as divisors; all its models differ in the factor alone."""
+    scaling = RopeScaling("llama3", float(divisors.max()), 1.0, 4.0, 8192)
+    theta = raw["rope_theta"] or 10_000.0
+    plain = inverse_frequencies(raw["head_dim"], theta, None)
+    scaled = inverse_frequencies(raw["head_dim"], theta, scaling)
+    if divisors.shape != plain.shape or not np.allclose(plain / divisors, scaled, rtol=1e-4):
+        raise UserError(f"{path} has {FREQUENCIES} unlike Llama 3's: use a safetensors checkpoint")
+    return config_json.write_rope_scaling(scaling)
+
+
+def _values(tensor, path):
+    try:
+        return dequantize(tensor.data, tensor.tensor_type)
+    except NotImplementedError as error:
+        raise UserError(
+            f"{path} stores {tensor.name} as {tensor.tensor_type.name}, which the gguf package "
+            "cannot dequantize: use another quantization"
+        ) from error
+
+
+def _gguf_name(weight: Weight) -> str:
+    return weight.gguf

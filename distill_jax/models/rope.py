@@ -1,0 +1,74 @@
+"""Rotary position embeddings: coordinates (i, i + H/2) of a head turn with the position."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+
+from distill_jax.types import Array, UserError
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How frequencies are stretched for contexts longer than the pretrained one.
+
+    kind "linear": every frequency is divided by `factor`.
+    kind "llama3" (Llama 3.1): wavelengths longer than original_positions / low_frequency_factor are
+    divided by `factor`, those shorter than original_positions / high_frequency_factor stay, and
+    those between are interpolated.
+    """
+
+    kind: str
+    factor: float
+    low_frequency_factor: float | None = None
+    high_frequency_factor: float | None = None
+    original_positions: int | None = None
+
+
+def inverse_frequencies(head_width: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
+    """Radians a position for each pair of coordinates, float32 [H/2].
+
+    Computed in float32 throughout, because pretrained models saw these rounded values.
+    Raises UserError for an unknown kind of scaling.
+    """
+    exponents = np.arange(0, head_width, 2, dtype=np.float32) / np.float32(head_width)
+    frequencies = np.float32(1.0) / np.float32(theta) ** exponents
+    if scaling is None:
+        return frequencies
+    if scaling.kind not in SCALINGS:
+        raise UserError(
+            f"rope scaling '{scaling.kind}' is not supported: use one of {sorted(SCALINGS)}"
+        )
+    return SCALINGS[scaling.kind](frequencies, scaling).astype(np.float32)
+
+
+def _linear(frequencies, scaling):
+    return frequencies / np.float32(scaling.factor)
+
+
+def _llama3(frequencies, scaling):
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    turns = scaling.original_positions * frequencies / np.float32(2 * np.pi)
+    # 0 for less than `low` turns in the pretrained context, 1 for more than `high`
+    keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return (1.0 - keep) * frequencies / scaling.factor + keep * frequencies
+
+
+def rotary_tables(
+    position_BT: Array, head_width: int, theta: float, scaling: RopeScaling | None
+) -> tuple[Array, Array]:
+    """Cosines and sines of every position's angles, both float32 [B, T, H/2]."""
+    frequencies = inverse_frequencies(head_width, theta, scaling)
+    angle_BTh = position_BT[..., None].astype(jnp.float32) * frequencies
+    return jnp.cos(angle_BTh), jnp.sin(angle_BTh)
+
+
+def rotate(x_BTNH: Array, cos_BTh: Array, sin_BTh: Array) -> Array:
+    """Turn each head's coordinate pairs by their angles; float32 inside, dtype of x outside."""
+    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos_BTh[:, :, None, :], sin_BTh[:, :, None, :]
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x_BTNH.dtype)
+
+
+SCALINGS = {"linear": _linear, "llama3": _llama3}

@@ -1,0 +1,118 @@
+"""Host-side parameters: what a loaded checkpoint is, and how stored arrays become stacked ones."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import traverse_util
+
+from distill_jax.models.architecture import ModelConfig
+from distill_jax.models.binding import abstract
+from distill_jax.models.families import FAMILIES
+from distill_jax.models.family import Weight
+from distill_jax.types import Params, UserError
+
+
+class Checkpoint(NamedTuple):
+    """A model read from disk.
+
+    params     nested dicts of host numpy arrays
+    token_ids  bos_token_id, eos_token_id (an id or a list), pad_token_id, as far as the files say
+    path       the local file or directory, where the tokenizer is found too
+    """
+
+    family: str
+    config: ModelConfig
+    params: Params
+    token_ids: dict[str, Any]
+    path: Path
+
+
+def flatten(params: Params) -> dict[str, Any]:
+    """Nested parameters as {"blocks/attention/query": array}."""
+    return traverse_util.flatten_dict(params, sep="/")
+
+
+def unflatten(flat: dict[str, Any]) -> Params:
+    """The inverse of flatten."""
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def layout(config: ModelConfig) -> dict[str, tuple[Weight, tuple[int, ...]]]:
+    """For every parameter of a config: where it is stored and its shape (stacked, [in, out])."""
+    shapes = flatten(abstract(config, param_dtype=np.float32))
+    weights = FAMILIES[config.family].weights
+    return {path: (weights[path], leaf.shape) for path, leaf in sorted(shapes.items())}
+
+
+def stored_name(template: str, path: str, block: int) -> str:
+    """The stored name of one block's part of a parameter."""
+    return template.format(block=block) if path.startswith("blocks/") else template
+
+
+def check_names(config: ModelConfig, present, template: Callable[[Weight], str], *, source) -> None:
+    """UserError when a weight is missing or one is left over; names the first three."""
+    wanted = {
+        stored_name(template(weight), path, block)
+        for path, (weight, _) in layout(config).items()
+        for block in range(config.blocks)
+    }
+    for what, names, remedy in (
+        ("lacks", wanted - set(present), "use a complete checkpoint of this config.json"),
+        ("has unknown", set(present) - wanted, "use a checkpoint that fits this config.json"),
+    ):
+        if names:
+            first = ", ".join(sorted(names)[:3])
+            raise UserError(f"{source} {what} weights ({len(names)}): {first}: {remedy}")
+
+
+def assemble(
+    config: ModelConfig,
+    fetch: Callable[[str, str], np.ndarray],
+    template: Callable[[Weight], str],
+    *,
+    dtype,
+) -> Params:
+    """Stack stored arrays into parameters, holding one stored array at a time beside the result.
+
+    fetch(path, stored name) -> array as Hugging Face stores it.
+    dtype: of the result; None keeps each parameter's own.
+    Raises UserError for another shape than the config's, naming the weight.
+    """
+    flat = {}
+    for path, (weight, shape) in layout(config).items():
+        stacked = path.startswith("blocks/")
+        for block in range(config.blocks if stacked else 1):
+            name = stored_name(template(weight), path, block)
+            array = fetch(path, name)
+            array = array.T if weight.transpose else array
+            expected = shape[1:] if stacked else shape
+            if array.shape != expected:
+                found, wanted = (
+                    s[::-1] if weight.transpose else s for s in (array.shape, expected)
+                )
+                raise UserError(
+                    f"weight {name} has shape {list(found)} where the config gives {list(wanted)}: "
+                    "use a checkpoint that fits its config"
+                )
+            if block == 0:
+                flat[path] = np.empty(shape, dtype or array.dtype)
+            if dtype is None and array.dtype != flat[path].dtype:
+                raise UserError(
+                    f"weight {name} is stored as {array.dtype}, the same weight of block 0 as "
+                    f"{flat[path].dtype}: name one dtype to load in"
+                )
+            (flat[path][block] if stacked else flat[path])[...] = array
+    return unflatten(flat)
+
+
+def fingerprint(params: Params) -> str:
+    """sha256 over names, shapes, dtypes and bytes of all parameters, in the order of the names."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(flatten(params).items()):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{path} {array.shape} {array.dtype.name}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8))
+    return digest.hexdigest()

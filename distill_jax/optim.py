@@ -1,0 +1,137 @@
+"""Learning-rate schedules and the optax chain. Steps are updates; rates are per update."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import optax
+from optax.contrib import MuonDimensionNumbers, muon
+
+from distill_jax.types import Params, UserError, path_name
+
+
+class OptimOptions(NamedTuple):
+    """The `optim` part of a config; units and meanings stand in configs/base.py."""
+
+    name: str
+    schedule: str
+    learning_rate: float
+    final_fraction: float
+    warmup_steps: int
+    decay_steps: int
+    weight_decay: float
+    beta1: float
+    beta2: float
+    epsilon: float
+    clip_norm: float
+    muon_learning_rate: float
+    muon_momentum: float
+    muon_iterations: int
+
+
+def make_schedule(options: OptimOptions, peak: float, steps: int) -> optax.Schedule:
+    """Linear warm-up to `peak`, then the shape SCHEDULES names, down to peak * final_fraction."""
+    if options.schedule not in SCHEDULES:
+        raise UserError(
+            f"config.optim.schedule is {options.schedule!r}: use one of {', '.join(SCHEDULES)}"
+        )
+    warmup = options.warmup_steps
+    if not 0 <= warmup < steps:
+        raise UserError(
+            f"config.optim.warmup_steps is {warmup} of {steps} steps: use 0 to {steps - 1}"
+        )
+    final = peak * options.final_fraction
+    shape = SCHEDULES[options.schedule](peak, steps - warmup, options.decay_steps, final)
+    # The first update already moves: a warm-up from exactly 0 would waste a batch.
+    rise = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
+    return optax.join_schedules([rise, shape], [warmup])
+
+
+def _cosine(peak, steps, decay, final):
+    return optax.cosine_decay_schedule(peak, steps, final / peak if peak else 0.0)
+
+
+def _linear(peak, steps, decay, final):
+    return optax.linear_schedule(peak, final, steps)
+
+
+def _warmup_stable_decay(peak, steps, decay, final):
+    if not 1 <= decay <= steps:
+        raise UserError(
+            f"config.optim.decay_steps is {decay} with {steps} steps after the warm-up:"
+            f" use a number from 1 to {steps} with the schedule wsd"
+        )
+    fall = optax.linear_schedule(peak, final, decay)
+    return optax.join_schedules([optax.constant_schedule(peak), fall], [steps - decay])
+
+
+def _constant(peak, steps, decay, final):
+    return optax.constant_schedule(peak)
+
+
+def make_optimizer(options: OptimOptions, steps: int) -> optax.GradientTransformation:
+    """Clipping by global norm, then the optimizer OPTIMIZERS names; decay on matrices alone."""
+    if options.name not in OPTIMIZERS:
+        raise UserError(
+            f"config.optim.name is {options.name!r}: use one of {', '.join(OPTIMIZERS)}"
+        )
+    schedule = lambda peak: make_schedule(options, peak, steps)
+    chain = [OPTIMIZERS[options.name](options, schedule)]
+    if options.clip_norm > 0:
+        chain.insert(0, optax.clip_by_global_norm(options.clip_norm))
+    return optax.chain(*chain)
+
+
+def _adamw(options: OptimOptions, schedule: Callable) -> optax.GradientTransformation:
+    return optax.adamw(
+        schedule(options.learning_rate),
+        b1=options.beta1,
+        b2=options.beta2,
+        eps=options.epsilon,
+        weight_decay=options.weight_decay,
+        mask=is_matrix,
+    )
+
+
+def _muon(options: OptimOptions, schedule: Callable) -> optax.GradientTransformation:
+    """Muon for the matrices of the blocks, AdamW for all else (Jordan 2024; 2502.16982)."""
+    return muon(
+        schedule(options.muon_learning_rate),
+        ns_steps=options.muon_iterations,
+        beta=options.muon_momentum,
+        eps=options.epsilon,
+        weight_decay=options.weight_decay,
+        adam_b1=options.beta1,
+        adam_b2=options.beta2,
+        adam_weight_decay=0.0,
+        adam_learning_rate=schedule(options.learning_rate),
+        muon_weight_dimension_numbers=_block_matrices,
+        # Updates as large as AdamW's, whatever the shape (2502.16982, section 2.2).
+        consistent_rms=0.2,
+    )
+
+
+def is_matrix(params: Params) -> Params:
+    """True for weight matrices; norms and biases are stacked vectors and do not decay."""
+    vector = ("norm", "bias")
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: not path_name(path[-1:]).endswith(vector), params
+    )
+
+
+def _block_matrices(params: Params) -> Params:
+    """Blocks are stacked [L, in, out]: the leading axis is a batch of matrices."""
+    spec = MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, matrix: spec if matrix and path_name(path).startswith("blocks/") else None,
+        is_matrix(params),
+    )
+
+
+SCHEDULES = {
+    "cosine": _cosine,
+    "linear": _linear,
+    "wsd": _warmup_stable_decay,
+    "constant": _constant,
+}
+OPTIMIZERS = {"adamw": _adamw, "muon": _muon}

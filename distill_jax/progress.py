@@ -1,0 +1,34 @@
+"""What a person watching a run reads, as text: progress lines, tables. Nothing here prints."""
+
+from collections.abc import Sequence
+
+
+def duration(seconds: float) -> str:
+    """`42s`, `3m07s` or `2h05m`."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02d}s"
+    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+
+
+def progress_line(
+    step: int, steps: int, seconds_left: float, tokens_per_s: float, numbers: dict[str, float]
+) -> str:
+    """One line: where the run is, when it ends, how fast it goes, and a few metrics by name."""
+    shown = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+    left = f"{duration(seconds_left)} left"
+    return f"step {step}/{steps}  {left}  {tokens_per_s:,.0f} tokens/s  {shown}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned by width, the first to the left and the numbers to the right."""
+    cells = [list(header), *map(list, rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+
+    def line(row):
+        first = row[0].ljust(widths[0])
+        return "  ".join([first, *(x.rjust(w) for x, w in zip(row[1:], widths[1:], strict=True))])
+
+    return "\n".join([line(cells[0]), "  ".join("-" * w for w in widths), *map(line, cells[1:])])

@@ -1,0 +1,120 @@
+"""Generation with a key/value cache: batched, greedy or by temperature."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distill_jax.losses.fused import head_logits
+from distill_jax.models.binding import Model
+from distill_jax.types import Array, Params, UserError
+
+# Prompts are padded to a multiple of this many tokens, so that few programs are compiled.
+PROMPT_STEP = 32
+Continue = Callable[[Params, Array, Array, Array], Array]
+
+
+def make_continue(
+    model: Model,
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    stop_ids: tuple[int, ...],
+    cache_dtype: str,
+) -> Continue:
+    """Builds continue(params, prompts_BT, length_B, key) -> [B, max_new_tokens], jitted.
+
+    Prompts stand on the left of their rows. After its first stop token a row holds only such. Token
+    i of a row is drawn with fold_in(key, i), one key a row, so that a row's text does not depend
+    on the other rows of its batch.
+    """
+
+    stop_S = jnp.asarray(stop_ids, jnp.int32)
+
+    @jax.jit
+    def run(params, prompts_BT, length_B, keys_B):
+        rows, padded = prompts_BT.shape
+        unembed = model.unembed(params)
+        cache = model.new_cache(rows, padded + max_new_tokens, cache_dtype)
+        position_BT = jnp.broadcast_to(jnp.arange(padded), (rows, padded))
+        hidden, cache = model.decode(params, prompts_BT, position_BT, cache)
+        last_BD = hidden.last_BTD[jnp.arange(rows), length_B - 1]
+
+        def more(carry):
+            index, _, _, done_B, _ = carry
+            return (index < max_new_tokens) & ~jnp.all(done_B)
+
+        def one(carry):
+            index, last_BD, cache, done_B, new_BT = carry
+            token_B = _draw(head_logits(last_BD, unembed), temperature, keys_B, index)
+            token_B = jnp.where(done_B, stop_S[0], token_B)
+            new_BT = new_BT.at[:, index].set(token_B)
+            position_B1 = (length_B + index)[:, None]
+            hidden, cache = model.decode(params, token_B[:, None], position_B1, cache)
+            return (
+                index + 1,
+                hidden.last_BTD[:, 0],
+                cache,
+                done_B | jnp.isin(token_B, stop_S),
+                new_BT,
+            )
+
+        done_B = length_B <= 0
+        new_BT = jnp.full((rows, max_new_tokens), stop_S[0], jnp.int32)
+        return jax.lax.while_loop(more, one, (0, last_BD, cache, done_B, new_BT))[-1]
+
+    return run
+
+
+def _draw(logits_BV, temperature, keys_B, index):
+    if temperature == 0:
+        return jnp.argmax(logits_BV, -1).astype(jnp.int32)
+    keys_B = jax.vmap(partial(jax.random.fold_in, data=index))(keys_B)
+    draw = jax.vmap(lambda key, logits: jax.random.categorical(key, logits / temperature))
+    return draw(keys_B, logits_BV).astype(jnp.int32)
+
+
+def generate(
+    run: Continue,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    key: Array,
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    max_positions: int,
+    stop_ids: tuple[int, ...],
+) -> list[list[int]]:
+    """New tokens of each prompt, up to and without a stop token.
+
+    Raises UserError for an empty prompt, or one that leaves no room in the model's positions.
+    """
+    for i, prompt in enumerate(prompts):
+        if not 1 <= len(prompt) <= max_positions - max_new_tokens:
+            raise UserError(
+                f"prompt {i} has {len(prompt)} tokens and generate.max_new_tokens is"
+                f" {max_new_tokens}: together they must fit {max_positions} positions,"
+                " and a prompt needs at least 1 token"
+            )
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(prompts)))
+    texts: list[list[int]] = []
+    for start in range(0, len(prompts), batch_size):
+        chunk = prompts[start : start + batch_size]
+        rows = np.zeros((len(chunk), _padded(max(map(len, chunk)))), np.int32)
+        for row, prompt in zip(rows, chunk, strict=True):
+            row[: len(prompt)] = prompt
+        lengths = np.array([len(prompt) for prompt in chunk], np.int32)
+        new = np.asarray(run(params, rows, lengths, keys[start : start + len(chunk)]))
+        texts += [_until(row, stop_ids) for row in new.tolist()]
+    return texts
+
+
+def _padded(length: int) -> int:
+    return -(-length // PROMPT_STEP) * PROMPT_STEP
+
+
+def _until(tokens: list[int], stop_ids: tuple[int, ...]) -> list[int]:
+    ends = [i for i, token in enumerate(tokens) if token in stop_ids]
+    return tokens[: ends[0]] if ends else tokens

@@ -1,0 +1,105 @@
+"""The device mesh, and which axis of which array lives on which axis of the mesh.
+
+Mesh axes: `data` copies the model and splits the batch, `fsdp` splits both the batch and the
+parameters, `tensor` splits the parameters within a matrix product. One jitted program over
+NamedShardings is what `pmap` and `pjit` were once needed for.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from distill_jax.types import Batch, UserError, path_name
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = PartitionSpec(("data", "fsdp"))
+Rules = Sequence[tuple[str, tuple[str | None, ...]]]
+
+
+def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
+    """A mesh over every device. One size may be -1: what the others leave.
+
+    Raises UserError where the product is not the number of devices: JAX would leave some idle
+    without a word.
+    """
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    free = [name for name, size in sizes.items() if size == -1]
+    devices = jax.device_count()
+    shown = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
+    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise UserError(f"{shown}: use sizes of at least 1, and -1 for at most one of them")
+    fixed = int(np.prod([size for size in sizes.values() if size != -1]))
+    if free:
+        sizes[free[0]] = devices // fixed
+    if int(np.prod(list(sizes.values()))) != devices:
+        raise UserError(
+            f"{shown}: the product must equal the {devices} device(s) here:"
+            " change one of the sizes, or set one to -1 to take what is left"
+        )
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def parameter_shardings(abstract_params: Any, rules: Rules, mesh: Mesh) -> Any:
+    """A NamedSharding for each array of a parameter-like tree, by the first rule that matches.
+
+    A rule is (regular expression over a whole path such as `blocks/attention/query`, mesh axis or
+    None for each array axis). What stands before in a longer path is passed over, so the same
+    rules serve the optimizer's moments. An axis that a mesh axis does not divide evenly, and an
+    array no rule names, stay whole.
+    """
+
+    def place(path, leaf) -> NamedSharding:
+        name = path_name(path)
+        for pattern, axes in rules:
+            if re.fullmatch(f"(.*/)?({pattern})", name) and len(axes) == len(leaf.shape):
+                kept = [
+                    axis if axis and size % mesh.shape[axis] == 0 else None
+                    for axis, size in zip(axes, leaf.shape, strict=True)
+                ]
+                return NamedSharding(mesh, PartitionSpec(*kept))
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(place, abstract_params)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch over `data` and `fsdp`."""
+    return NamedSharding(mesh, BATCH)
+
+
+def check_batch(key: str, batch_size: int, microbatches: int, mesh: Mesh) -> None:
+    """Raises UserError where the rows do not divide over micro-batches and devices."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if microbatches < 1 or batch_size < 1 or batch_size % (microbatches * ways):
+        raise UserError(
+            f"config.{key} is {batch_size}, which {microbatches} micro-batch(es) times {ways}"
+            f" way(s) of the mesh (data x fsdp) do not divide: use a multiple of"
+            f" {max(1, microbatches) * ways}"
+        )
+
+
+def to_global(batch: Batch, mesh: Mesh, rows: int) -> Batch:
+    """Host rows of this process to arrays over the whole mesh, `rows` in all processes together."""
+    sharding = batch_sharding(mesh)
+    place = lambda x: jax.make_array_from_process_local_data(sharding, x, (rows, *x.shape[1:]))
+    return jax.tree.map(place, batch)
+
+
+def local_rows(mesh: Mesh, rows: int) -> slice:
+    """Which rows of a global batch the devices of this process hold."""
+    indices = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
+    bounds = [index[0].indices(rows) for index in indices]
+    return slice(min(b[0] for b in bounds), max(b[1] for b in bounds))
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Host arrays onto the mesh; each process holds the whole host array and gives its part."""
+    return jax.tree.map(
+        lambda x, s: jax.make_array_from_callback(x.shape, s, lambda index: np.asarray(x[index])),
+        tree,
+        shardings,
+    )

@@ -1,0 +1,111 @@
+import random
+
+import pytest
+
+from distill_jax.data.documents import (
+    Document,
+    document_from_record,
+    fingerprint,
+    split_documents,
+)
+from distill_jax.types import UserError
+
+DOCUMENTS = [Document(f"n{i}", "web", text=f"text {i}") for i in range(400)]
+
+
+def read(record):
+    return document_from_record(record, where="file:7", label="file")
+
+
+@pytest.mark.parametrize(
+    ("record", "field", "value"),
+    [
+        ({"text": "a"}, "text", "a"),
+        ({"text": ""}, "text", ""),
+        ({"prompt": "a", "completion": "b", "text": "c"}, "pair", ("a", "b")),
+        (
+            {"messages": [{"role": "user", "content": "a"}], "prompt": "p"},
+            "messages",
+            ({"role": "user", "content": "a"},),
+        ),
+    ],
+)
+def test_a_record_gives_exactly_one_content(record, field, value):
+    document = read(record)
+    contents = {name: getattr(document, name) for name in ("text", "pair", "messages")}
+    assert {name: v for name, v in contents.items() if v is not None} == {field: value}
+
+
+@pytest.mark.parametrize(
+    ("extra", "label"), [({}, "file"), ({"label": 3}, "3"), ({"domain": "code"}, "code")]
+)
+def test_label_is_the_records_or_the_files(extra, label):
+    assert read({"text": "a", **extra}).label == label
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        ([1], "of type list"),
+        ({"body": "a", "title": "b"}, "['body', 'title']"),
+        ({"text": None}, "['text']"),
+        ({"text": 3}, "of type int"),
+        ({"completion": "a"}, "without 'prompt'"),
+        ({"prompt": ["a"], "completion": "a"}, "of type list"),
+        ({"messages": []}, "messages"),
+        ({"messages": "a"}, "messages"),
+        ({"messages": ["a"]}, "turn 0"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"text": "\ud800"}, "surrogate"),
+    ],
+)
+def test_bad_records_are_named_in_one_line(record, says):
+    with pytest.raises(UserError) as caught:
+        read(record)
+    message = str(caught.value)
+    assert message.startswith("file:7: ")
+    assert says in message
+    assert ": " in message.removeprefix("file:7: ")
+    assert "\n" not in message
+
+
+def test_split_is_a_partition_that_keeps_order_and_size():
+    train, held_out = split_documents(DOCUMENTS, held_out_fraction=0.1, seed=0)
+    assert sorted(train + held_out) == sorted(DOCUMENTS)
+    assert [d for d in DOCUMENTS if d in set(held_out)] == held_out
+    assert 20 < len(held_out) < 60
+
+
+def test_split_depends_on_content_alone():
+    _, held_out = split_documents(DOCUMENTS, held_out_fraction=0.1, seed=0)
+    changed = [d._replace(name="x", label="y") for d in DOCUMENTS[100:] * 2]
+    random.Random(0).shuffle(changed)
+    _, again = split_documents(changed, held_out_fraction=0.1, seed=0)
+    assert {d.text for d in again} == {d.text for d in held_out if d in DOCUMENTS[100:]}
+
+
+def test_split_depends_on_the_seed():
+    splits = [split_documents(DOCUMENTS, held_out_fraction=0.1, seed=s)[1] for s in (0, 1)]
+    assert splits[0] != splits[1]
+
+
+@pytest.mark.parametrize("fraction", [1e-9, 1 - 1e-9])
+def test_split_leaves_no_side_empty(fraction):
+    assert all(split_documents(DOCUMENTS[:2], held_out_fraction=fraction, seed=0))
+
+
+@pytest.mark.parametrize(
+    ("documents", "fraction"), [(DOCUMENTS[:1] * 5, 0.5), (DOCUMENTS, 0), (DOCUMENTS, 1)]
+)
+def test_impossible_splits_are_errors(documents, fraction):
+    with pytest.raises(UserError, match="held"):
+        split_documents(documents, held_out_fraction=fraction, seed=0)
+
+
+def test_fingerprint_sees_content_labels_and_order_but_not_names():
+    base = fingerprint(DOCUMENTS)
+    assert base == fingerprint([d._replace(name="x") for d in DOCUMENTS])
+    assert base != fingerprint(DOCUMENTS[::-1])
+    assert base != fingerprint([*DOCUMENTS[:-1], DOCUMENTS[-1]._replace(label="y")])
+    pair, text = Document("", "", pair=("a", "b")), Document("", "", text="ab")
+    assert fingerprint([pair]) != fingerprint([text])

@@ -1,0 +1,135 @@
+import threading
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from distill_jax.data.encode import Tokenized
+from distill_jax.data.pack import pack
+from distill_jax.data.pipeline import batch_at, eval_batches, train_batches
+from distill_jax.types import Batch
+
+
+@pytest.fixture(scope="module")
+def rows():
+    n = 300
+    return pack(
+        Tokenized(
+            tokens=np.arange(n, dtype=np.uint32),
+            trained=np.ones(n, np.uint8),
+            offsets=np.arange(0, n + 1, 10),
+            labels=("x",) * 30,
+        ),
+        seq_len=9,
+        seed=None,
+    )
+
+
+def train(rows, start=0, stop=20, *, seed=0, prefetch=2, batch_size=4, row_slice=slice(None)):
+    return list(
+        train_batches(
+            rows,
+            batch_size=batch_size,
+            seed=seed,
+            start_step=start,
+            stop_step=stop,
+            prefetch=prefetch,
+            row_slice=row_slice,
+        )
+    )
+
+
+def assert_equal(batches, others):
+    assert len(batches) == len(others)
+    for batch, other in zip(batches, others, strict=True):
+        for a, b in zip(batch, other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def documents(batches):
+    return np.concatenate([batch.document_BT[:, 0] for batch in batches])
+
+
+def test_a_batch_is_a_function_of_seed_and_step(rows):
+    alone = [batch_at(rows, step, batch_size=4, seed=0) for step in reversed(range(20))]
+    assert_equal(train(rows), alone[::-1])
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 3, 16])
+def test_loading_ahead_changes_nothing(rows, prefetch):
+    assert_equal(train(rows, prefetch=prefetch), train(rows, prefetch=2))
+
+
+@pytest.mark.parametrize("start", [0, 1, 7, 13, 20])
+def test_a_resumed_run_sees_what_an_uninterrupted_one_sees(rows, start):
+    assert_equal(train(rows, start=start), train(rows)[start:])
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_processes_together_load_the_batch_of_one(rows, parts):
+    size = 4 // parts
+    slices = [slice(i * size, (i + 1) * size) for i in range(parts)]
+    shares = [train(rows, row_slice=part) for part in slices]
+    joined = [
+        Batch(*map(np.concatenate, zip(*step, strict=True))) for step in zip(*shares, strict=True)
+    ]
+    assert_equal(joined, train(rows))
+
+
+def test_every_epoch_has_every_row_once_in_an_order_of_its_own(rows):
+    assert len(rows) == 30
+    order = documents(train(rows, batch_size=5, stop=18))
+    epochs = order.reshape(3, 30)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(30))
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_no_epoch_of_a_seed_is_an_epoch_of_the_next(rows):
+    epochs = set()
+    for seed in range(4):
+        epochs |= {
+            tuple(e)
+            for e in documents(train(rows, batch_size=5, stop=18, seed=seed)).reshape(3, 30)
+        }
+    assert len(epochs) == 12
+
+
+def test_a_batch_larger_than_the_data_goes_on_with_the_next_epoch(rows):
+    (batch,) = train(rows, batch_size=70, stop=1)
+    counts = np.bincount(batch.document_BT[:, 0], minlength=30)
+    assert set(counts) == {2, 3}
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 30, 64])
+def test_evaluation_has_every_row_once_in_order(rows, batch_size):
+    batches = list(eval_batches(rows, batch_size=batch_size, prefetch=2))
+    assert {batch.tokens_BT.shape for batch in batches} == {(batch_size, 9)}
+    joined = Batch(*map(np.concatenate, zip(*batches, strict=True)))
+    np.testing.assert_array_equal(joined.document_BT[:30, 0], np.arange(30))
+    assert (joined.document_BT[30:] == -1).all()
+    assert not joined.segment_BT[30:].any()
+    assert not joined.weight_BT[30:].any()
+
+
+def test_evaluation_in_parts_is_the_whole(rows):
+    whole = list(eval_batches(rows, batch_size=4, prefetch=0))
+    parts = [
+        list(eval_batches(rows, batch_size=4, prefetch=2, row_slice=s))
+        for s in (slice(0, 1), slice(1, 4))
+    ]
+    joined = [
+        Batch(*map(np.concatenate, zip(*step, strict=True))) for step in zip(*parts, strict=True)
+    ]
+    assert_equal(joined, whole)
+
+
+def test_a_loader_left_early_leaves_no_thread(rows):
+    before = set(threading.enumerate())
+    batches = train_batches(rows, batch_size=4, seed=0, start_step=0, stop_step=2**31, prefetch=3)
+    assert len(list(islice(batches, 3))) == 3
+    assert set(threading.enumerate()) - before
+    batches.close()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(timeout=5)
+    assert set(threading.enumerate()) <= before

@@ -1,0 +1,127 @@
+"""Tiny random checkpoints of every family, saved by transformers, and logits by both sides."""
+
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from distill_jax.models import huggingface
+from distill_jax.models.binding import bind
+from distill_jax.models.families import FAMILIES
+
+SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 64,
+    "sliding_window": 5,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+LINEAR_ROPE = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000.0}
+VARIANTS = {
+    "llama-rope3": ("llama", {"rope_parameters": LLAMA3_ROPE}),
+    "llama-bias": ("llama", {"attention_bias": True}),
+    "qwen2-window": ("qwen2", {"use_sliding_window": True}),
+    "gemma3-linear": (
+        "gemma3_text",
+        {"rope_parameters": {"full_attention": LINEAR_ROPE}, "final_logit_softcapping": 3.0},
+    ),
+}
+CASES = {
+    f"{family}-{'tied' if tied else 'untied'}": (family, {"tie_word_embeddings": tied})
+    for family in FAMILIES
+    for tied in (True, False)
+} | VARIANTS
+
+
+class Case(NamedTuple):
+    """A saved checkpoint, the transformers model it came from, and that model's logits."""
+
+    name: str
+    family: str
+    overrides: dict
+    directory: object
+    oracle: object
+    tokens_BT: np.ndarray
+    logits_BTV: np.ndarray
+
+
+def tiny_oracle(family, overrides):
+    """A transformers model in which no parameter is trivial."""
+    sizes = dict(SIZES)
+    if family != "gemma3_text" and not overrides.get("use_sliding_window"):
+        sizes = {k: v for k, v in sizes.items() if k not in ("sliding_window", "layer_types")}
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(family, **{**sizes, **overrides})
+    oracle = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in oracle.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return oracle
+
+
+def oracle_logits(oracle, tokens_BT):
+    with torch.no_grad():
+        return oracle(torch.tensor(np.asarray(tokens_BT))).logits.float().numpy()
+
+
+def our_logits(checkpoint, tokens_BT):
+    """Logits [B, T, V] of whole rows, in float32."""
+    model = bind(checkpoint.config, param_dtype="float32", compute_dtype="float32", remat="none")
+    position_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+
+    @jax.jit
+    def run(params):
+        hidden = model.apply(params, tokens_BT, jnp.ones_like(position_BT), position_BT)
+        return project(hidden, model.unembed(params))
+
+    return np.asarray(run(checkpoint.params))
+
+
+def project(hidden, unembed):
+    logits_BTV = unembed.scale * (hidden.last_BTD @ unembed.weight_DV)
+    cap = unembed.softcap
+    return logits_BTV if cap is None else cap * jnp.tanh(logits_BTV / cap)
+
+
+@pytest.fixture(scope="session", params=CASES)
+def case(request, tmp_path_factory):
+    family, overrides = CASES[request.param]
+    oracle = tiny_oracle(family, overrides)
+    directory = tmp_path_factory.mktemp(request.param)
+    oracle.save_pretrained(directory)
+    tokens_BT = np.random.default_rng(0).integers(0, SIZES["vocab_size"], (2, 24))
+    logits_BTV = oracle_logits(oracle, tokens_BT)
+    return Case(request.param, family, overrides, directory, oracle, tokens_BT, logits_BTV)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(case):
+    """The case read back by this project, float32."""
+    return huggingface.read(case.directory, dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def by():
+    """The helpers above, for tests that call them with their own arguments."""
+    return SimpleNamespace(oracle=oracle_logits, us=our_logits, tiny=tiny_oracle, project=project)

@@ -1,0 +1,192 @@
+"""Laws of the decoder: packing, padding, remat, caching, block by block; over every case."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from distill_jax.models.attention import attention
+from distill_jax.models.binding import REMAT, abstract, bind
+from distill_jax.models.context import local_flags
+from distill_jax.models.weights import flatten
+from distill_jax.types import UserError
+
+TWO = ["llama-untied", "gemma3-linear"]
+TIGHT = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def bound(checkpoint, **changes):
+    named = {"param_dtype": "float32", "compute_dtype": "float32", "remat": "none"}
+    return bind(checkpoint.config, **{**named, **changes})
+
+
+def whole_rows(tokens_BT):
+    position_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    return jnp.ones_like(position_BT), position_BT
+
+
+def packed(first, second, padding):
+    """One row of two pieces and padding."""
+    lengths = (len(first), len(second), len(padding))
+    segment = np.repeat([1, 2, 0], lengths)
+    position = np.concatenate([np.arange(n) for n in lengths])
+    return np.concatenate([first, second, padding])[None], segment[None], position[None]
+
+
+def test_packed_pieces_are_as_if_alone(case, checkpoint):
+    model = bound(checkpoint)
+    first, second = case.tokens_BT[0, :9], case.tokens_BT[1, :11]
+    row = packed(first, second, np.zeros(4, int))
+    together = jax.jit(model.apply)(checkpoint.params, *row).last_BTD[0]
+    start = 0
+    for piece in (first, second):
+        alone = model.apply(checkpoint.params, piece[None], *whole_rows(piece[None])).last_BTD[0]
+        np.testing.assert_allclose(together[start : start + len(piece)], alone, **TIGHT)
+        start += len(piece)
+
+
+@pytest.mark.parametrize("case", TWO, indirect=True)
+def test_padding_and_other_pieces_have_no_influence(case, checkpoint):
+    apply = jax.jit(bound(checkpoint).apply)
+    run = lambda *row: np.asarray(apply(checkpoint.params, *packed(*row)).last_BTD[0])
+    first, second = case.tokens_BT[0, :9], case.tokens_BT[1, :11]
+    before = run(first, second, np.zeros(4, int))
+    padding = run(first, second, np.arange(7, 11))
+    other = run(first[::-1], second, np.zeros(4, int))
+    np.testing.assert_array_equal(before[:20], padding[:20])
+    np.testing.assert_array_equal(before[9:20], other[9:20])
+    assert (before[:9] != other[:9]).any()
+
+
+@pytest.mark.parametrize("case", TWO, indirect=True)
+def test_a_row_of_padding_is_finite_and_so_is_its_gradient(case, checkpoint):
+    model = bound(checkpoint)
+    tokens_BT, zeros_BT = jnp.zeros((1, 5), int), jnp.zeros((1, 5), int)
+    loss = lambda params: model.apply(params, tokens_BT, zeros_BT, zeros_BT).last_BTD.sum()
+    value, gradients = jax.jit(jax.value_and_grad(loss))(checkpoint.params)
+    assert np.isfinite(value)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize("case", ["gemma3-linear"], indirect=True)
+def test_remat_policies_give_equal_gradients(case, checkpoint):
+    def gradients(remat):
+        model = bound(checkpoint, remat=remat)
+        loss = lambda params: jnp.sum(
+            model.apply(params, case.tokens_BT, *whole_rows(case.tokens_BT)).last_BTD ** 3
+        )
+        return flatten(jax.jit(jax.grad(loss))(checkpoint.params))
+
+    wanted = gradients("none")
+    for remat in REMAT.keys() - {"none"}:
+        for path, leaf in gradients(remat).items():
+            scale = np.abs(wanted[path]).max()
+            np.testing.assert_allclose(leaf, wanted[path], atol=1e-5 * scale, err_msg=path)
+            assert scale > 0 or path == "head"
+
+
+def test_decoding_with_a_cache_equals_the_whole_pass(case, checkpoint):
+    """Ragged, right-padded prompts in one prefill, then steps at different positions."""
+    model, params, tokens_BT = bound(checkpoint), checkpoint.params, case.tokens_BT
+    whole = np.asarray(jax.jit(model.apply)(params, tokens_BT, *whole_rows(tokens_BT)).last_BTD)
+    decode = jax.jit(model.decode)
+    lengths, prompt, slots = np.array([9, 4]), 9, tokens_BT.shape[1]
+    inside = np.arange(prompt) < lengths[:, None]
+    position_BT = np.broadcast_to(np.arange(prompt), (2, prompt))
+    cache = model.new_cache(2, slots, "float32")
+    hidden, cache = decode(params, np.where(inside, tokens_BT[:, :prompt], 60), position_BT, cache)
+    np.testing.assert_allclose(hidden.last_BTD[inside], whole[:, :prompt][inside], **TIGHT)
+    rows = np.arange(2)
+    for step in range(slots - lengths.max()):
+        at = lengths + step
+        hidden, cache = decode(params, tokens_BT[rows, at][:, None], at[:, None], cache)
+        np.testing.assert_allclose(hidden.last_BTD[:, 0], whole[rows, at], **TIGHT)
+
+
+def test_layers_and_neurons_are_those_of_transformers(case, checkpoint):
+    model, params, tokens_BT = bound(checkpoint), checkpoint.params, case.tokens_BT
+    seen = []
+    layers = case.oracle.model.layers
+    hooks = [
+        layer.mlp.down_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        for layer in layers
+    ]
+    with torch.no_grad():
+        oracle = case.oracle(torch.tensor(tokens_BT), output_hidden_states=True)
+    for hook in hooks:
+        hook.remove()
+    row = whole_rows(tokens_BT)
+    hidden = model.apply(params, tokens_BT, *row, keep_layers=True)
+    x_BTD, context = model.embed(params, tokens_BT), model.context(*row)
+    np.testing.assert_allclose(x_BTD, oracle.hidden_states[0], **TIGHT)
+    for i, local in enumerate(local_flags(checkpoint.config)):
+        block = model.block(jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"]))
+        x_BTD = block.attend(x_BTD, context, local)
+        np.testing.assert_allclose(block.neuron_activations(x_BTD), seen[i], **TIGHT)
+        x_BTD = block.feed_forward(x_BTD)
+        np.testing.assert_allclose(hidden.layers_LBTD[i], x_BTD, **TIGHT)
+        if i + 1 < len(layers):  # transformers gives the last one after the final norm
+            np.testing.assert_allclose(x_BTD, oracle.hidden_states[i + 1], **TIGHT)
+    np.testing.assert_allclose(hidden.last_BTD, oracle.hidden_states[-1], **TIGHT)
+
+
+def test_init_fits_the_checkpoint_and_allocates_nothing_when_abstract(checkpoint):
+    model = bound(checkpoint, param_dtype="bfloat16")
+    made = flatten(model.init(jax.random.key(0)))
+    shapes = flatten(abstract(checkpoint.config, param_dtype="bfloat16"))
+    for path, leaf in flatten(checkpoint.params).items():
+        assert made[path].shape == shapes[path].shape == leaf.shape
+        assert made[path].dtype == shapes[path].dtype == jnp.bfloat16
+        assert isinstance(shapes[path], jax.ShapeDtypeStruct)
+    assert made.keys() == shapes.keys() == flatten(checkpoint.params).keys()
+    query = np.asarray(made["blocks/attention/query"], np.float32)
+    assert (query[0] != query[1]).any()
+    assert query.std() == pytest.approx(checkpoint.config.init_std, rel=0.1)
+
+
+@pytest.mark.parametrize("case", TWO, indirect=True)
+def test_bfloat16_compute_stays_near_and_is_bfloat16(case, checkpoint):
+    row = whole_rows(case.tokens_BT)
+    exact = bound(checkpoint).apply(checkpoint.params, case.tokens_BT, *row).last_BTD
+    model = bound(checkpoint, compute_dtype="bfloat16")
+    rough = model.apply(checkpoint.params, case.tokens_BT, *row).last_BTD
+    assert rough.dtype == model.unembed(checkpoint.params).weight_DV.dtype == jnp.bfloat16
+    assert np.abs(rough.astype(jnp.float32) - exact).max() < 0.1 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("case", ["llama-tied"], indirect=True)
+def test_a_token_outside_the_vocabulary_is_not_another_token(checkpoint):
+    model = bound(checkpoint)
+    outside_BT = jnp.array([[checkpoint.config.vocab]])
+    assert np.isnan(model.embed(checkpoint.params, outside_BT)).all()
+
+
+@pytest.mark.parametrize("case", ["llama-tied"], indirect=True)
+def test_a_model_is_a_static_argument(checkpoint):
+    run = jax.jit(lambda model, params, tokens: model.embed(params, tokens), static_argnums=0)
+    assert run(bound(checkpoint), checkpoint.params, jnp.zeros((1, 2), int)).shape == (1, 2, 32)
+
+
+@pytest.mark.parametrize("case", ["llama-tied"], indirect=True)
+def test_an_unknown_remat_policy_is_refused(checkpoint):
+    with pytest.raises(UserError, match="remat policy 'some'"):
+        bound(checkpoint, remat="some")
+
+
+def test_soft_capped_attention_is_capped_and_masked():
+    """Against the definition, one query head at a time; a huge cap is no cap."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    query = 3 * jax.random.normal(keys[0], (2, 6, 4, 8))
+    key, value = (jax.random.normal(k, (2, 6, 2, 8)) for k in keys[1:])
+    mask = jnp.broadcast_to(jnp.tril(jnp.ones((6, 6), bool)), (2, 6, 6))
+    got = attention(query, key, value, mask, scale=0.5, softcap=2.0)
+    for head in range(4):
+        score = 0.5 * jnp.einsum("bth,bsh->bts", query[:, :, head], key[:, :, head // 2])
+        weight = jnp.where(mask, jnp.exp(2.0 * jnp.tanh(score / 2.0)), 0.0)
+        weight = weight / weight.sum(-1, keepdims=True)
+        wanted = jnp.einsum("bts,bsh->bth", weight, value[:, :, head // 2])
+        np.testing.assert_allclose(got[:, :, head], wanted, **TIGHT)
+    free = attention(query, key, value, mask, scale=0.5, softcap=None)
+    loose = attention(query, key, value, mask, scale=0.5, softcap=1e4)
+    np.testing.assert_allclose(loose, free, atol=1e-4)

@@ -1,0 +1,36 @@
+"""Laws of the registry: every family describes all of its parameters, once."""
+
+import re
+
+import pytest
+
+from distill_jax.models.families import FAMILIES, family_of
+from distill_jax.models.weights import layout
+from distill_jax.types import UserError
+
+AXES = {"fsdp", "tensor", None}
+
+
+def test_every_parameter_has_names_and_a_sharding_rule(checkpoint):
+    family = FAMILIES[checkpoint.config.family]
+    paths = layout(checkpoint.config)
+    for names in ({w.hf for w, _ in paths.values()}, {w.gguf for w, _ in paths.values()}):
+        assert len(names) == len(paths)
+    for path, (_, shape) in paths.items():
+        rule = next(axes for pattern, axes in family.sharding if re.fullmatch(pattern, path))
+        assert len(rule) <= len(shape)
+        assert set(rule) <= AXES
+        named = [axis for axis in rule if axis]
+        assert len(named) == len(set(named))
+        matrix = len(shape) - path.startswith("blocks/") == 2
+        assert (set(named) == {"fsdp", "tensor"}) == matrix
+
+
+def test_a_config_json_round_trip_is_the_identity(checkpoint):
+    family = FAMILIES[checkpoint.config.family]
+    assert family.from_hf(family.to_hf(checkpoint.config)) == checkpoint.config
+
+
+def test_an_unknown_family_lists_those_known():
+    with pytest.raises(UserError, match=r"'mamba' is not supported: .*llama.*qwen2"):
+        family_of("mamba")

