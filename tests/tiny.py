@@ -19,10 +19,11 @@ def model(width=16, blocks=2, vocab=VOCAB, dtype="float32", **more):
     return bind(config, param_dtype=dtype, compute_dtype=dtype, remat="none")
 
 
-def params(of, seed=0, scale=4.0):
+def params(of, seed=0):
     """Random parameters, larger than an initialisation's, so that distributions are not flat."""
     fresh = of.init(jax.random.key(seed))
-    return jax.tree.map(lambda x: x * scale if x.ndim > 2 else x, fresh)
+    matrices = jax.tree.map(lambda x: x * 8 if x.ndim > 2 else x, fresh)
+    return matrices | {"embedding": fresh["embedding"] * 20}
 
 
 def batch(seed=0, rows=4, length=16, vocab=VOCAB):

@@ -8,7 +8,14 @@ from ml_collections import ConfigDict
 
 from distill_jax import checkpoint, workdir
 from distill_jax.build import data, samples
-from distill_jax.build.models import Loaded, count, load_model, load_teacher, student_tokenizer
+from distill_jax.build.models import (
+    Loaded,
+    check_length,
+    count,
+    load_model,
+    load_teacher,
+    student_tokenizer,
+)
 from distill_jax.build.provenance import provenance
 from distill_jax.build.terms import optim_options
 from distill_jax.build.training import ARCHITECTURE, abstract_state, open_checkpoints, saved_model
@@ -28,6 +35,9 @@ def evaluate_job(c: ConfigDict, directory: Path) -> Iterator[str]:
     documents = data.evaluation_documents(c)
     subject, teacher = _subject(c, mesh)
     yield f"{subject.path}: {count(subject.params) / 1e6:.1f} M parameters"
+    for model in (subject, teacher):
+        if model is not None:
+            check_length(c, model.model.config, model.path)
     vocab = min(m.model.config.vocab for m in (subject, teacher) if m)
     text = data.packed(c, documents, subject.tokenizer, vocab, seed=None)
     yield f"text: {data.description(text)}"

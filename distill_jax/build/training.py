@@ -15,6 +15,7 @@ from distill_jax.build import data, samples, student
 from distill_jax.build.models import (
     Loaded,
     bind_config,
+    check_length,
     count,
     load_teacher,
     student_source,
@@ -107,6 +108,7 @@ def _prepare(c: ConfigDict, directory: Path):
     documents, held_out = data.training_documents(c)
     teacher = load_teacher(c, mesh)
     if teacher is not None:
+        check_length(c, teacher.model.config, c.teacher.path)
         yield f"teacher: {count(teacher.params) / 1e6:.1f} M parameters, {c.teacher.path}"
     source = student_source(c, teacher)
     tokenizer = student_tokenizer(c, teacher)

