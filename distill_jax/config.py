@@ -23,11 +23,11 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
 def unknown_key(key: str, known: Iterable[str]) -> UserError:
     """The error for a key that base does not have, with the nearest one that it has."""
     known = list(known)
-    # A near miss may be in the last part (data.batchsize) or a missing group (batch_size).
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6) or [
-        name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]
-    ]
-    hint = f"did you mean config.{near[0]}?" if near else "configs/base.py lists every key"
+    # Either the group is missing (batch_size), or something is misspelt (data.batchsize).
+    near = [name for name in known if name.rsplit(".", 1)[-1] == key]
+    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    names = " or ".join(f"config.{name}" for name in near)
+    hint = f"did you mean {names}?" if near else "configs/base.py lists every key"
     return UserError(f"config.{key} is not a key: {hint}")
 
 

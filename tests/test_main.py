@@ -212,6 +212,7 @@ def test_generate_prints_and_writes_the_continuations(world, tmp_path):
         f"--workdir={tmp_path / 'text'}", "--config.job=generate",
         f"--config.student.path={world / 'student'}",
         "--config.generate.prompts=('the quick',)", "--config.generate.temperature=0.7",
+        "--config.generate.max_new_tokens=16",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     line = json.loads((tmp_path / "text" / "samples.jsonl").read_text())

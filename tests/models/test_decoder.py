@@ -34,16 +34,25 @@ def packed(first, second, padding):
     return np.concatenate([first, second, padding])[None], segment[None], position[None]
 
 
+@pytest.fixture(scope="module")
+def whole(case, checkpoint):
+    """types.Hidden of the case's rows, all layers kept."""
+    apply = jax.jit(bound(checkpoint).apply, static_argnames="keep_layers")
+    return apply(checkpoint.params, case.tokens_BT, *whole_rows(case.tokens_BT), keep_layers=True)
+
+
 def test_packed_pieces_are_as_if_alone(case, checkpoint):
-    model = bound(checkpoint)
-    first, second = case.tokens_BT[0, :9], case.tokens_BT[1, :11]
-    row = packed(first, second, np.zeros(4, int))
-    together = jax.jit(model.apply)(checkpoint.params, *row).last_BTD[0]
-    start = 0
-    for piece in (first, second):
-        alone = model.apply(checkpoint.params, piece[None], *whole_rows(piece[None])).last_BTD[0]
-        np.testing.assert_allclose(together[start : start + len(piece)], alone, **TIGHT)
-        start += len(piece)
+    first, second, nothing = case.tokens_BT[0, :9], case.tokens_BT[1, :11], case.tokens_BT[0, :0]
+    padding = np.zeros(24, int)
+    rows = [
+        packed(first, second, padding[:4]),
+        packed(first, nothing, padding[:15]),
+        packed(second, nothing, padding[:13]),
+    ]
+    stacked = [np.concatenate(arrays) for arrays in zip(*rows, strict=True)]
+    hidden_BTD = jax.jit(bound(checkpoint).apply)(checkpoint.params, *stacked).last_BTD
+    np.testing.assert_allclose(hidden_BTD[0, :9], hidden_BTD[1, :9], **TIGHT)
+    np.testing.assert_allclose(hidden_BTD[0, 9:20], hidden_BTD[2, :11], **TIGHT)
 
 
 @pytest.mark.parametrize("case", TWO, indirect=True)
@@ -86,25 +95,25 @@ def test_remat_policies_give_equal_gradients(case, checkpoint):
             assert scale > 0 or path == "head"
 
 
-def test_decoding_with_a_cache_equals_the_whole_pass(case, checkpoint):
+def test_decoding_with_a_cache_equals_the_whole_pass(case, checkpoint, whole):
     """Ragged, right-padded prompts in one prefill, then steps at different positions."""
     model, params, tokens_BT = bound(checkpoint), checkpoint.params, case.tokens_BT
-    whole = np.asarray(jax.jit(model.apply)(params, tokens_BT, *whole_rows(tokens_BT)).last_BTD)
+    whole_BTD = np.asarray(whole.last_BTD)
     decode = jax.jit(model.decode)
     lengths, prompt, slots = np.array([9, 4]), 9, tokens_BT.shape[1]
     inside = np.arange(prompt) < lengths[:, None]
     position_BT = np.broadcast_to(np.arange(prompt), (2, prompt))
     cache = model.new_cache(2, slots, "float32")
     hidden, cache = decode(params, np.where(inside, tokens_BT[:, :prompt], 60), position_BT, cache)
-    np.testing.assert_allclose(hidden.last_BTD[inside], whole[:, :prompt][inside], **TIGHT)
+    np.testing.assert_allclose(hidden.last_BTD[inside], whole_BTD[:, :prompt][inside], **TIGHT)
     rows = np.arange(2)
     for step in range(slots - lengths.max()):
         at = lengths + step
         hidden, cache = decode(params, tokens_BT[rows, at][:, None], at[:, None], cache)
-        np.testing.assert_allclose(hidden.last_BTD[:, 0], whole[rows, at], **TIGHT)
+        np.testing.assert_allclose(hidden.last_BTD[:, 0], whole_BTD[rows, at], **TIGHT)
 
 
-def test_layers_and_neurons_are_those_of_transformers(case, checkpoint):
+def test_layers_and_neurons_are_those_of_transformers(case, checkpoint, whole):
     model, params, tokens_BT = bound(checkpoint), checkpoint.params, case.tokens_BT
     seen = []
     layers = case.oracle.model.layers
@@ -116,19 +125,17 @@ def test_layers_and_neurons_are_those_of_transformers(case, checkpoint):
         oracle = case.oracle(torch.tensor(tokens_BT), output_hidden_states=True)
     for hook in hooks:
         hook.remove()
-    row = whole_rows(tokens_BT)
-    hidden = model.apply(params, tokens_BT, *row, keep_layers=True)
-    x_BTD, context = model.embed(params, tokens_BT), model.context(*row)
+    x_BTD, context = model.embed(params, tokens_BT), model.context(*whole_rows(tokens_BT))
     np.testing.assert_allclose(x_BTD, oracle.hidden_states[0], **TIGHT)
     for i, local in enumerate(local_flags(checkpoint.config)):
         block = model.block(jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"]))
         x_BTD = block.attend(x_BTD, context, local)
         np.testing.assert_allclose(block.neuron_activations(x_BTD), seen[i], **TIGHT)
         x_BTD = block.feed_forward(x_BTD)
-        np.testing.assert_allclose(hidden.layers_LBTD[i], x_BTD, **TIGHT)
+        np.testing.assert_allclose(whole.layers_LBTD[i], x_BTD, **TIGHT)
         if i + 1 < len(layers):  # transformers gives the last one after the final norm
             np.testing.assert_allclose(x_BTD, oracle.hidden_states[i + 1], **TIGHT)
-    np.testing.assert_allclose(hidden.last_BTD, oracle.hidden_states[-1], **TIGHT)
+    np.testing.assert_allclose(whole.last_BTD, oracle.hidden_states[-1], **TIGHT)
 
 
 def test_init_fits_the_checkpoint_and_allocates_nothing_when_abstract(checkpoint):
@@ -180,13 +187,14 @@ def test_soft_capped_attention_is_capped_and_masked():
     query = 3 * jax.random.normal(keys[0], (2, 6, 4, 8))
     key, value = (jax.random.normal(k, (2, 6, 2, 8)) for k in keys[1:])
     mask = jnp.broadcast_to(jnp.tril(jnp.ones((6, 6), bool)), (2, 6, 6))
-    got = attention(query, key, value, mask, scale=0.5, softcap=2.0)
+    attend = jax.jit(attention, static_argnames=("scale", "softcap"))
+    got = attend(query, key, value, mask, scale=0.5, softcap=2.0)
     for head in range(4):
         score = 0.5 * jnp.einsum("bth,bsh->bts", query[:, :, head], key[:, :, head // 2])
         weight = jnp.where(mask, jnp.exp(2.0 * jnp.tanh(score / 2.0)), 0.0)
         weight = weight / weight.sum(-1, keepdims=True)
         wanted = jnp.einsum("bts,bsh->bth", weight, value[:, :, head // 2])
         np.testing.assert_allclose(got[:, :, head], wanted, **TIGHT)
-    free = attention(query, key, value, mask, scale=0.5, softcap=None)
-    loose = attention(query, key, value, mask, scale=0.5, softcap=1e4)
+    free = attend(query, key, value, mask, scale=0.5, softcap=None)
+    loose = attend(query, key, value, mask, scale=0.5, softcap=1e4)
     np.testing.assert_allclose(loose, free, atol=1e-4)

@@ -1,0 +1,96 @@
+"""Held-out metrics against a float64 NumPy oracle, whatever the batches and padding."""
+
+import numpy as np
+import pytest
+
+from distill_jax.evals.likelihood import evaluate, make_eval_step
+from distill_jax.evals.metrics import METRICS
+from distill_jax.losses.fused import head_logits
+from distill_jax.types import Batch, UserError
+from tests import tiny
+
+
+def log_softmax(z):
+    z = z - z.max(-1, keepdims=True)
+    return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+
+@pytest.fixture(scope="module")
+def pair():
+    student, teacher = tiny.model(), tiny.model(width=24, vocab=tiny.VOCAB + 3)
+    return student, teacher, tiny.params(student, 1), tiny.params(teacher, 2)
+
+
+def logits(model, params, batch):
+    hidden = model.apply(params, batch.tokens_BT, batch.segment_BT, batch.position_BT).last_BTD
+    return np.asarray(head_logits(hidden, model.unembed(params)), np.float64)
+
+
+def oracle(pair, batch):
+    student, teacher, student_params, teacher_params = pair
+    z, t = logits(student, student_params, batch), logits(teacher, teacher_params, batch)
+    shared = tiny.VOCAB
+    q, p = log_softmax(z[..., :shared]), log_softmax(t[..., :shared])
+    gold = lambda x: -np.take_along_axis(log_softmax(x), batch.labels_BT[..., None], -1)[..., 0]
+    return {
+        "nll": gold(z),
+        "teacher_nll": gold(t),
+        "accuracy_top1": z.argmax(-1) == batch.labels_BT,
+        "agreement_top1": q.argmax(-1) == p.argmax(-1),
+        "forward_kl": (np.exp(p) * (p - q)).sum(-1),
+        "reverse_kl": (np.exp(q) * (q - p)).sum(-1),
+    }
+
+
+def measure(pair, batches, *, block_tokens=16):
+    step = make_eval_step(pair[0], pair[1], block_tokens=block_tokens)
+    return evaluate(step, pair[2], pair[3], batches)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_equals_numpy(pair, name):
+    batch = tiny.batch()
+    values, weight = oracle(pair, batch)[name], batch.weight_BT
+    expected = (values * weight).sum() / weight.sum()
+    np.testing.assert_allclose(measure(pair, [batch]).means[name], expected, rtol=2e-5, atol=1e-6)
+
+
+def test_batches_blocks_and_padding_change_nothing(pair):
+    batch = tiny.batch(rows=4)
+    halves = [Batch(*(x[i : i + 2] for x in batch)) for i in (0, 2)]
+    empty = Batch(*(np.zeros_like(x) for x in batch))
+    whole = measure(pair, [batch])
+    for other in (
+        measure(pair, halves),
+        measure(pair, [batch, empty]),
+        measure(pair, [batch], block_tokens=12),
+    ):
+        assert other.tokens == whole.tokens == int(batch.weight_BT.sum())
+        for name, value in whole.means.items():
+            np.testing.assert_allclose(other.means[name], value, rtol=1e-5, atol=1e-7)
+
+
+def test_a_model_alone_has_no_measure_against_a_teacher(pair):
+    step = make_eval_step(pair[0], None, block_tokens=16)
+    alone = evaluate(step, pair[2], None, [tiny.batch()])
+    assert set(alone.means) == {n for n, m in METRICS.items() if not m.against_teacher}
+    np.testing.assert_allclose(
+        alone.means["nll"], measure(pair, [tiny.batch()]).means["nll"], rtol=1e-6
+    )
+    named = alone.named()
+    np.testing.assert_allclose(np.log(named["eval/perplexity"]), named["eval/nll"], rtol=1e-12)
+
+
+def test_a_model_against_itself(pair):
+    student, _, params, _ = pair
+    step = make_eval_step(student, student, block_tokens=16)
+    same = evaluate(step, params, params, [tiny.batch()]).means
+    assert same["agreement_top1"] == 1.0
+    assert abs(same["forward_kl"]) < 1e-6
+    assert same["nll"] == same["teacher_nll"]
+
+
+def test_nothing_to_count_is_an_error_and_not_zero(pair):
+    batch = tiny.batch()
+    with pytest.raises(UserError, match="0 counted tokens"):
+        measure(pair, [batch._replace(weight_BT=np.zeros_like(batch.weight_BT))])

@@ -1,0 +1,135 @@
+"""Laws of the source itself: import direction, who prints, one schema, no pickles."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from configs.base import get_config
+from distill_jax.config import flatten
+from distill_jax.losses.divergences import DIVERGENCES
+from distill_jax.losses.fused import CROSS_ENTROPY
+from tests.cli import ROOT
+
+PACKAGE = ROOT / "distill_jax"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# Rooms in the order in which they may be imported; the rooms of one set do not import each other.
+ORDER = [
+    {"types"},
+    {"config", "sharding", "optim", "losses", "models", "data", "progress", "workdir", "writers"},
+    {"objective"},
+    {"step"},
+    {"sampling", "checkpoint", "evals"},
+    {"loop"},
+    {"study", "export"},
+    {"build"},
+    {"main"},
+]
+LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
+
+
+def room_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path):
+    """Names of distill_jax modules that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            if node.module == "distill_jax":
+                yield from (alias.name for alias in node.names)
+            elif node.module.startswith("distill_jax."):
+                yield node.module.removeprefix("distill_jax.")
+        elif isinstance(node, ast.Import):
+            names = [a.name for a in node.names if a.name.startswith("distill_jax.")]
+            yield from (name.removeprefix("distill_jax.") for name in names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_rooms_import_from_left_to_right(path):
+    here = room_of(path)
+    for name in imports(path):
+        there = name.split(".")[0]
+        if there in (here, "__version__"):
+            continue
+        assert there in LEVEL, f"{there} has no place in ORDER"
+        assert LEVEL[there] < LEVEL[here], f"{path.name} imports {name}"
+
+
+def test_only_main_and_loop_print():
+    for path in FILES:
+        calls = {
+            node.func.id
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        }
+        assert "print" not in calls or room_of(path) in ("main", "loop"), path
+
+
+def test_only_build_and_the_command_line_see_a_config():
+    seen = {room_of(p) for p in FILES if "ml_collections" in p.read_text()}
+    assert seen <= {"build", "config", "main"}
+
+
+def test_only_binding_splits_and_merges_modules():
+    for path in FILES:
+        text = path.read_text()
+        if path.name != "binding.py":
+            assert not any(f"nnx.{name}" in text for name in ("split", "merge", "state")), path
+
+
+def test_nothing_loads_pickles():
+    for path in FILES:
+        text = path.read_text()
+        assert "allow_pickle=True" not in text
+        assert "import pickle" not in text
+        assert "torch" not in set(ast_names(path)), path
+
+
+def ast_names(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or "").split(".")[0]
+
+
+def test_files_stay_small():
+    for path in FILES:
+        assert len(path.read_text().splitlines()) <= 300, path
+
+
+def test_every_term_stands_in_the_schema_with_its_parameters():
+    terms = get_config().terms
+    assert set(terms.keys()) == {*DIVERGENCES, CROSS_ENTROPY}
+    for name, divergence in DIVERGENCES.items():
+        assert set(terms[name].keys()) == {"weight", "temperature", *divergence.parameters}
+    weights = {name: options.weight for name, options in terms.items()}
+    assert {name for name, weight in weights.items() if weight} == {"forward_kl"}
+
+
+def test_every_key_of_the_schema_is_read():
+    """A key that nothing reads would be a promise without a deed."""
+    source = "".join(p.read_text() for p in FILES if room_of(p) == "build")
+    fields = "".join((PACKAGE / f).read_text() for f in ("optim.py", "models/prune.py"))
+    for key in flatten(get_config()):
+        group, _, name = key.rpartition(".")
+        if group.startswith("terms."):
+            continue
+        read = f".{key}" in source or f".{name}" in source or f"    {name}: " in fields
+        assert read, key
+
+
+def test_configs_are_short_differences():
+    for path in (ROOT / "configs").glob("*.py"):
+        if path.name != "base.py":
+            assert len(path.read_text().splitlines()) <= 45, path
+
+
+def test_documents_name_files_that_exist():
+    for name in ("README.md", "CONTRIBUTING.md"):
+        text = (ROOT / name).read_text()
+        for word in {w.strip("`(),.:") for w in text.split()}:
+            if word.startswith(("configs/", "distill_jax/", "tests/")) and word.endswith(".py"):
+                assert Path(ROOT / word).exists(), f"{name} names {word}"

@@ -1,0 +1,60 @@
+"""The schema is frozen: a key that comes, goes or changes its type is seen here."""
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs.base import get_config
+from distill_jax.config import check_keys, choose, config_diff, flatten, unknown_key
+from distill_jax.types import UserError
+
+KEYS = """
+checkpoint.every checkpoint.keep_best checkpoint.keep_last checkpoint.metric data.batch_size
+data.eval_source data.held_out_fraction data.microbatches data.prefetch data.seq_len data.source
+eval.batch_size eval.every export.checkpoint export.dtype generate.batch_size
+generate.max_new_tokens generate.prompts generate.temperature job log.every log.tensorboard
+log.wandb_project mesh.data mesh.fsdp mesh.tensor model.block_tokens model.compute_dtype
+model.remat optim.beta1 optim.beta2 optim.clip_norm optim.decay_steps optim.epsilon
+optim.final_fraction optim.learning_rate optim.max_skipped optim.muon_iterations
+optim.muon_learning_rate optim.muon_momentum optim.name optim.schedule optim.warmup_steps
+optim.weight_decay seed steps student.dtype student.init student.path
+student.prune.block_criterion student.prune.blocks student.prune.calibration_tokens
+student.prune.neuron_criterion student.prune.neurons student.prune.refit student.prune.ridge
+teacher.dtype teacher.path terms.cross_entropy.weight terms.forward_kl.temperature
+terms.forward_kl.weight terms.jsd.beta terms.jsd.temperature terms.jsd.weight
+terms.reverse_kl.temperature terms.reverse_kl.weight terms.skew_forward_kl.alpha
+terms.skew_forward_kl.temperature terms.skew_forward_kl.weight terms.skew_reverse_kl.alpha
+terms.skew_reverse_kl.temperature terms.skew_reverse_kl.weight terms.total_variation.temperature
+terms.total_variation.weight watchdog_s
+"""
+
+
+def test_the_set_of_keys_is_frozen():
+    assert sorted(flatten(get_config())) == sorted(KEYS.split())
+
+
+def test_a_near_miss_is_named():
+    known = flatten(get_config())
+    assert "config.data.batch_size?" in str(unknown_key("data.batchsize", known))
+    assert "config.optim.learning_rate?" in str(unknown_key("learning_rate", known))
+    assert "configs/base.py lists" in str(unknown_key("zzz", known))
+
+
+def test_another_type_is_refused_and_an_integer_for_a_float_is_not():
+    base, values = get_config(), get_config().to_dict()
+    values["optim"]["clip_norm"] = 2
+    check_keys(ConfigDict(values), base)
+    values["steps"] = "ten"
+    with pytest.raises(UserError, match=r"config.steps is 'ten'.*give a int"):
+        check_keys(ConfigDict(values), base)
+
+
+def test_the_diff_names_what_changed_and_nothing_else():
+    config, base = get_config(), get_config()
+    assert config_diff(config, base) == ""
+    config.data.seq_len = 64
+    assert config_diff(config, base) == "config.data.seq_len: 64 (base: 512)\n"
+
+
+def test_a_choice_names_its_neighbor():
+    with pytest.raises(UserError, match="did you mean prune"):
+        choose("student.init", "prun", ("checkpoint", "prune"))

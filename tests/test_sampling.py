@@ -1,0 +1,92 @@
+"""Cached generation against full forward passes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distill_jax.losses.fused import head_logits
+from distill_jax.sampling import generate, make_continue
+from distill_jax.types import UserError
+from tests import tiny
+
+PROMPTS = [[5, 9, 3], [7], [1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12]]
+
+
+@pytest.fixture(scope="module")
+def model():
+    made = tiny.model()
+    return made, tiny.params(made, 3)
+
+
+def write(model, prompts, *, new=10, temperature=0.0, seed=0, stop=(60,), batch_size=8):
+    of, params = model
+    run = make_continue(
+        of, max_new_tokens=new, temperature=temperature, stop_ids=stop, cache_dtype="float32"
+    )
+    return generate(
+        run, params, prompts, jax.random.key(seed), batch_size=batch_size, max_new_tokens=new,
+        max_positions=64, stop_ids=stop,
+    )  # fmt: skip
+
+
+def next_logits(model, tokens):
+    of, params = model
+    ids = jnp.asarray([tokens])
+    ones, places = jnp.ones_like(ids), jnp.arange(len(tokens))[None]
+    hidden = of.apply(params, ids, ones, places).last_BTD[0, -1]
+    return np.asarray(head_logits(hidden, of.unembed(params)))
+
+
+def test_greedy_equals_the_argmax_of_full_passes(model):
+    for prompt, text in zip(PROMPTS, write(model, PROMPTS), strict=True):
+        tokens = list(prompt)
+        for token in text:
+            assert token == int(np.argmax(next_logits(model, tokens)))
+            tokens.append(token)
+        if len(text) < 10:
+            assert int(np.argmax(next_logits(model, tokens))) == 60
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_text_does_not_depend_on_its_neighbors(model, temperature):
+    together = write(model, PROMPTS, temperature=temperature)
+    by_ones = write(model, PROMPTS, temperature=temperature, batch_size=1)
+    assert together == by_ones
+
+
+def test_a_text_ends_before_its_stop_token(model):
+    free = write(model, PROMPTS, stop=(60,))
+    stop = free[0][4]
+    stopped = write(model, PROMPTS, stop=(60, stop))
+    assert stopped[0] == free[0][: free[0].index(stop)]
+
+
+def test_temperature_draws_from_the_softmax(model):
+    """Frequencies of first tokens over many keys, against the exact distribution."""
+    logits = next_logits(model, PROMPTS[0]) / 1.5
+    exact = np.exp(logits - logits.max())
+    exact /= exact.sum()
+    count = 4000
+    run = make_continue(
+        model[0], max_new_tokens=1, temperature=1.5, stop_ids=(10**6,), cache_dtype="float32"
+    )
+    texts = generate(
+        run, model[1], [PROMPTS[0]] * count, jax.random.key(1), batch_size=count, max_new_tokens=1,
+        max_positions=64, stop_ids=(10**6,),
+    )  # fmt: skip
+    seen = np.bincount([text[0] for text in texts], minlength=tiny.VOCAB) / count
+    bound = 5 * np.sqrt(exact * (1 - exact) / count) + 1e-3
+    assert np.all(np.abs(seen - exact) < bound)
+
+
+def test_seeds_differ_and_repeat(model):
+    first = write(model, PROMPTS, temperature=1.0, seed=1)
+    assert first == write(model, PROMPTS, temperature=1.0, seed=1)
+    assert first != write(model, PROMPTS, temperature=1.0, seed=2)
+
+
+@pytest.mark.parametrize("prompt", [[], list(range(60))])
+def test_a_prompt_that_cannot_be_continued_is_named(model, prompt):
+    with pytest.raises(UserError, match="prompt 0 has"):
+        write(model, [prompt])
