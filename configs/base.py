@@ -31,7 +31,8 @@ def get_config() -> ConfigDict:
         "reconstruction"  # activation | contribution | reconstruction
     )
     c.student.prune.refit = True  # least-squares refit of the kept neurons' output matrices
-    c.student.prune.ridge = 1e-3  # of that refit, as a share of the mean squared activation
+    c.student.prune.ridge = 0.05  # of that refit, as a share of the mean squared activation
+    c.student.prune.attention_ridge = 0.3  # the same for the heads' output matrices
     c.student.prune.calibration_tokens = 8192  # training tokens that importance is measured on
 
     c.model = ConfigDict()

@@ -17,11 +17,11 @@ model.remat optim.beta1 optim.beta2 optim.clip_norm optim.decay_steps optim.epsi
 optim.final_fraction optim.learning_rate optim.max_skipped optim.muon_iterations
 optim.muon_learning_rate optim.muon_momentum optim.name optim.schedule optim.warmup_steps
 optim.weight_decay seed steps student.dtype student.init student.path
-student.prune.block_criterion student.prune.blocks student.prune.calibration_tokens
-student.prune.neuron_criterion student.prune.neurons student.prune.refit student.prune.ridge
-teacher.dtype teacher.path terms.cross_entropy.weight terms.forward_kl.temperature
-terms.forward_kl.weight terms.jsd.beta terms.jsd.temperature terms.jsd.weight
-terms.reverse_kl.temperature terms.reverse_kl.weight terms.skew_forward_kl.alpha
+student.prune.attention_ridge student.prune.block_criterion student.prune.blocks
+student.prune.calibration_tokens student.prune.neuron_criterion student.prune.neurons
+student.prune.refit student.prune.ridge teacher.dtype teacher.path terms.cross_entropy.weight
+terms.forward_kl.temperature terms.forward_kl.weight terms.jsd.beta terms.jsd.temperature
+terms.jsd.weight terms.reverse_kl.temperature terms.reverse_kl.weight terms.skew_forward_kl.alpha
 terms.skew_forward_kl.temperature terms.skew_forward_kl.weight terms.skew_reverse_kl.alpha
 terms.skew_reverse_kl.temperature terms.skew_reverse_kl.weight terms.total_variation.temperature
 terms.total_variation.weight watchdog_s

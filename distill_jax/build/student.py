@@ -11,8 +11,9 @@ from distill_jax.build.models import Loaded, Source, bind_config, check_length, 
 from distill_jax.config import at_least, choose
 from distill_jax.losses.fused import CROSS_ENTROPY, Term, linear_divergence
 from distill_jax.models.binding import Model
-from distill_jax.models.prune import NEURON_CRITERIA, PruneOptions, prune
+from distill_jax.models.prune import PruneOptions, prune
 from distill_jax.models.prune_blocks import BLOCK_CRITERIA
+from distill_jax.models.refit import NEURON_CRITERIA
 from distill_jax.types import Batch, Params
 
 INITS = ("checkpoint", "random", "prune")
@@ -25,6 +26,7 @@ def check(c: ConfigDict) -> None:
     choose("student.prune.block_criterion", p.block_criterion, BLOCK_CRITERIA)
     choose("student.prune.neuron_criterion", p.neuron_criterion, NEURON_CRITERIA)
     at_least("student.prune.ridge", p.ridge, 0)
+    at_least("student.prune.attention_ridge", p.attention_ridge, 0)
     at_least("student.prune.calibration_tokens", p.calibration_tokens, 1)
 
 

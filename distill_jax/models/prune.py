@@ -1,16 +1,11 @@
-"""A smaller student out of a larger model: blocks and feed-forward neurons are removed, and the
-matrices behind the kept neurons are refitted so that the residual stream stays where it was.
+"""A smaller student out of a larger model: fewer blocks, and fewer feed-forward neurons in each.
 
-Two streams of calibration activations run through the blocks side by side: that of the whole model
-and that of the pruned one. For each kept block the pruned stream x (after attention) and its
-neuron activations A are known, and the whole model's stream y behind the block and behind all the
-dropped blocks that follow it. Kept neurons and their output matrix W minimise
-
-  sum over tokens |x + A W - y|² + ridge |W - W_original|²,  rows of removed neurons being 0,
-
-so that a kept block takes over what the dropped ones did. Removing neuron j costs
-|W_j|² / (H^-1)_jj at the optimum, H = A'A + ridge: optimal brain surgeon (Hassibi and Stork 1993)
-on a layer's output, as in 2203.07259. Importance by activation and by loss: Minitron, 2407.14679.
+Calibration text runs through the blocks as two residual streams side by side: that of the whole
+model, and that of what has been pruned so far. In each kept block the neurons to keep are chosen
+and the matrices behind heads and neurons are refitted, so that the pruned stream comes back to
+the whole one: after the attention half to where the whole model stands in the middle of that
+block, and after the feed-forward half to where it stands before the next kept block. A kept
+block so takes over what the dropped ones behind it did. Width and depth: Minitron, 2407.14679.
 """
 
 import dataclasses
@@ -25,9 +20,8 @@ from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.binding import Model
 from distill_jax.models.context import local_flags
 from distill_jax.models.prune_blocks import BLOCK_CRITERIA, SummedNll
-from distill_jax.types import Batch, Params, UserError
-
-ROUNDS = 16  # of removal with the criterion `reconstruction`; scores are renewed in between
+from distill_jax.models.refit import NEURON_CRITERIA, Sums, ridge_of
+from distill_jax.types import Array, Batch, Params, UserError
 
 
 class PruneOptions(NamedTuple):
@@ -39,15 +33,7 @@ class PruneOptions(NamedTuple):
     neuron_criterion: str
     refit: bool
     ridge: float
-
-
-class Statistics(NamedTuple):
-    """Sums over the calibration tokens of one block, in float64 on the host."""
-
-    gram_FF: np.ndarray  # A'A
-    target_FD: np.ndarray  # A'(y - x)
-    absolute_F: np.ndarray  # |A|
-    tokens: float
+    attention_ridge: float
 
 
 def prune(
@@ -57,15 +43,17 @@ def prune(
     options: PruneOptions,
     summed_nll: SummedNll,
 ) -> tuple[ModelConfig, Params, list[int]]:
-    """The pruned config and host parameters, and which blocks were kept.
+    """The pruned config and host parameters, and the numbers of the blocks that were kept.
 
-    Raises UserError where more is to be kept than there is, or nothing.
+    Raises UserError where more is to be kept than there is.
     """
     config = model.config
-    blocks = _kept("blocks", options.blocks, config.blocks)
-    neurons = _kept("neurons", options.neurons, config.neurons)
-    kept = BLOCK_CRITERIA[options.block_criterion](model, params, batches, blocks, summed_nll)
-    layers = _refitted_blocks(model, params, batches, kept, neurons, options)
+    blocks = _wanted("blocks", options.blocks, config.blocks)
+    neurons = _wanted("neurons", options.neurons, config.neurons)
+    kept = list(range(config.blocks))
+    if blocks < config.blocks:
+        kept = BLOCK_CRITERIA[options.block_criterion](model, params, batches, blocks, summed_nll)
+    layers = _walk(model, params, batches, kept, neurons, options)
     pruned = {
         **{name: np.asarray(leaf) for name, leaf in params.items() if name != "blocks"},
         "blocks": jax.tree.map(lambda *leaves: np.stack(leaves), *layers),
@@ -75,157 +63,148 @@ def prune(
     return smaller, pruned, kept
 
 
-def _kept(name: str, wanted: int, present: int) -> int:
+def _wanted(name: str, wanted: int, present: int) -> int:
     if not 0 <= wanted <= present:
         raise UserError(
-            f"student.prune.{name} is {wanted} and the model has {present}:"
+            f"config.student.prune.{name} is {wanted} and the model has {present}:"
             f" use a number from 1 to {present}, or 0 for all"
         )
     return wanted or present
 
 
-def _refitted_blocks(model, params, batches, kept, neurons, options):
-    """Walks both streams through the blocks; host parameters of each kept block."""
-    config, flags = model.config, local_flags(model.config)
+class _Stream(NamedTuple):
+    """One calibration batch on its way through the blocks."""
+
+    context: object
+    mask_BT: Array
+    whole_BTD: Array
+    small_BTD: Array
+
+
+def _walk(model, params, batches, kept, neurons, options) -> list[Params]:
+    """Both streams through all blocks; the host parameters of each kept block."""
+    config, flags, run = model.config, local_flags(model.config), _programs(model)
     layer = lambda i: jax.tree.map(lambda leaf: leaf[i], params["blocks"])
-    run = _programs(model)
-    contexts = [model.context(b.segment_BT, b.position_BT) for b in batches]
-    masks = [jnp.asarray(b.segment_BT > 0, jnp.float32) for b in batches]
-    whole = [run.embed(params, b.tokens_BT) for b in batches]
-    small = list(whole)
-    layers, upcoming = [], [*kept[1:], config.blocks]
+    streams = []
+    for batch in batches:
+        x_BTD = run.embed(params, batch.tokens_BT)
+        context = run.context(batch.segment_BT, batch.position_BT)
+        mask_BT = jnp.asarray(batch.segment_BT > 0, jnp.float32)
+        streams.append(_Stream(context, mask_BT, x_BTD, x_BTD))
+
+    def move(i, half):
+        """The whole stream through a half of block i."""
+        step = lambda s: half(layer(i), s.whole_BTD, s.context, flags[i])
+        return [s._replace(whole_BTD=step(s)) for s in streams]
+
     for i in range(kept[0]):
-        whole = [run.block(layer(i), x, c, flags[i]) for x, c in zip(whole, contexts, strict=True)]
-    for index, following in zip(kept, upcoming, strict=True):
-        for i in range(index, following):
-            whole = [
-                run.block(layer(i), x, c, flags[i]) for x, c in zip(whole, contexts, strict=True)
-            ]
-        block = layer(index)
-        small = [
-            run.attend(block, x, c, flags[index]) for x, c in zip(small, contexts, strict=True)
-        ]
-        if neurons < config.neurons or options.refit:
-            inputs = zip(small, whole, masks, strict=True)
-            statistics = _statistics(run, block, inputs)
-            block = _smaller_feed_forward(config, block, statistics, neurons, options)
-        small = [run.feed_forward(block, x) for x in small]
+        streams = move(i, run.block)
+    layers = []
+    for i, following in zip(kept, [*kept[1:], config.blocks], strict=True):
+        streams = move(i, run.attend)
+        block, streams = _attention_half(run, layer(i), streams, flags[i], options)
+        streams = move(i, run.feed_forward)
+        for dropped in range(i + 1, following):
+            streams = move(dropped, run.block)
+        block, streams = _feed_forward_half(run, block, streams, neurons, options)
         layers.append(jax.tree.map(np.asarray, block))
     return layers
+
+
+def _attention_half(run, block, streams, local, options):
+    """The block with its heads' output matrix refitted, and the pruned stream after the half."""
+    half = block["attention"]
+    features = [run.gathered(block, s.small_BTD, s.context, local) for s in streams]
+    if options.refit:
+        sums = _sums(run, features, streams, half["output"], half.get("output_bias"))
+        original = np.asarray(half["output"], np.float64)
+        best = ridge_of(sums, original, options.attention_ridge).solve(np.arange(len(original)))
+        half = half | {"output": jnp.asarray(best, half["output"].dtype)}
+        block = block | {"attention": half}
+    return block, _added(run.attention_back, block, features, streams)
+
+
+def _feed_forward_half(run, block, streams, neurons, options):
+    """The block with fewer neurons, and the pruned stream after the half."""
+    half = block["feed_forward"]
+    features = [run.activations(block, s.small_BTD) for s in streams]
+    if options.refit or neurons < half["down"].shape[0]:
+        sums = _sums(run, features, streams, half["down"], None)
+        original = np.asarray(half["down"], np.float64)
+        ridge = ridge_of(sums, original, options.ridge)
+        keep_F = np.arange(len(original))
+        if neurons < len(original):
+            keep_F = NEURON_CRITERIA[options.neuron_criterion](sums, ridge, original, neurons)
+        down_FD = ridge.solve(keep_F) if options.refit else original[keep_F]
+        half = half | {
+            "gate": half["gate"][:, keep_F],
+            "up": half["up"][:, keep_F],
+            "down": jnp.asarray(down_FD, half["down"].dtype),
+        }
+        block = block | {"feed_forward": half}
+        features = [a_BTF[..., keep_F] for a_BTF in features]
+    return block, _added(run.feed_forward_back, block, features, streams)
+
+
+def _added(project_back, block, features, streams):
+    back = lambda a, s: s._replace(small_BTD=s.small_BTD + project_back(block, a))
+    return [back(a, s) for a, s in zip(features, streams, strict=True)]
+
+
+def _sums(run, features, streams, matrix_FD, bias_D) -> Sums:
+    parts = [
+        run.sums(a, s.small_BTD, s.whole_BTD, s.mask_BT, matrix_FD, bias_D)
+        for a, s in zip(features, streams, strict=True)
+    ]
+    add = lambda part: np.sum([np.asarray(x, np.float64) for x in part], axis=0)
+    return Sums(*(add(part) for part in zip(*parts, strict=True)))
 
 
 class _Programs(NamedTuple):
     """The jitted pieces of a pass, each for one block."""
 
     embed: Callable
+    context: Callable
     block: Callable
     attend: Callable
     feed_forward: Callable
+    gathered: Callable
+    activations: Callable
+    attention_back: Callable
+    feed_forward_back: Callable
     sums: Callable
 
 
 def _programs(model: Model) -> _Programs:
-    whole_target = not model.config.post_norms
+    bound = model.block
 
     def block(params, x_BTD, context, local):
-        one = model.block(params)
+        one = bound(params)
         return one.feed_forward(one.attend(x_BTD, context, local))
 
-    def sums(params, x_BTD, y_BTD, mask_BT):
-        a_BTF = model.block(params).neuron_activations(x_BTD).astype(jnp.float32)
-        a_BTF = jnp.where(mask_BT[..., None] > 0, a_BTF, 0.0)
-        # Behind a second norm the output is not linear in W: keep the half's own output instead.
-        own = a_BTF @ params["feed_forward"]["down"].astype(jnp.float32)
-        goal = (y_BTD - x_BTD).astype(jnp.float32) if whole_target else own
+    def sums(a_BTF, x_BTD, y_BTD, mask_BT, matrix_FD, bias_D):
+        a_BTF = jnp.where(mask_BT[..., None] > 0, a_BTF.astype(jnp.float32), 0.0)
+        goal_BTD = (y_BTD - x_BTD).astype(jnp.float32)
+        if bias_D is not None:
+            goal_BTD -= bias_D
+        if model.config.post_norms:
+            # Behind a second norm the half is not linear in W: keep what W itself gave.
+            goal_BTD = a_BTF @ matrix_FD.astype(jnp.float32)
         gram = jnp.einsum("btf,btg->fg", a_BTF, a_BTF)
-        target = jnp.einsum("btf,btd->fd", a_BTF, goal)
+        target = jnp.einsum("btf,btd->fd", a_BTF, goal_BTD)
         return gram, target, jnp.sum(jnp.abs(a_BTF), (0, 1)), jnp.sum(mask_BT)
 
     return _Programs(
         embed=jax.jit(model.embed),
+        context=jax.jit(model.context),
         block=jax.jit(block),
-        attend=jax.jit(lambda params, x, c, local: model.block(params).attend(x, c, local)),
-        feed_forward=jax.jit(lambda params, x: model.block(params).feed_forward(x)),
+        attend=jax.jit(lambda params, x, context, local: bound(params).attend(x, context, local)),
+        feed_forward=jax.jit(lambda params, x, context, local: bound(params).feed_forward(x)),
+        gathered=jax.jit(
+            lambda params, x, context, local: bound(params).gathered(x, context, local)
+        ),
+        activations=jax.jit(lambda params, x: bound(params).feed_forward.activations(x)),
+        attention_back=jax.jit(lambda params, a: bound(params).attention.project_back(a)),
+        feed_forward_back=jax.jit(lambda params, a: bound(params).feed_forward.project_back(a)),
         sums=jax.jit(sums),
     )
-
-
-def _statistics(run: _Programs, block: Params, inputs) -> Statistics:
-    parts = [run.sums(block, *each) for each in inputs]
-    return Statistics(
-        *(sum(np.asarray(x, np.float64) for x in part) for part in zip(*parts, strict=True))
-    )
-
-
-def _smaller_feed_forward(config, block, statistics, neurons, options):
-    """The block with `neurons` neurons, their output matrix refitted where that is wanted."""
-    half = block["feed_forward"]
-    original_FD = np.asarray(half["down"], np.float64)
-    problem = _Problem.of(statistics, original_FD, options.ridge)
-    choose = NEURON_CRITERIA[options.neuron_criterion]
-    keep_F = np.sort(choose(statistics, problem, original_FD, neurons))
-    down_FD = problem.restricted(keep_F) if options.refit else original_FD[keep_F]
-    dtype = half["down"].dtype
-    smaller = {
-        **half,
-        "gate": half["gate"][:, keep_F],
-        "up": half["up"][:, keep_F],
-        "down": jnp.asarray(down_FD, dtype),
-    }
-    return {**block, "feed_forward": smaller}
-
-
-class _Problem(NamedTuple):
-    """The ridge regression of a block's output matrix: H W = right side."""
-
-    hessian_FF: np.ndarray
-    right_FD: np.ndarray
-
-    @classmethod
-    def of(cls, statistics: Statistics, original_FD: np.ndarray, ridge: float) -> "_Problem":
-        """`ridge` is a share of the mean squared activation."""
-        gram = statistics.gram_FF / statistics.tokens
-        strength = ridge * np.trace(gram) / len(gram)
-        right = statistics.target_FD / statistics.tokens + strength * original_FD
-        return cls(gram + strength * np.eye(len(gram)), right)
-
-    def restricted(self, keep_F: np.ndarray) -> np.ndarray:
-        """The best matrix of the kept neurons, [kept, D]."""
-        return np.linalg.solve(self.hessian_FF[np.ix_(keep_F, keep_F)], self.right_FD[keep_F])
-
-
-def by_reconstruction(statistics, problem, original_FD, neurons):
-    """Removes, a share a round, the neurons whose removal costs the least squared error."""
-    alive = np.arange(len(original_FD))
-    inverse = np.linalg.inv(problem.hessian_FF)
-    weights = inverse @ problem.right_FD
-    step = max(1, -(-(len(alive) - neurons) // ROUNDS))
-    while len(alive) > neurons:
-        cost = np.sum(weights**2, 1) / np.diag(inverse)
-        order = np.argsort(cost)
-        count = min(step, len(alive) - neurons)
-        out, stay = order[:count], np.sort(order[count:])
-        # Forcing the rows `out` to 0 moves the others along the inverse Hessian's columns.
-        gain = np.linalg.solve(inverse[np.ix_(out, out)], inverse[np.ix_(out, stay)]).T
-        weights = weights[stay] - gain @ weights[out]
-        inverse = inverse[np.ix_(stay, stay)] - gain @ inverse[np.ix_(out, stay)]
-        alive = alive[stay]
-    return alive
-
-
-def by_contribution(statistics, problem, original_FD, neurons):
-    """Root mean square activation times the norm of the neuron's output row."""
-    size = np.sqrt(np.diag(statistics.gram_FF)) * np.linalg.norm(original_FD, axis=1)
-    return np.argsort(-size, kind="stable")[:neurons]
-
-
-def by_activation(statistics, problem, original_FD, neurons):
-    """Mean absolute activation (Minitron, 2407.14679)."""
-    return np.argsort(-statistics.absolute_F, kind="stable")[:neurons]
-
-
-NEURON_CRITERIA = {
-    "reconstruction": by_reconstruction,
-    "contribution": by_contribution,
-    "activation": by_activation,
-}

@@ -75,8 +75,8 @@ class Attention(nnx.Module):
         turn = lambda y: rotate(y, view.cos_BTh, view.sin_BTh)
         return turn(query), turn(key), value
 
-    def mix(self, query_BTNH, key_BSKH, value_BSKH, view):
-        """What the heads gather, projected back to [B, T, D]."""
+    def gather(self, query_BTNH, key_BSKH, value_BSKH, view):
+        """What the heads gather, side by side, [B, T, N*H]."""
         config = self.config
         scale = config.attention_scale
         mixed_BTNH = attention(
@@ -87,8 +87,12 @@ class Attention(nnx.Module):
             scale=config.head_width**-0.5 if scale is None else scale,
             softcap=config.attention_softcap,
         )
-        mixed = mixed_BTNH.reshape(*mixed_BTNH.shape[:2], -1)
-        added_BTD = _project(mixed, self.output, self.output_bias)
+        return mixed_BTNH.reshape(*mixed_BTNH.shape[:2], -1)
+
+    def project_back(self, gathered):
+        """What the half adds to the residual stream, [B, T, D]."""
+        config = self.config
+        added_BTD = _project(gathered, self.output, self.output_bias)
         return rms_norm(added_BTD, self.post_norm[...], config) if config.post_norms else added_BTD
 
 
@@ -112,10 +116,13 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x_BTD):
         """The residual stream after this half."""
-        added_BTD = _project(self.activations(x_BTD), self.down)
-        if self.config.post_norms:
-            added_BTD = rms_norm(added_BTD, self.post_norm[...], self.config)
-        return x_BTD + added_BTD
+        return x_BTD + self.project_back(self.activations(x_BTD))
+
+    def project_back(self, activations_BTF):
+        """What the half adds to the residual stream, [B, T, D]."""
+        config = self.config
+        added_BTD = _project(activations_BTF, self.down)
+        return rms_norm(added_BTD, self.post_norm[...], config) if config.post_norms else added_BTD
 
 
 class Block(nnx.Module):
@@ -133,13 +140,15 @@ class Block(nnx.Module):
 
         store(key_BTKH, value_BTKH) -> (key_BSKH, value_BSKH) puts a cache in between.
         """
+        return x_BTD + self.attention.project_back(self.gathered(x_BTD, context, local, store))
+
+    def gathered(
+        self, x_BTD: Array, context: Context, local, store=lambda key, value: (key, value)
+    ) -> Array:
+        """[B, T, N*H] before the attention half's output projection."""
         view = view_of(context, local)
         query, key, value = self.attention.queries_keys_values(x_BTD, view)
-        return x_BTD + self.attention.mix(query, *store(key, value), view)
-
-    def neuron_activations(self, x_BTD: Array) -> Array:
-        """[B, T, F] before the down projection; x is the residual stream after `attend`."""
-        return self.feed_forward.activations(x_BTD)
+        return self.attention.gather(query, *store(key, value), view)
 
 
 class Ends(nnx.Module):

@@ -130,7 +130,7 @@ def test_layers_and_neurons_are_those_of_transformers(case, checkpoint, whole):
     for i, local in enumerate(local_flags(checkpoint.config)):
         block = model.block(jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"]))
         x_BTD = block.attend(x_BTD, context, local)
-        np.testing.assert_allclose(block.neuron_activations(x_BTD), seen[i], **TIGHT)
+        np.testing.assert_allclose(block.feed_forward.activations(x_BTD), seen[i], **TIGHT)
         x_BTD = block.feed_forward(x_BTD)
         np.testing.assert_allclose(whole.layers_LBTD[i], x_BTD, **TIGHT)
         if i + 1 < len(layers):  # transformers gives the last one after the final norm

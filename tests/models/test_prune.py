@@ -7,8 +7,9 @@ import pytest
 
 from distill_jax.losses.fused import CROSS_ENTROPY, Term, linear_divergence
 from distill_jax.models.binding import bind
-from distill_jax.models.prune import NEURON_CRITERIA, PruneOptions, prune
+from distill_jax.models.prune import PruneOptions, prune
 from distill_jax.models.prune_blocks import BLOCK_CRITERIA
+from distill_jax.models.refit import NEURON_CRITERIA
 from distill_jax.types import UserError
 from tests import tiny
 
@@ -22,7 +23,7 @@ def summed_nll(hidden_BTD, unembed, batch):
 
 OPTIONS = PruneOptions(
     blocks=0, neurons=0, block_criterion="loss", neuron_criterion="reconstruction", refit=True,
-    ridge=1e-3,
+    ridge=1e-3, attention_ridge=1e-2,
 )  # fmt: skip
 
 
