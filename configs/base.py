@@ -75,6 +75,7 @@ def get_config() -> ConfigDict:
     c.optim.muon_learning_rate = 5e-4  # peak, a step, scaled to AdamW's size of update
     c.optim.muon_momentum = 0.95
     c.optim.muon_iterations = 5  # Newton-Schulz iterations
+    c.optim.frozen = ()  # parameters that stay, as patterns over paths such as "embedding"
     c.optim.max_skipped = 20  # refused updates in a row before the run gives up
 
     c.eval = ConfigDict()

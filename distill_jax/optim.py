@@ -1,5 +1,6 @@
 """Learning-rate schedules and the optax chain. Steps are updates; rates are per update."""
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ class OptimOptions(NamedTuple):
     muon_learning_rate: float
     muon_momentum: float
     muon_iterations: int
+    frozen: tuple[str, ...]
 
 
 def make_schedule(options: OptimOptions, peak: float, steps: int) -> optax.Schedule:
@@ -70,7 +72,10 @@ def _constant(peak, steps, decay, final):
 
 
 def make_optimizer(options: OptimOptions, steps: int) -> optax.GradientTransformation:
-    """Clipping by global norm, then the optimizer OPTIMIZERS names; decay on matrices alone."""
+    """Clipping by global norm, then the optimizer OPTIMIZERS names; decay on matrices alone.
+
+    Frozen parameters have no moments and never move.
+    """
     if options.name not in OPTIMIZERS:
         raise UserError(
             f"config.optim.name is {options.name!r}: use one of {', '.join(OPTIMIZERS)}"
@@ -79,7 +84,40 @@ def make_optimizer(options: OptimOptions, steps: int) -> optax.GradientTransform
     chain = [OPTIMIZERS[options.name](options, schedule)]
     if options.clip_norm > 0:
         chain.insert(0, optax.clip_by_global_norm(options.clip_norm))
-    return optax.chain(*chain)
+    optimizer = optax.chain(*chain)
+    if not options.frozen:
+        return optimizer
+    return optax.partition(
+        {"trained": optimizer, "frozen": optax.set_to_zero()},
+        lambda params: jax.tree.map(
+            lambda stays: "frozen" if stays else "trained",
+            frozen_parameters(params, options.frozen),
+        ),
+    )
+
+
+def frozen_parameters(params: Params, patterns: tuple[str, ...]) -> Params:
+    """True for the parameters whose whole path a pattern matches, such as `embedding`.
+
+    Raises UserError for a pattern that matches none, or a broken one.
+    """
+    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for pattern in patterns:
+        try:
+            found = any(re.fullmatch(pattern, path) for path in paths)
+        except re.error as error:
+            raise UserError(
+                f"config.optim.frozen has {pattern!r}, which is no regular expression ({error}):"
+                " use one such as blocks/attention/.*"
+            ) from None
+        if not found:
+            raise UserError(
+                f"config.optim.frozen has {pattern!r}, which matches no parameter: use patterns"
+                f" over paths such as {', '.join(paths[:3])}"
+            )
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: any(re.fullmatch(p, path_name(path)) for p in patterns), params
+    )
 
 
 def _adamw(options: OptimOptions, schedule: Callable) -> optax.GradientTransformation:

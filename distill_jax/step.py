@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from distill_jax.losses.reduce import merge
+from distill_jax.optim import frozen_parameters
 from distill_jax.types import Array, Batch, Mean, Params, TrainState
 
 Objective = Callable[..., tuple[Array, dict[str, Mean]]]
@@ -26,14 +27,15 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     microbatches: int,
+    frozen: tuple[str, ...] = (),
     state_shardings: TrainState | None = None,
 ) -> TrainStep:
     """Builds train_step(state, teacher_params, batch) -> (state, metrics), jitted.
 
     The state is donated; the teacher is an argument, so that it is neither baked into the program
     nor donated. The rows of the batch are cut into `microbatches` that are scanned, their
-    gradients added. An update that is not finite is refused inside the program and counted. The
-    new state keeps `state_shardings`.
+    gradients added. An update that is not finite is refused inside the program and counted.
+    `frozen` are patterns over parameter paths; the new state keeps `state_shardings`.
     """
 
     @partial(jax.jit, donate_argnums=0, out_shardings=(state_shardings, None))
@@ -41,7 +43,15 @@ def make_train_step(
         n_tokens = jnp.sum(batch.weight_BT)
 
         def part(batch):
-            loss = lambda params: objective(params, teacher_params, batch, n_tokens)
+            def loss(params):
+                # Gradients that nothing uses are not computed.
+                params = jax.tree.map(
+                    lambda stays, p: jax.lax.stop_gradient(p) if stays else p,
+                    frozen_parameters(params, frozen),
+                    params,
+                )
+                return objective(params, teacher_params, batch, n_tokens)
+
             (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
             return value, metrics, gradient
 

@@ -14,7 +14,7 @@ eval.batch_size eval.every export.checkpoint export.dtype generate.batch_size
 generate.max_new_tokens generate.prompts generate.temperature job log.every log.tensorboard
 log.wandb_project mesh.data mesh.fsdp mesh.tensor model.block_tokens model.compute_dtype
 model.remat optim.beta1 optim.beta2 optim.clip_norm optim.decay_steps optim.epsilon
-optim.final_fraction optim.learning_rate optim.max_skipped optim.muon_iterations
+optim.final_fraction optim.frozen optim.learning_rate optim.max_skipped optim.muon_iterations
 optim.muon_learning_rate optim.muon_momentum optim.name optim.schedule optim.warmup_steps
 optim.weight_decay seed steps student.dtype student.init student.path
 student.prune.attention_ridge student.prune.block_criterion student.prune.blocks

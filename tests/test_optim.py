@@ -10,6 +10,7 @@ from distill_jax.optim import (
     OPTIMIZERS,
     SCHEDULES,
     OptimOptions,
+    frozen_parameters,
     is_matrix,
     make_optimizer,
     make_schedule,
@@ -25,6 +26,7 @@ def options(**changed):
         name="adamw", schedule="linear", learning_rate=PEAK, final_fraction=0.1,
         warmup_steps=WARMUP, decay_steps=DECAY, weight_decay=0.0, beta1=0.9, beta2=0.95,
         epsilon=1e-8, clip_norm=0.0, muon_learning_rate=PEAK, muon_momentum=0.95, muon_iterations=5,
+        frozen=(),
     )  # fmt: skip
     return plain._replace(**changed)
 
@@ -115,3 +117,25 @@ def test_stacked_norms_and_biases_are_not_matrices():
 def test_mistakes_name_the_choices(changed, expected):
     with pytest.raises(UserError, match=expected):
         make_optimizer(options(**changed), STEPS)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_frozen_parameters_have_no_moments_and_never_move(name):
+    params = tiny.params(tiny.model())
+    frozen = ("embedding", "blocks/attention/.*")
+    chosen = options(name=name, frozen=frozen, weight_decay=0.1)
+    optimizer = make_optimizer(chosen, STEPS)
+    state = optimizer.init(params)
+    updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)
+    stays = frozen_parameters(params, frozen)
+    for update, still in zip(jax.tree.leaves(updates), jax.tree.leaves(stays), strict=True):
+        assert bool(jnp.all(update == 0)) == still
+    sizes = {leaf.shape for leaf in jax.tree.leaves(state)}
+    assert params["embedding"].shape not in sizes
+    assert params["final_norm"].shape in sizes
+
+
+@pytest.mark.parametrize("pattern", ["embeding", "("])
+def test_a_frozen_pattern_must_mean_something(pattern):
+    with pytest.raises(UserError, match=r"config.optim.frozen has"):
+        frozen_parameters(tiny.params(tiny.model()), (pattern,))

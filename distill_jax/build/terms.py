@@ -35,4 +35,5 @@ def optim_options(c: ConfigDict) -> OptimOptions:
     """The `optim` part of a config, checked where optax would not say what is wrong."""
     for key in ("learning_rate", "muon_learning_rate", "final_fraction", "weight_decay"):
         at_least(f"optim.{key}", c.optim[key], 0)
-    return OptimOptions(**{name: c.optim[name] for name in OptimOptions._fields})
+    values = {name: c.optim[name] for name in OptimOptions._fields}
+    return OptimOptions(**values | {"frozen": tuple(c.optim.frozen)})

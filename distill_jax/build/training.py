@@ -166,6 +166,7 @@ def _run(setting, model, state, shardings, optimizer, manager) -> Run:
         ),
         optimizer,
         microbatches=c.data.microbatches,
+        frozen=tuple(c.optim.frozen),
         state_shardings=shardings,
     )
     eval_step = make_eval_step(model, teacher and teacher.model, block_tokens=block_tokens)

@@ -89,27 +89,39 @@ def _loss(static, hidden_BTD, head, teacher, labels_BT, weight_BT):
 
 
 def _loss_forward(static, hidden_BTD, head, teacher, labels_BT, weight_BT):
-    """The values and, while the logits of a block are at hand, the gradients."""
+    """The values and, while the logits of a block are at hand, the gradients.
+
+    A head that is not differentiated, being frozen, gets none and costs none.
+    """
+    trains_head = any(x.perturbed for x in jax.tree.leaves(head, is_leaf=_is_primal))
+    hidden_BTD, head, teacher, labels_BT, weight_BT = jax.tree.map(
+        lambda x: x.value, (hidden_BTD, head, teacher, labels_BT, weight_BT), is_leaf=_is_primal
+    )
 
     def body(carry, block):
         sums, head_gradient = carry
         values, (hidden_gradient, head_part) = _block(
-            static, head, teacher, block, with_gradient=True
+            static, head, teacher, block, with_gradient=True, trains_head=trains_head
         )
         head_gradient = jax.tree.map(jnp.add, head_gradient, head_part)
         return (jax.tree.map(jnp.add, sums, values), head_gradient), hidden_gradient
 
     blocks = _cut(static.block, hidden_BTD, teacher, labels_BT, weight_BT)
     wide = _wide(hidden_BTD.dtype)
+    trained = head if trains_head else (None, None)
     zero = (
         _zero_sums(static, hidden_BTD.dtype),
-        jax.tree.map(lambda x: jnp.zeros(x.shape, wide), head),
+        jax.tree.map(lambda x: jnp.zeros(x.shape, wide), trained),
     )
     (sums, head_gradient), hidden_gradient = jax.lax.scan(body, zero, blocks)
     rows, length, width = hidden_BTD.shape
     hidden_gradient = jnp.moveaxis(hidden_gradient, 0, 1).reshape(rows, -1, width)[:, :length]
-    head_gradient = jax.tree.map(lambda g, x: g.astype(x.dtype), head_gradient, head)
+    head_gradient = jax.tree.map(lambda g, x: g.astype(x.dtype), head_gradient, trained)
     return sums, (hidden_gradient.astype(hidden_BTD.dtype), head_gradient)
+
+
+def _is_primal(x):
+    return hasattr(x, "perturbed")
 
 
 def _loss_backward(static, residuals, cotangent):
@@ -119,10 +131,10 @@ def _loss_backward(static, residuals, cotangent):
     return times(hidden_gradient), jax.tree.map(times, head_gradient), None, None, None
 
 
-_loss.defvjp(_loss_forward, _loss_backward)
+_loss.defvjp(_loss_forward, _loss_backward, symbolic_zeros=True)
 
 
-def _block(static, head, teacher, block, *, with_gradient):
+def _block(static, head, teacher, block, *, with_gradient, trains_head=False):
     """Loss sums of one block of tokens and the gradients of its summed loss."""
     hidden, teacher_hidden, labels, weight = block
     unembed = Unembed(*head, *static.student)
@@ -173,7 +185,7 @@ def _block(static, head, teacher, block, *, with_gradient):
         return values, None
     counted = jnp.where(weight > 0, weight, 0.0)[..., None]
     gradient = jnp.where(counted > 0, counted * gradient, 0.0)
-    return values, _through_head(gradient, raw, hidden, unembed)
+    return values, _through_head(gradient, raw, hidden, unembed, trains_head)
 
 
 def head_logits(hidden_xD: Array, unembed: Unembed) -> Array:
@@ -191,7 +203,7 @@ def _logits(hidden, unembed):
     return raw, raw if cap is None else cap * jnp.tanh(raw / cap)
 
 
-def _through_head(gradient, raw, hidden, unembed):
+def _through_head(gradient, raw, hidden, unembed, trains_head):
     """From the gradient in the logits to those in the hidden states, weight and bias."""
     if unembed.softcap is not None:
         gradient = gradient * (1 - jnp.tanh(raw / unembed.softcap) ** 2)
@@ -199,9 +211,12 @@ def _through_head(gradient, raw, hidden, unembed):
     narrow = gradient.astype(hidden.dtype)
     wide = gradient.dtype
     hidden_gradient = jnp.matmul(narrow, unembed.weight_DV.T, preferred_element_type=wide)
+    hidden_gradient = hidden_gradient.astype(hidden.dtype)
+    if not trains_head:
+        return hidden_gradient, (None, None)
     weight_gradient = jnp.einsum("btd,btv->dv", hidden, narrow, preferred_element_type=wide)
     bias_gradient = None if unembed.bias_V is None else jnp.sum(gradient, (0, 1))
-    return hidden_gradient.astype(hidden.dtype), (weight_gradient, bias_gradient)
+    return hidden_gradient, (weight_gradient, bias_gradient)
 
 
 def _distributions(logits, teacher_logits, temperature):

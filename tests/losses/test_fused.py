@@ -187,3 +187,25 @@ def test_no_array_of_all_logits_is_compiled():
     compiled = jax.jit(jax.grad(loss, (0, 1))).lower(hidden, matrix, labels, weight).compile()
     temporary = compiled.memory_analysis().temp_size_in_bytes
     assert temporary < rows * length * vocab * 4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_frozen_head_gets_no_gradient_and_the_hidden_states_the_same(name):
+    hidden, head, targets, labels, weight = problem()
+
+    def loss(hidden, matrix, freeze):
+        matrix = jax.lax.stop_gradient(matrix) if freeze else matrix
+        return linear_divergence(
+            hidden, head._replace(weight_DV=matrix), targets, labels, weight,
+            terms=(term(name),), block_tokens=6,
+        )[0]  # fmt: skip
+
+    gradient = lambda freeze: jax.grad(loss, (0, 1))(hidden, head.weight_DV, freeze)
+    free, frozen = gradient(False), gradient(True)
+    np.testing.assert_allclose(frozen[0], free[0], rtol=1e-12)
+    assert np.all(np.asarray(frozen[1]) == 0)
+    flops = lambda freeze: (
+        jax.jit(jax.grad(lambda h, m: loss(h, m, freeze), (0, 1)))
+        .lower(hidden, head.weight_DV).compile().cost_analysis()["flops"]
+    )  # fmt: skip
+    assert flops(True) < flops(False)
