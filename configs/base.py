@@ -33,7 +33,8 @@ def get_config() -> ConfigDict:
     c.student.prune.refit = True  # least-squares refit of the kept neurons' output matrices
     c.student.prune.ridge = 0.05  # of that refit, as a share of the mean squared activation
     c.student.prune.attention_ridge = 0.3  # the same for the heads' output matrices
-    c.student.prune.calibration_tokens = 8192  # training tokens that importance is measured on
+    c.student.prune.calibration_tokens = 32768  # training tokens that neurons are refitted on
+    c.student.prune.ranking_tokens = 4096  # of them, those that blocks are ranked on
 
     c.model = ConfigDict()
     c.model.compute_dtype = "float32"  # of activations and matrix products

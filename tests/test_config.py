@@ -19,12 +19,12 @@ optim.muon_learning_rate optim.muon_momentum optim.name optim.schedule optim.war
 optim.weight_decay seed steps student.dtype student.init student.path
 student.prune.attention_ridge student.prune.block_criterion student.prune.blocks
 student.prune.calibration_tokens student.prune.neuron_criterion student.prune.neurons
-student.prune.refit student.prune.ridge teacher.dtype teacher.path terms.cross_entropy.weight
-terms.forward_kl.temperature terms.forward_kl.weight terms.jsd.beta terms.jsd.temperature
-terms.jsd.weight terms.reverse_kl.temperature terms.reverse_kl.weight terms.skew_forward_kl.alpha
-terms.skew_forward_kl.temperature terms.skew_forward_kl.weight terms.skew_reverse_kl.alpha
-terms.skew_reverse_kl.temperature terms.skew_reverse_kl.weight terms.total_variation.temperature
-terms.total_variation.weight watchdog_s
+student.prune.ranking_tokens student.prune.refit student.prune.ridge teacher.dtype teacher.path
+terms.cross_entropy.weight terms.forward_kl.temperature terms.forward_kl.weight terms.jsd.beta
+terms.jsd.temperature terms.jsd.weight terms.reverse_kl.temperature terms.reverse_kl.weight
+terms.skew_forward_kl.alpha terms.skew_forward_kl.temperature terms.skew_forward_kl.weight
+terms.skew_reverse_kl.alpha terms.skew_reverse_kl.temperature terms.skew_reverse_kl.weight
+terms.total_variation.temperature terms.total_variation.weight watchdog_s
 """
 
 

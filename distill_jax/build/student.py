@@ -28,6 +28,7 @@ def check(c: ConfigDict) -> None:
     at_least("student.prune.ridge", p.ridge, 0)
     at_least("student.prune.attention_ridge", p.attention_ridge, 0)
     at_least("student.prune.calibration_tokens", p.calibration_tokens, 1)
+    at_least("student.prune.ranking_tokens", p.ranking_tokens, 1)
 
 
 def make_student(

@@ -34,6 +34,7 @@ class PruneOptions(NamedTuple):
     refit: bool
     ridge: float
     attention_ridge: float
+    ranking_tokens: int
 
 
 def prune(
@@ -52,7 +53,9 @@ def prune(
     neurons = _wanted("neurons", options.neurons, config.neurons)
     kept = list(range(config.blocks))
     if blocks < config.blocks:
-        kept = BLOCK_CRITERIA[options.block_criterion](model, params, batches, blocks, summed_nll)
+        choose = BLOCK_CRITERIA[options.block_criterion]
+        some = _first(batches, options.ranking_tokens)
+        kept = choose(model, params, some, blocks, summed_nll)
     layers = _walk(model, params, batches, kept, neurons, options)
     pruned = {
         **{name: np.asarray(leaf) for name, leaf in params.items() if name != "blocks"},
@@ -70,6 +73,11 @@ def _wanted(name: str, wanted: int, present: int) -> int:
             f" use a number from 1 to {present}, or 0 for all"
         )
     return wanted or present
+
+
+def _first(batches: Sequence[Batch], tokens: int) -> Sequence[Batch]:
+    """As many batches as hold `tokens` places, and at least one."""
+    return batches[: max(1, round(tokens / batches[0].tokens_BT.size))]
 
 
 class _Stream(NamedTuple):

@@ -23,7 +23,7 @@ def summed_nll(hidden_BTD, unembed, batch):
 
 OPTIONS = PruneOptions(
     blocks=0, neurons=0, block_criterion="loss", neuron_criterion="reconstruction", refit=True,
-    ridge=1e-3, attention_ridge=1e-2,
+    ridge=1e-3, attention_ridge=1e-2, ranking_tokens=10**6,
 )  # fmt: skip
 
 
