@@ -101,8 +101,9 @@ def _walk(model, params, batches, kept, neurons, options) -> list[Params]:
         streams.append(_Stream(context, mask_BT, x_BTD, x_BTD))
 
     def move(i, half):
-        """The whole stream through a half of block i."""
-        step = lambda s: half(layer(i), s.whole_BTD, s.context, flags[i])
+        """The whole stream through block i, or a half of it."""
+        block = layer(i)
+        step = lambda s: half(block, s.whole_BTD, s.context, flags[i])
         return [s._replace(whole_BTD=step(s)) for s in streams]
 
     for i in range(kept[0]):
@@ -121,51 +122,51 @@ def _walk(model, params, batches, kept, neurons, options) -> list[Params]:
 
 def _attention_half(run, block, streams, local, options):
     """The block with its heads' output matrix refitted, and the pruned stream after the half."""
-    half = block["attention"]
-    features = [run.gathered(block, s.small_BTD, s.context, local) for s in streams]
+    gathered = [run.gathered(block, s.small_BTD, s.context, local) for s in streams]
     if options.refit:
-        sums = _sums(run, features, streams, half["output"], half.get("output_bias"))
+        half = block["attention"]
+        sums = _total(
+            run.attention_sums(block, a, s.small_BTD, s.whole_BTD, s.mask_BT)
+            for a, s in zip(gathered, streams, strict=True)
+        )
         original = np.asarray(half["output"], np.float64)
         best = ridge_of(sums, original, options.attention_ridge).solve(np.arange(len(original)))
-        half = half | {"output": jnp.asarray(best, half["output"].dtype)}
-        block = block | {"attention": half}
-    return block, _added(run.attention_back, block, features, streams)
+        block = block | {"attention": half | {"output": jnp.asarray(best, half["output"].dtype)}}
+    back = lambda a, s: s._replace(small_BTD=run.attention_back(block, a, s.small_BTD))
+    return block, [back(a, s) for a, s in zip(gathered, streams, strict=True)]
 
 
 def _feed_forward_half(run, block, streams, neurons, options):
     """The block with fewer neurons, and the pruned stream after the half."""
     half = block["feed_forward"]
-    features = [run.activations(block, s.small_BTD) for s in streams]
     if options.refit or neurons < half["down"].shape[0]:
-        sums = _sums(run, features, streams, half["down"], None)
+        sums = _total(
+            run.feed_forward_sums(block, s.small_BTD, s.whole_BTD, s.mask_BT) for s in streams
+        )
         original = np.asarray(half["down"], np.float64)
         ridge = ridge_of(sums, original, options.ridge)
         keep_F = np.arange(len(original))
         if neurons < len(original):
             keep_F = NEURON_CRITERIA[options.neuron_criterion](sums, ridge, original, neurons)
         down_FD = ridge.solve(keep_F) if options.refit else original[keep_F]
-        half = half | {
+        smaller = {
             "gate": half["gate"][:, keep_F],
             "up": half["up"][:, keep_F],
             "down": jnp.asarray(down_FD, half["down"].dtype),
         }
-        block = block | {"feed_forward": half}
-        features = [a_BTF[..., keep_F] for a_BTF in features]
-    return block, _added(run.feed_forward_back, block, features, streams)
+        block = block | {"feed_forward": half | smaller}
+    step = lambda s: s._replace(small_BTD=run.feed_forward(block, s.small_BTD, s.context, None))
+    return block, [step(s) for s in streams]
 
 
-def _added(project_back, block, features, streams):
-    back = lambda a, s: s._replace(small_BTD=s.small_BTD + project_back(block, a))
-    return [back(a, s) for a, s in zip(features, streams, strict=True)]
-
-
-def _sums(run, features, streams, matrix_FD, bias_D) -> Sums:
-    parts = [
-        run.sums(a, s.small_BTD, s.whole_BTD, s.mask_BT, matrix_FD, bias_D)
-        for a, s in zip(features, streams, strict=True)
-    ]
-    add = lambda part: np.sum([np.asarray(x, np.float64) for x in part], axis=0)
-    return Sums(*(add(part) for part in zip(*parts, strict=True)))
+def _total(parts) -> Sums:
+    """Adds the sums of all batches in float64."""
+    parts = iter(parts)
+    total = [np.array(x, np.float64) for x in next(parts)]
+    for part in parts:
+        for into, x in zip(total, part, strict=True):
+            into += np.asarray(x)
+    return Sums(*total)
 
 
 class _Programs(NamedTuple):
@@ -177,10 +178,9 @@ class _Programs(NamedTuple):
     attend: Callable
     feed_forward: Callable
     gathered: Callable
-    activations: Callable
     attention_back: Callable
-    feed_forward_back: Callable
-    sums: Callable
+    attention_sums: Callable
+    feed_forward_sums: Callable
 
 
 def _programs(model: Model) -> _Programs:
@@ -202,6 +202,14 @@ def _programs(model: Model) -> _Programs:
         target = jnp.einsum("btf,btd->fd", a_BTF, goal_BTD)
         return gram, target, jnp.sum(jnp.abs(a_BTF), (0, 1)), jnp.sum(mask_BT)
 
+    def attention_sums(params, a_BTF, x_BTD, y_BTD, mask_BT):
+        half = params["attention"]
+        return sums(a_BTF, x_BTD, y_BTD, mask_BT, half["output"], half.get("output_bias"))
+
+    def feed_forward_sums(params, x_BTD, y_BTD, mask_BT):
+        a_BTF = bound(params).feed_forward.activations(x_BTD)
+        return sums(a_BTF, x_BTD, y_BTD, mask_BT, params["feed_forward"]["down"], None)
+
     return _Programs(
         embed=jax.jit(model.embed),
         context=jax.jit(model.context),
@@ -211,8 +219,7 @@ def _programs(model: Model) -> _Programs:
         gathered=jax.jit(
             lambda params, x, context, local: bound(params).gathered(x, context, local)
         ),
-        activations=jax.jit(lambda params, x: bound(params).feed_forward.activations(x)),
-        attention_back=jax.jit(lambda params, a: bound(params).attention.project_back(a)),
-        feed_forward_back=jax.jit(lambda params, a: bound(params).feed_forward.project_back(a)),
-        sums=jax.jit(sums),
+        attention_back=jax.jit(lambda params, a, x: x + bound(params).attention.project_back(a)),
+        attention_sums=jax.jit(attention_sums),
+        feed_forward_sums=jax.jit(feed_forward_sums),
     )
