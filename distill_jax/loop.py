@@ -21,15 +21,11 @@ from tqdm import tqdm
 from distill_jax import checkpoint
 from distill_jax.losses.reduce import finish
 from distill_jax.progress import progress_line
-from distill_jax.types import Batch, Mean, NumbersBrokeDown, Params, TrainState
+from distill_jax.types import Batch, Mean, NumbersBrokeDown, Params, Stopped, TrainState
 from distill_jax.workdir import METRICS, rewind
 from distill_jax.writers import Writer
 
 STEPS_BETWEEN_QUESTIONS = 10
-
-
-class Stopped(Exception):
-    """A signal asked the run to stop; what was done is saved."""
 
 
 class LoopOptions(NamedTuple):
@@ -73,7 +69,7 @@ def train(run: Run) -> TrainState:
     if start == 0:
         run.on_start(state.params)
         log.line(0, run.evaluate(state.params))
-    with _stop_signal() as stop, _watchdog(run.options.watchdog_s, run.workdir) as alive:
+    with _stop_signal() as stop, _watchdog(run.options.watchdog_s) as alive:
         state = _steps(run, state, start, log, stop, alive)
     run.manager.wait_until_finished()
     run.manager.close()
@@ -239,7 +235,7 @@ def _stop_signal() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def _watchdog(limit_s: float, workdir: Path) -> Iterator[Callable[[], None]]:
+def _watchdog(limit_s: float) -> Iterator[Callable[[], None]]:
     """Ends the process with code 74 when `alive` was not called for `limit_s` seconds.
 
     A hung collective cannot be interrupted from Python, hence os._exit.

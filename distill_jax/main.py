@@ -21,7 +21,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from distill_jax.config import check_keys, flatten, unknown_key
-from distill_jax.types import NumbersBrokeDown, UserError
+from distill_jax.types import NumbersBrokeDown, Stopped, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 HELP = """\
@@ -72,14 +72,10 @@ def main(argv: list[str]) -> int:
         return _fail(2, str(error))
     except NumbersBrokeDown as error:
         return _fail(76, str(error))
-    except Interrupted as error:
+    except Stopped as error:
         return _fail(75, str(error))
     except Exception as error:
         return _fail(70, _unexpected(error, workdir))
-
-
-class Interrupted(Exception):
-    """A signal came; whatever was worth saving is saved, and the same command goes on."""
 
 
 def parse(argv: list[str]) -> Command:
@@ -134,19 +130,15 @@ def _run(command: Command) -> int:
     elif command.processes > 1:
         jax.distributed.initialize(command.coordinator, command.processes, command.process)
     from distill_jax import build
-    from distill_jax.loop import Stopped
 
-    try:
-        for line in build.run_job(command.config, command.base, command.workdir):
-            if jax.process_index() == 0:
-                print(line, flush=True)
-    except Stopped as error:
-        raise Interrupted(str(error)) from None
+    for line in build.run_job(command.config, command.base, command.workdir):
+        if jax.process_index() == 0:
+            print(line, flush=True)
     return 0
 
 
 def _interrupt(number, frame):
-    raise Interrupted("stopped by a signal before the first step: run the same command again")
+    raise Stopped("stopped by a signal before the first step: run the same command again")
 
 
 def _load_base() -> ml_collections.ConfigDict:

@@ -71,9 +71,14 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
+def batch_ways(mesh: Mesh) -> int:
+    """Into how many parts the mesh splits the rows of a batch."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def check_batch(key: str, batch_size: int, microbatches: int, mesh: Mesh) -> None:
     """Raises UserError where the rows do not divide over micro-batches and devices."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    ways = batch_ways(mesh)
     if microbatches < 1 or batch_size < 1 or batch_size % (microbatches * ways):
         raise UserError(
             f"config.{key} is {batch_size}, which {microbatches} micro-batch(es) times {ways}"

@@ -24,6 +24,10 @@ class UserError(Exception):
     """The input or the config is wrong; the message is one line: what, which value, what to do."""
 
 
+class Stopped(Exception):
+    """A signal asked the run to stop; what was worth saving is saved, and the command goes on."""
+
+
 class NumbersBrokeDown(Exception):
     """Updates stayed non-finite; rerunning the same command would only repeat it."""
 

@@ -11,6 +11,7 @@ from distill_jax.build import data, samples
 from distill_jax.build.models import (
     Loaded,
     check_length,
+    check_tokenizers,
     count,
     load_model,
     load_teacher,
@@ -23,7 +24,7 @@ from distill_jax.config import choose, flatten
 from distill_jax.evals.likelihood import evaluate, make_eval_step
 from distill_jax.export import export_student
 from distill_jax.optim import make_optimizer
-from distill_jax.sharding import check_batch, make_mesh
+from distill_jax.sharding import batch_ways, check_batch, make_mesh
 from distill_jax.study.report import ModelRow, text_table
 from distill_jax.types import UserError
 
@@ -41,9 +42,10 @@ def evaluate_job(c: ConfigDict, directory: Path) -> Iterator[str]:
     vocab = min(m.model.config.vocab for m in (subject, teacher) if m)
     text = data.packed(c, documents, subject.tokenizer, vocab, seed=None)
     yield f"text: {data.description(text)}"
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
     eval_step = make_eval_step(
-        subject.model, teacher and teacher.model, block_tokens=c.model.block_tokens * ways
+        subject.model,
+        teacher and teacher.model,
+        block_tokens=c.model.block_tokens * batch_ways(mesh),
     )
     batches = data.held_out_batches(c, text.rows, mesh)
     measured = evaluate(eval_step, subject.params, teacher and teacher.params, batches).named()
@@ -119,8 +121,9 @@ def _subject(c: ConfigDict, mesh) -> tuple[Loaded, Loaded | None]:
     if not c.student.path:
         return _only(c, mesh), None
     teacher = load_teacher(c, mesh)
-    student_tokenizer(c, teacher)
-    return load_model(c, c.student.path, c.student.dtype, mesh), teacher
+    subject = load_model(c, c.student.path, c.student.dtype, mesh)
+    check_tokenizers(subject.tokenizer, teacher)
+    return subject, teacher
 
 
 def _only(c: ConfigDict, mesh) -> Loaded:

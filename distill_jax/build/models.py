@@ -111,13 +111,18 @@ def student_tokenizer(c: ConfigDict, teacher: Loaded | None) -> Tokenizer:
             )
         return teacher.tokenizer
     tokenizer = load_tokenizer(path)
+    check_tokenizers(tokenizer, teacher)
+    return tokenizer
+
+
+def check_tokenizers(tokenizer: Tokenizer, teacher: Loaded | None) -> None:
+    """Raises UserError naming the first token that student and teacher make differently."""
     difference = teacher and first_difference(tokenizer, teacher.tokenizer)
     if difference:
         raise UserError(
             f"student and teacher have different tokenizers: {difference} (student first):"
             " use a student of the teacher's tokenizer"
         )
-    return tokenizer
 
 
 def check_length(c: ConfigDict, config: ModelConfig, name: str) -> None:

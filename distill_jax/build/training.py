@@ -33,7 +33,7 @@ from distill_jax.models.binding import Model
 from distill_jax.models.families import FAMILIES
 from distill_jax.objective import needs_teacher, objective
 from distill_jax.optim import make_optimizer, make_schedule
-from distill_jax.sharding import check_batch, make_mesh, parameter_shardings
+from distill_jax.sharding import batch_ways, check_batch, make_mesh, parameter_shardings
 from distill_jax.step import init_state, make_train_step
 from distill_jax.study.report import model_rows, report_html, report_json, samples_text, text_table
 from distill_jax.types import Params, TrainState, UserError
@@ -155,7 +155,7 @@ def saved_model(c: ConfigDict, directory: Path) -> Model:
 
 def _run(setting, model, state, shardings, optimizer, manager) -> Run:
     c, mesh, teacher = setting.config, setting.mesh, setting.teacher
-    block_tokens = c.model.block_tokens * mesh.shape["data"] * mesh.shape["fsdp"]
+    block_tokens = c.model.block_tokens * batch_ways(mesh)
     train_step = make_train_step(
         partial(
             objective,
@@ -177,6 +177,7 @@ def _run(setting, model, state, shardings, optimizer, manager) -> Run:
 
     o = optim_options(c)
     rate = o.muon_learning_rate if o.name == "muon" else o.learning_rate
+    schedule = make_schedule(o, rate, c.steps)
     return Run(
         workdir=setting.directory,
         options=LoopOptions(
@@ -193,7 +194,7 @@ def _run(setting, model, state, shardings, optimizer, manager) -> Run:
         train_step=train_step,
         batches=lambda start: data.training_batches(c, setting.training.rows, mesh, start),
         evaluate=measure,
-        learning_rate=lambda step: float(make_schedule(o, rate, c.steps)(step)),
+        learning_rate=lambda step: float(schedule(step)),
         on_start=lambda params: _first_samples(setting, model, params),
         writers=_writers(c, setting.directory),
     )

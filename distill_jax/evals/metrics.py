@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from distill_jax.losses.blocks import block_length, cut, join
 from distill_jax.losses.divergences import DIVERGENCES, log_probabilities
 from distill_jax.losses.fused import head_logits
 from distill_jax.types import Array, Projected, Unembed
@@ -76,13 +77,6 @@ def token_metrics(
     block_tokens: int,
 ) -> dict[str, Array]:
     """Every metric of every token, [B, T] float32 each, a block of positions at a time."""
-    rows, length, _ = hidden_BTD.shape
-    size = min(length, max(1, block_tokens // rows))
-    count = -(-length // size)
-
-    def cut(x):
-        x = jnp.pad(x, [(0, 0), (0, count * size - length)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(rows, count, size, *x.shape[2:]), 1, 0)
 
     def measure(inputs):
         hidden, teacher_hidden, labels = inputs
@@ -96,9 +90,9 @@ def token_metrics(
         }
 
     teacher_hidden = None if targets is None else targets.hidden_BTD
-    values = jax.lax.map(measure, jax.tree.map(cut, (hidden_BTD, teacher_hidden, labels_BT)))
-    join = lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, -1)[:, :length]
-    return jax.tree.map(join, values)
+    size = block_length(block_tokens, *labels_BT.shape)
+    values = jax.lax.map(measure, cut((hidden_BTD, teacher_hidden, labels_BT), size))
+    return jax.tree.map(lambda x: join(x, labels_BT.shape[1]), values)
 
 
 def _block(labels, logits, teacher):

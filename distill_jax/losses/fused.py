@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.lax import optimization_barrier
 
+from distill_jax.losses.blocks import block_length, cut, join
 from distill_jax.losses.divergences import DIVERGENCES, FLOOR
 from distill_jax.losses.reduce import weighted_mean
 from distill_jax.types import Array, Mean, Projected, Unembed
@@ -60,8 +61,7 @@ def linear_divergence(
     `unembed`, and in nothing else. The sum is not divided: its normaliser is the token count of
     the whole global batch, which only the caller knows.
     """
-    rows, length, _ = hidden_BTD.shape
-    block = min(length, max(1, block_tokens // rows))
+    block = block_length(block_tokens, *labels_BT.shape)
     static = _Static(
         terms,
         block,
@@ -114,8 +114,7 @@ def _loss_forward(static, hidden_BTD, head, teacher, labels_BT, weight_BT):
         jax.tree.map(lambda x: jnp.zeros(x.shape, wide), trained),
     )
     (sums, head_gradient), hidden_gradient = jax.lax.scan(body, zero, blocks)
-    rows, length, width = hidden_BTD.shape
-    hidden_gradient = jnp.moveaxis(hidden_gradient, 0, 1).reshape(rows, -1, width)[:, :length]
+    hidden_gradient = join(hidden_gradient, hidden_BTD.shape[1])
     head_gradient = jax.tree.map(lambda g, x: g.astype(x.dtype), head_gradient, trained)
     return sums, (hidden_gradient.astype(hidden_BTD.dtype), head_gradient)
 
@@ -252,17 +251,9 @@ def _phi(term, log_q, log_p, q, p):
 
 
 def _cut(block, hidden_BTD, teacher, labels_BT, weight_BT):
-    """[B, T, ...] to [blocks, B, block, ...]; the positions that fill up the last weigh nothing."""
-    length = labels_BT.shape[1]
-    count = -(-length // block)
-
-    def cut(x):
-        pad = [(0, 0), (0, count * block - length)] + [(0, 0)] * (x.ndim - 2)
-        x = jnp.pad(x, pad)
-        return jnp.moveaxis(x.reshape(x.shape[0], count, block, *x.shape[2:]), 1, 0)
-
+    """What a block needs of each token; the positions that fill up the last block weigh nothing."""
     teacher_hidden = None if teacher is None else teacher[0]
-    return jax.tree.map(cut, (hidden_BTD, teacher_hidden, labels_BT, weight_BT))
+    return cut((hidden_BTD, teacher_hidden, labels_BT, weight_BT), block)
 
 
 def _zero_sums(static, dtype):

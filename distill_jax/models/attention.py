@@ -5,6 +5,8 @@ import jax.numpy as jnp
 
 from distill_jax.types import Array
 
+QUERIES = 128  # that look at their keys together; their scores are computed again for the gradient
+
 
 def packed_mask(segment_BT: Array) -> Array:
     """bool [B, T, S]: causal, within one segment of the row.
@@ -52,11 +54,11 @@ def attention(
     query_BKGTH = jnp.moveaxis(grouped, 1, 3)
     key_BKSH, value_BKSH = jnp.swapaxes(key_BSKH, 1, 2), jnp.swapaxes(value_BSKH, 1, 2)
     packed = length == key_BSKH.shape[1]
+    part = jax.checkpoint(_attend, static_argnums=(4, 5))
     mixed = []
     for start in range(0, length, QUERIES):
         rows = slice(start, start + QUERIES)
         seen = slice(0, start + QUERIES) if packed else slice(None)
-        part = jax.checkpoint(_attend, static_argnums=(4, 5))
         mixed.append(
             part(
                 query_BKGTH[:, :, :, rows],
@@ -69,9 +71,6 @@ def attention(
         )
     mixed_BTKGH = jnp.moveaxis(jnp.concatenate(mixed, axis=3), 3, 1)
     return mixed_BTKGH.reshape(batch, length, heads, width)
-
-
-QUERIES = 128  # that look at their keys together; their scores are computed again for the gradient
 
 
 def _attend(query_BKGTH, key_BKSH, value_BKSH, mask_BTS, scale, softcap):
