@@ -6,18 +6,30 @@ carries a .gguf file; it is found, never imported).
 
 from ml_collections import ConfigDict
 
+from distill_jax.losses.divergences import DIVERGENCES
+from distill_jax.losses.schedules import ADAPTIVE
+
 
 def get_config() -> ConfigDict:
     """The defaults. With teacher.path and data.source given it is a usable run."""
     c = ConfigDict()
-    c.job = "train"  # train | evaluate | export | generate
+    c.job = "train"  # train | cache | evaluate | export | generate
     c.seed = 0  # of initialisation, data order and sampling
     c.steps = 1000  # updates
     c.watchdog_s = 3600  # seconds without a finished step before the run gives up; 0: never
 
     c.teacher = ConfigDict()
-    c.teacher.path = ""  # empty: no teacher (only with cross_entropy alone)
+    c.teacher.path = ""  # or average: the student's own running average; empty: no teacher
     c.teacher.dtype = "float32"  # of the parameters in memory
+    c.teacher.cache = ""  # directory that the job cache wrote: the teacher then runs in no step
+    c.teacher.more = ()  # paths of further teachers, mixed with the first
+    c.teacher.weights = ()  # of all of them, divided by their sum; empty: equal
+    c.teacher.mix = "probability"  # probability | logits: what is averaged
+    c.teacher.average_decay = 0.999  # what the student's running average keeps a step
+    c.teacher.targets = "hidden"  # hidden (all of p) | top_k | sampled | sampled_renormalised
+    c.teacher.k = 64  # entries a token of top_k
+    c.teacher.policy = ""  # of the mass outside top_k: tail_bucket | renormalise | truncate
+    c.teacher.draws = 50  # a token, of the two sampled targets
 
     c.student = ConfigDict()
     c.student.path = ""  # empty: the teacher's weights or architecture
@@ -52,14 +64,17 @@ def get_config() -> ConfigDict:
     c.data.microbatches = 1  # parts the rows of an update are computed in, one after another
     c.data.prefetch = 2  # batches prepared ahead
 
-    c.terms = ConfigDict()  # the loss is the sum of weight * term
-    c.terms.forward_kl = ConfigDict({"weight": 1.0, "temperature": 1.0})
-    c.terms.reverse_kl = ConfigDict({"weight": 0.0, "temperature": 1.0})
-    c.terms.jsd = ConfigDict({"weight": 0.0, "temperature": 1.0, "beta": 0.5})
-    c.terms.skew_forward_kl = ConfigDict({"weight": 0.0, "temperature": 1.0, "alpha": 0.1})
-    c.terms.skew_reverse_kl = ConfigDict({"weight": 0.0, "temperature": 1.0, "alpha": 0.1})
-    c.terms.total_variation = ConfigDict({"weight": 0.0, "temperature": 1.0})
-    c.terms.cross_entropy = ConfigDict({"weight": 0.0})  # on the labels of the data
+    # The loss is the sum of weight * term. A term's weight is its schedule's first: constant,
+    # linear:END, cosine:END, or steps:100=0.5,200=0. Every divergence is a term, with the
+    # parameters that distill_jax/losses/divergences.py gives it and the paper they are from.
+    c.terms = ConfigDict()
+    for name, divergence in DIVERGENCES.items():
+        c.terms[name] = ConfigDict({"weight": 0.0, "temperature": 1.0, "schedule": "constant"})
+        c.terms[name].update(divergence.parameters)
+    for name, adaptive in ADAPTIVE.items():
+        c.terms[name].update(adaptive.options)
+    c.terms.forward_kl.weight = 1.0
+    c.terms.cross_entropy = ConfigDict({"weight": 0.0, "schedule": "constant"})  # on the labels
 
     c.optim = ConfigDict()
     c.optim.name = "adamw"  # adamw | muon (matrices of the blocks; adamw for all else)
@@ -82,6 +97,11 @@ def get_config() -> ConfigDict:
     c.eval = ConfigDict()
     c.eval.every = 100  # steps; 0: only before and after
     c.eval.batch_size = 8  # rows of the whole mesh
+
+    c.cache = ConfigDict()  # what the job cache writes of teacher.targets
+    c.cache.dtype = "bfloat16"  # of hidden: float32 | bfloat16 | int8; of logits: float32 | float16
+    c.cache.batch_size = 8  # rows of the whole mesh
+    c.cache.shard_tokens = 200_000  # tokens a file; a stopped job goes on after the last whole one
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 200  # steps; 0: only at the end or when stopped

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from distill_jax import checkpoint
 from distill_jax.losses.reduce import finish
 from distill_jax.progress import progress_line
-from distill_jax.types import Batch, Mean, NumbersBrokeDown, Params, Stopped, TrainState
+from distill_jax.types import Array, Batch, Mean, NumbersBrokeDown, Params, Stopped, TrainState
 from distill_jax.workdir import METRICS, rewind
 from distill_jax.writers import Writer
 
@@ -46,7 +46,8 @@ class Run(NamedTuple):
     options: LoopOptions
     manager: ocp.CheckpointManager
     state: TrainState  # fresh or restored; its buffers are donated
-    teacher_params: Params | None
+    teacher_params: tuple[Params, ...]
+    key: Array  # of what the step draws; folded with the step
     train_step: Callable[..., tuple[TrainState, dict[str, Any]]]
     batches: Callable[[int], Iterator[tuple[Batch, Batch]]]  # from a step on: (host, global)
     evaluate: Callable[[Params], dict[str, float]]
@@ -79,7 +80,7 @@ def train(run: Run) -> TrainState:
 def _steps(run, state, start, log, stop, alive):
     options, late = run.options, None
     for step, (host, batch) in enumerate(run.batches(start), start + 1):
-        state, metrics = run.train_step(state, run.teacher_params, batch)
+        state, metrics = run.train_step(state, run.teacher_params, batch, run.key)
         # Metrics are fetched one step late, so that the next step is dispatched before.
         if late is not None:
             log.train(*late)

@@ -1,33 +1,58 @@
-"""From the outputs of student and teacher to a loss and its metrics. Shapes: types.py."""
+"""From the outputs of student and teacher to a loss and its metrics. Shapes: types.py.
+
+A Teach function makes the targets of a batch, whatever the teacher is: one model, several, the
+running average of the student, what a cache has stored, or only a part of its distribution.
+"""
+
+from collections.abc import Callable
 
 import jax
+from jax.sharding import Mesh
 
-from distill_jax.losses.fused import CROSS_ENTROPY, Term, linear_divergence
+from distill_jax.losses.fused import linear_divergence
+from distill_jax.losses.terms import Term, needs_teacher
 from distill_jax.models.binding import Model
-from distill_jax.types import Array, Batch, Mean, Params, Projected
+from distill_jax.types import (
+    Array,
+    Batch,
+    Mean,
+    Mixture,
+    Params,
+    Projected,
+    Sampled,
+    Targets,
+    TopK,
+    Unembed,
+)
+
+# (teacher_params, batch, key) -> Targets. teacher_params: one entry a teacher; the running average
+# of the student, where the state keeps one, is the last.
+Teach = Callable[[tuple[Params, ...], Batch, Array], Targets]
 
 
 def objective(
     student_params: Params,
-    teacher_params: Params | None,
+    teacher_params: tuple[Params, ...],
     batch: Batch,
+    key: Array,
     n_tokens: Array,
     *,
     student: Model,
-    teacher: Model | None,
+    teach: Teach | None,
     terms: tuple[Term, ...],
     block_tokens: int,
+    mesh: Mesh | None = None,
 ) -> tuple[Array, dict[str, Mean]]:
     """The loss of a (micro-)batch, as its share of the mean over `n_tokens`, and its metrics.
 
     n_tokens: the summed weights of the whole global batch, over all micro-batches and devices, so
-    that any split of the same batch gives the same gradient. The teacher runs only where a term
-    needs it, and no gradient reaches it.
+    that any split of the same batch gives the same gradient. key: for teachers that draw. The
+    teacher runs only where a term needs it, and no gradient reaches it.
     """
     hidden = student.apply(student_params, batch.tokens_BT, batch.segment_BT, batch.position_BT)
     targets = None
     if needs_teacher(terms):
-        targets = teacher_targets(teacher, teacher_params, batch)
+        targets = teach(jax.lax.stop_gradient(teacher_params), batch, key)
     loss_sum, metrics = linear_divergence(
         hidden.last_BTD,
         student.unembed(student_params),
@@ -36,9 +61,54 @@ def objective(
         batch.weight_BT,
         terms=terms,
         block_tokens=block_tokens,
+        mesh=mesh,
     )
     # A batch without a single counted token has a loss sum of exactly 0.
     return loss_sum / jax.numpy.maximum(n_tokens, 1e-9), metrics
+
+
+def live_teacher(model: Model) -> Teach:
+    """The whole distribution of one model."""
+
+    def teach(teacher_params, batch, key):
+        return teacher_targets(model, teacher_params[0], batch)
+
+    return teach
+
+
+def mixed_teachers(models: tuple[Model, ...], weights: tuple[float, ...], space: str) -> Teach:
+    """Several models as one distribution, mixed in `space`: probability or logits."""
+
+    def teach(teacher_params, batch, key):
+        pairs = zip(models, teacher_params, strict=True)
+        return Mixture(tuple(teacher_targets(m, p, batch) for m, p in pairs), weights, space)
+
+    return teach
+
+
+def cached_teacher(
+    kind: str, *, head: tuple[float | None, float], temperatures, policy: str, vocab: int
+) -> Teach:
+    """What a cache of a kind (data/cache.py) has stored for the batch; no model runs.
+
+    head: softcap and scale of the teacher's, whose weight and bias are teacher_params[0].
+    """
+
+    def teach(teacher_params, batch, key):
+        stored = batch.targets
+        if kind == "hidden":
+            unembed = Unembed(*teacher_params[0], *head)
+            return Projected(stored["hidden"], unembed, stored.get("scale"))
+        if kind == "sampled":
+            return Sampled(stored["ids"], stored["probability"], vocab)
+        return TopK(stored["ids"], stored["logits"], stored["rest"], temperatures, policy, vocab)
+
+    return teach
+
+
+def partly(teach: Teach, part: Callable[[Projected, Batch, Array], Targets]) -> Teach:
+    """Of a teacher that runs in the step, only what `part` keeps of its distribution."""
+    return lambda teacher_params, batch, key: part(teach(teacher_params, batch, key), batch, key)
 
 
 def teacher_targets(teacher: Model, teacher_params: Params, batch: Batch) -> Projected:
@@ -46,8 +116,3 @@ def teacher_targets(teacher: Model, teacher_params: Params, batch: Batch) -> Pro
     params = jax.lax.stop_gradient(teacher_params)
     hidden = teacher.apply(params, batch.tokens_BT, batch.segment_BT, batch.position_BT)
     return Projected(hidden.last_BTD, teacher.unembed(params))
-
-
-def needs_teacher(terms: tuple[Term, ...]) -> bool:
-    """Whether any term compares with a teacher."""
-    return any(term.name != CROSS_ENTROPY for term in terms)

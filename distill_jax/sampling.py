@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax.losses.fused import head_logits
+from distill_jax.losses.vocabulary import head_logits
 from distill_jax.models.binding import Model
 from distill_jax.types import Array, Params, UserError
 

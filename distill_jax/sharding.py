@@ -101,6 +101,18 @@ def local_rows(mesh: Mesh, rows: int) -> slice:
     return slice(min(b[0] for b in bounds), max(b[1] for b in bounds))
 
 
+def local_part(x: jax.Array) -> np.ndarray:
+    """The rows of a batch that this process holds, on the host."""
+    parts = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+
+def place_whole(tree: Any, mesh: Mesh) -> Any:
+    """Host arrays onto the mesh, whole on every device."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    return place(tree, jax.tree.map(lambda _: whole, tree))
+
+
 def place(tree: Any, shardings: Any) -> Any:
     """Host arrays onto the mesh; each process holds the whole host array and gives its part."""
     return jax.tree.map(

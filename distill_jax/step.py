@@ -8,39 +8,59 @@ import jax.numpy as jnp
 import optax
 
 from distill_jax.losses.reduce import merge
+from distill_jax.losses.schedules import Plan
 from distill_jax.optim import frozen_parameters
 from distill_jax.types import Array, Batch, Mean, Params, TrainState
 
 Objective = Callable[..., tuple[Array, dict[str, Mean]]]
-TrainStep = Callable[[TrainState, Params | None, Batch], tuple[TrainState, dict[str, Mean | Array]]]
+TrainStep = Callable[
+    [TrainState, tuple[Params, ...], Batch, Array], tuple[TrainState, dict[str, Mean | Array]]
+]
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first update."""
+def init_state(
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    plan: Plan,
+    *,
+    keep_average: bool = False,
+) -> TrainState:
+    """The state before the first update. keep_average: of the parameters, to teach from."""
     # Three arrays and not one thrice: a donated buffer may stand in the state only once.
     zero = lambda: jnp.zeros((), jnp.int32)
-    return TrainState(zero(), params, optimizer.init(params), zero(), zero())
+    average = jax.tree.map(jnp.copy, params) if keep_average else None
+    opt_state = optimizer.init(params)
+    return TrainState(zero(), params, opt_state, zero(), zero(), plan.init(), average)
 
 
 def make_train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
+    plan: Plan,
     *,
     microbatches: int,
     frozen: tuple[str, ...] = (),
+    average_decay: float = 0.0,
     state_shardings: TrainState | None = None,
 ) -> TrainStep:
-    """Builds train_step(state, teacher_params, batch) -> (state, metrics), jitted.
+    """Builds train_step(state, teacher_params, batch, key) -> (state, metrics), jitted.
 
-    The state is donated; the teacher is an argument, so that it is neither baked into the program
-    nor donated. The rows of the batch are cut into `microbatches` that are scanned, their
-    gradients added. An update that is not finite is refused inside the program and counted.
-    `frozen` are patterns over parameter paths; the new state keeps `state_shardings`.
+    The state is donated; the teachers are an argument, so that they are neither baked into the
+    program nor donated. The rows of the batch are cut into `microbatches` that are scanned, their
+    gradients added. An update that is not finite is refused inside the program and counted. The
+    terms of the loss are what `plan` has for the step; `key` is folded with the step. `frozen` are
+    patterns over parameter paths; the new state keeps `state_shardings`. average_decay: share of
+    its own that the running average keeps a step, where the state has one.
     """
 
     @partial(jax.jit, donate_argnums=0, out_shardings=(state_shardings, None))
-    def train_step(state, teacher_params, batch):
+    def train_step(state, teacher_params, batch, key):
         n_tokens = jnp.sum(batch.weight_BT)
+        terms = plan.at(state.step, state.adaptive)
+        key = jax.random.fold_in(key, state.step)
+        teachers = tuple(teacher_params)
+        if state.average is not None:
+            teachers = (*teachers, state.average)
 
         def part(batch):
             def loss(params):
@@ -50,7 +70,7 @@ def make_train_step(
                     frozen_parameters(params, frozen),
                     params,
                 )
-                return objective(params, teacher_params, batch, n_tokens)
+                return objective(params, teachers, batch, key, n_tokens, terms=terms)
 
             (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
             return value, metrics, gradient
@@ -59,9 +79,37 @@ def make_train_step(
             loss, metrics, gradient = part(batch)
         else:
             loss, metrics, gradient = _accumulate(part, _split(batch, microbatches))
-        return _update(state, optimizer, loss, metrics, gradient)
+        new, good, norm = _update(state, optimizer, loss, gradient)
+        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+        adaptive = keep(plan.follow(state.step, state.adaptive, metrics), state.adaptive)
+        average = keep(_averaged(state.average, new.params, average_decay), state.average)
+        return new._replace(adaptive=adaptive, average=average), {
+            "loss": loss,
+            "gradient_norm": norm,
+            "skipped": new.skipped,
+            "skipped_in_a_row": new.skipped_in_a_row,
+            **_moving(terms),
+            **metrics,
+        }
 
     return train_step
+
+
+def _averaged(average, params, decay):
+    """decay * average + (1 - decay) * params, in the average's own dtypes."""
+    if average is None:
+        return None
+    return jax.tree.map(lambda a, p: (decay * a + (1 - decay) * p).astype(a.dtype), average, params)
+
+
+def _moving(terms):
+    """What the plan has moved a parameter to, by `term_parameter`."""
+    return {
+        f"{term.name}_{name}": value
+        for term in terms
+        for name, value in term.parameters
+        if isinstance(value, jax.Array)
+    }
 
 
 def _split(batch: Batch, parts: int) -> Batch:
@@ -83,8 +131,8 @@ def _accumulate(part, batches):
     return jax.lax.scan(add, zero, batches)[0]
 
 
-def _update(state, optimizer, loss, metrics, gradient):
-    """Applies a finite update and refuses any other, whatever was refused before.
+def _update(state, optimizer, loss, gradient):
+    """(state, whether the update was finite, gradient norm). Any other update is refused.
 
     optax.apply_if_finite is not used because past its limit it applies the bad update.
     """
@@ -94,17 +142,11 @@ def _update(state, optimizer, loss, metrics, gradient):
     params = optax.apply_updates(state.params, updates)
     keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
     bad = (~good).astype(jnp.int32)
-    state = TrainState(
-        state.step + 1,
-        keep(params, state.params),
-        keep(opt_state, state.opt_state),
-        state.skipped + bad,
-        (state.skipped_in_a_row + 1) * bad,
+    new = state._replace(
+        step=state.step + 1,
+        params=keep(params, state.params),
+        opt_state=keep(opt_state, state.opt_state),
+        skipped=state.skipped + bad,
+        skipped_in_a_row=(state.skipped_in_a_row + 1) * bad,
     )
-    return state, {
-        "loss": loss,
-        "gradient_norm": norm,
-        "skipped": state.skipped,
-        "skipped_in_a_row": state.skipped_in_a_row,
-        **metrics,
-    }
+    return new, good, norm

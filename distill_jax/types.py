@@ -48,6 +48,8 @@ class Batch(NamedTuple):
     segment_BT   int32, 0 for padding, 1.. for the pieces of a row; attention stays within a piece.
     position_BT  int32, place within the piece.
     document_BT  int32, index of the document in its source, -1 for padding.
+    targets      cached teacher targets by position, as data/cache.py stores them; None where the
+                 teacher runs in the step.
     """
 
     tokens_BT: Array
@@ -56,6 +58,7 @@ class Batch(NamedTuple):
     segment_BT: Array
     position_BT: Array
     document_BT: Array
+    targets: dict[str, Array] | None = None
 
 
 class Unembed(NamedTuple):
@@ -78,10 +81,57 @@ class Hidden(NamedTuple):
 
 
 class Projected(NamedTuple):
-    """Teacher targets as final hidden states together with the head that turns them into logits."""
+    """Teacher targets as final hidden states together with the head that turns them into logits.
+
+    scale_BT: where hidden states are stored as int8, what one unit of a token stands for.
+    """
 
     hidden_BTD: Array
     unembed: Unembed
+    scale_BT: Array | None = None
+
+
+class TopK(NamedTuple):
+    """Teacher targets as the raw logits of K entries a token and the mass of all others.
+
+    ids_BTK      int32; -1 where a token has fewer than K entries.
+    logits_BTK   float32, raw: a temperature other than the stored ones can only be renormalised.
+    rest_BTN     logsumexp of all other logits, each divided by one of `temperatures`; -inf: none.
+    temperatures fixed when traced; the first is 1.
+    policy       what becomes of the others: a key of losses/sparse.py POLICIES.
+    vocab        entries that the teacher has.
+    """
+
+    ids_BTK: Array
+    logits_BTK: Array
+    rest_BTN: Array
+    temperatures: tuple[float, ...]
+    policy: str
+    vocab: int
+
+
+class Sampled(NamedTuple):
+    """Teacher targets as draws from p at temperature 1. Random-sampling KD, 2503.16870.
+
+    ids_BTK          int32, distinct; -1 where a token has fewer than K.
+    probability_BTK  counts / draws: its mean over draws is p.
+    vocab            entries that the teacher has.
+    """
+
+    ids_BTK: Array
+    probability_BTK: Array
+    vocab: int
+
+
+class Mixture(NamedTuple):
+    """Several teachers as one distribution. `space` is probability (sum of w p) or logits."""
+
+    teachers: tuple[Projected, ...]
+    weights: tuple[float, ...]
+    space: str
+
+
+Targets = Projected | TopK | Sampled | Mixture
 
 
 class TrainState(NamedTuple):
@@ -92,3 +142,5 @@ class TrainState(NamedTuple):
     opt_state: Any
     skipped: Array  # int32, updates refused because they were not finite
     skipped_in_a_row: Array  # int32
+    adaptive: dict[str, dict[str, Array]]  # schedules that follow the loss (losses/schedules.py)
+    average: Params | None  # running average of params, where it serves as a teacher

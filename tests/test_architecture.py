@@ -8,7 +8,7 @@ import pytest
 from configs.base import get_config
 from distill_jax.config import flatten
 from distill_jax.losses.divergences import DIVERGENCES
-from distill_jax.losses.fused import CROSS_ENTROPY
+from distill_jax.losses.terms import CROSS_ENTROPY
 from tests.cli import ROOT
 
 PACKAGE = ROOT / "distill_jax"

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_jax.losses.fused import head_logits
+from distill_jax.losses.vocabulary import head_logits
 from distill_jax.sampling import generate, make_continue
 from distill_jax.types import UserError
 from tests import tiny

@@ -9,8 +9,9 @@ import optax
 import pytest
 
 from distill_jax.losses.divergences import DIVERGENCES
-from distill_jax.losses.fused import CROSS_ENTROPY, Term
-from distill_jax.objective import objective
+from distill_jax.losses.schedules import fixed_plan
+from distill_jax.losses.terms import CROSS_ENTROPY, Term
+from distill_jax.objective import live_teacher, objective
 from distill_jax.step import init_state, make_train_step
 from tests import tiny
 from tests.losses.test_divergences import PARAMETERS
@@ -28,16 +29,24 @@ def terms(name="forward_kl"):
     return (Term(name, 1.0, 1.0, tuple(PARAMETERS.get(name, {}).items())),)
 
 
-def loss_of(pair, name="forward_kl"):
+KEY = jax.random.key(0)
+
+
+def loss_of(pair):
     student, teacher, *_ = pair
-    return partial(objective, student=student, teacher=teacher, terms=terms(name), block_tokens=8)
+    teach = teacher and live_teacher(teacher)
+    return partial(objective, student=student, teach=teach, block_tokens=8)
+
+
+def plan(name="forward_kl"):
+    return fixed_plan(terms(name))
 
 
 def one_step(pair, batch, *, microbatches=1, name="forward_kl", optimizer=None):
     optimizer = optimizer or optax.sgd(1.0)
-    step = make_train_step(loss_of(pair, name), optimizer, microbatches=microbatches)
-    state = init_state(jax.tree.map(jnp.array, pair[2]), optimizer)
-    return step(state, pair[3], batch)
+    step = make_train_step(loss_of(pair), optimizer, plan(name), microbatches=microbatches)
+    state = init_state(jax.tree.map(jnp.array, pair[2]), optimizer, plan(name))
+    return step(state, (pair[3],), batch, KEY)
 
 
 def difference(a, b):
@@ -82,7 +91,8 @@ def test_masked_positions_have_exactly_no_influence(pair, name):
 
 def test_the_teachers_gradient_is_exactly_zero(pair):
     batch = jax.tree.map(jnp.asarray, tiny.batch())
-    gradient = jax.grad(lambda t: loss_of(pair)(pair[2], t, batch, 10.0)[0])(pair[3])
+    loss = lambda t: loss_of(pair)(pair[2], (t,), batch, KEY, 10.0, terms=terms())[0]
+    gradient = jax.grad(loss)(pair[3])
     assert all(np.all(np.asarray(g) == 0) for g in jax.tree.leaves(gradient))
 
 
@@ -113,13 +123,13 @@ def test_updates_that_are_not_finite_are_refused_however_many(pair):
     bad = jax.tree.map(jnp.array, pair[3])
     bad["embedding"] = bad["embedding"].at[:].set(jnp.nan)
     optimizer = optax.adam(1e-2)
-    step = make_train_step(loss_of(pair), optimizer, microbatches=1)
-    state = init_state(jax.tree.map(jnp.array, pair[2]), optimizer)
+    step = make_train_step(loss_of(pair), optimizer, plan(), microbatches=1)
+    state = init_state(jax.tree.map(jnp.array, pair[2]), optimizer, plan())
     for _ in range(8):
-        state, metrics = step(state, bad, tiny.batch())
+        state, metrics = step(state, (bad,), tiny.batch(), KEY)
     assert difference(state.params, pair[2]) == 0.0
     assert (int(state.step), int(state.skipped), int(metrics["skipped_in_a_row"])) == (8, 8, 8)
-    state, metrics = step(state, pair[3], tiny.batch())
+    state, metrics = step(state, (pair[3],), tiny.batch(), KEY)
     assert int(metrics["skipped_in_a_row"]) == 0
     assert difference(state.params, pair[2]) > 0.0
     assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(state.params))
@@ -135,9 +145,9 @@ def test_an_all_masked_batch_changes_nothing(pair):
 
 def test_the_teacher_is_an_argument_and_not_in_the_program(pair):
     """Constants in the lowered program stay small: parameters closed over would be baked in."""
-    step = make_train_step(loss_of(pair), optax.sgd(1.0), microbatches=1)
-    state = init_state(pair[2], optax.sgd(1.0))
-    text = step.lower(state, pair[3], tiny.batch()).as_text()
+    step = make_train_step(loss_of(pair), optax.sgd(1.0), plan(), microbatches=1)
+    state = init_state(pair[2], optax.sgd(1.0), plan())
+    text = step.lower(state, (pair[3],), tiny.batch(), KEY).as_text()
     size = pair[3]["embedding"].size
     assert 'dense<"0x' not in text or len(text) < 8 * size * 4
     assert text.count("tf.aliasing_output") + text.count("jax.buffer_donor") >= len(

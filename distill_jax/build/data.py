@@ -1,14 +1,20 @@
 """The rows of a config: read, split, tokenized, packed, and brought onto the mesh."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
+import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from distill_jax.build.models import Loaded
+from distill_jax.data.cache import Cache, CachedRows, check_match
 from distill_jax.data.documents import Document, fingerprint, split_documents
 from distill_jax.data.encode import check_vocabulary, tokenize_documents
-from distill_jax.data.pack import Rows, describe, pack
+from distill_jax.data.pack import Rows, describe, empty_row, pack
 from distill_jax.data.pipeline import batch_at, eval_batches, train_batches
 from distill_jax.data.sources import read_documents
 from distill_jax.data.tokenizer import Tokenizer
@@ -60,6 +66,48 @@ def packed(
     return Data(rows, len(documents), fingerprint(documents))
 
 
+def with_cache(
+    c: ConfigDict, cache: Cache, tokenizer: Tokenizer, teacher: Loaded | None, *parts: Data
+) -> list[Data]:
+    """The same text with the signals of a cache.
+
+    Raises UserError where the cache is of another teacher, tokenizer or window, or lacks a piece.
+    """
+    path = Path(c.teacher.cache)
+    check_match(cache.manifest, path, cache_hashes(teacher, tokenizer), c.data.seq_len)
+    for part in parts:
+        lacking, pieces = cache.missing(part.rows[i] for i in range(len(part.rows)))
+        if lacking:
+            raise UserError(
+                f"config.teacher.cache {path} lacks {lacking} of {pieces} pieces of this text:"
+                " run the job cache again with this config"
+            )
+    return [part._replace(rows=CachedRows(part.rows, cache)) for part in parts]
+
+
+def cache_hashes(teacher: Loaded | None, tokenizer: Tokenizer) -> dict[str, str | None]:
+    """What a cache must share with a run; the teacher only where its weights are at hand."""
+    template = tokenizer.chat_template
+    known = {
+        "tokenizer": tokenizer.fingerprint,
+        "chat template": template and hashlib.sha256(template.encode()).hexdigest(),
+    }
+    return known | ({"teacher": teacher.fingerprint} if teacher else {})
+
+
+def batch_of(chosen: list[Batch], size: int, mesh: Mesh, padding: Callable | None = None) -> Batch:
+    """Up to `size` host rows on the mesh, filled up with rows of nothing."""
+    length = len(chosen[0].tokens_BT)
+    empty = empty_row(length)._replace(targets=padding and padding(length))
+    rows = [*chosen, *[empty] * (size - len(chosen))][local_slice(mesh, size)]
+    return to_global(jax.tree.map(lambda *x: np.stack(x), *rows), mesh, size)
+
+
+def local_slice(mesh: Mesh, size: int) -> slice:
+    """Which rows of a batch this process holds."""
+    return local_rows(mesh, size)
+
+
 def training_batches(
     c: ConfigDict, rows: Rows, mesh: Mesh, start: int
 ) -> Iterator[tuple[Batch, Batch]]:
@@ -100,7 +148,7 @@ def held_out_batches(c: ConfigDict, rows: Rows, mesh: Mesh) -> Iterator[Batch]:
 
 def description(part: Data) -> str:
     """One line about packed text."""
-    epoch = describe(part.rows)
+    epoch = describe(getattr(part.rows, "rows", part.rows))
     return (
         f"{part.documents:,} documents, {epoch.trained_tokens:,} tokens,"
         f" {epoch.rows:,} rows of {part.rows.seq_len} ({epoch.fill:.1%} filled)"

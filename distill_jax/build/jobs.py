@@ -18,12 +18,18 @@ from distill_jax.build.models import (
     student_tokenizer,
 )
 from distill_jax.build.provenance import provenance
-from distill_jax.build.terms import optim_options
-from distill_jax.build.training import ARCHITECTURE, abstract_state, open_checkpoints, saved_model
+from distill_jax.build.terms import terms_of
+from distill_jax.build.training import (
+    ARCHITECTURE,
+    abstract_state,
+    open_checkpoints,
+    saved_model,
+    starter,
+)
 from distill_jax.config import choose, flatten
 from distill_jax.evals.likelihood import evaluate, make_eval_step
 from distill_jax.export import export_student
-from distill_jax.optim import make_optimizer
+from distill_jax.objective import live_teacher
 from distill_jax.sharding import batch_ways, check_batch, make_mesh
 from distill_jax.study.report import ModelRow, text_table
 from distill_jax.types import UserError
@@ -44,11 +50,12 @@ def evaluate_job(c: ConfigDict, directory: Path) -> Iterator[str]:
     yield f"text: {data.description(text)}"
     eval_step = make_eval_step(
         subject.model,
-        teacher and teacher.model,
+        teacher and live_teacher(teacher.model),
         block_tokens=c.model.block_tokens * batch_ways(mesh),
     )
     batches = data.held_out_batches(c, text.rows, mesh)
-    measured = evaluate(eval_step, subject.params, teacher and teacher.params, batches).named()
+    teacher_params = (teacher.params,) if teacher else ()
+    measured = evaluate(eval_step, subject.params, teacher_params, batches).named()
     if jax.process_index():
         return
     workdir.write_lines(directory / workdir.METRICS, [{"step": 0, **measured}])
@@ -99,7 +106,7 @@ def export_job(c: ConfigDict, directory: Path) -> Iterator[str]:
         if step is None:
             raise UserError(f"{directory} has no checkpoint yet: train first")
         model = saved_model(c, directory)
-        abstract, _ = abstract_state(model, make_optimizer(optim_options(c), c.steps), mesh)
+        abstract, _ = abstract_state(model, starter(c, terms_of(c)), mesh)
         params = checkpoint.restore(manager, abstract, step).params
         teacher = load_teacher(c, mesh) if not c.student.path else None
         read = load_model(c, c.student.path, c.student.dtype, mesh) if c.student.path else teacher

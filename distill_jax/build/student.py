@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 
 from distill_jax.build.models import Loaded, Source, bind_config, check_length, place_params
 from distill_jax.config import at_least, choose
-from distill_jax.losses.fused import CROSS_ENTROPY, Term, linear_divergence
+from distill_jax.losses.fused import linear_divergence
+from distill_jax.losses.terms import CROSS_ENTROPY, Term
 from distill_jax.models.binding import Model
 from distill_jax.models.prune import PruneOptions, prune
 from distill_jax.models.prune_blocks import BLOCK_CRITERIA

@@ -3,17 +3,19 @@
 from ml_collections import ConfigDict
 
 from distill_jax.config import at_least
-from distill_jax.losses.divergences import DIVERGENCES
-from distill_jax.losses.fused import CROSS_ENTROPY, Term
+from distill_jax.losses.divergences import DIVERGENCES, check
+from distill_jax.losses.schedules import ADAPTIVE, Plan, make_plan
+from distill_jax.losses.terms import CROSS_ENTROPY, Term
 from distill_jax.optim import OptimOptions
 from distill_jax.types import UserError
 
 
 def terms_of(c: ConfigDict) -> tuple[Term, ...]:
-    """The terms with a weight. Raises UserError for meaningless numbers and for no term."""
+    """The terms with a weight, now or later. Raises UserError for meaningless numbers, or none."""
     terms = []
     for name, options in c.terms.items():
-        if at_least(f"terms.{name}.weight", options.weight, 0) == 0:
+        at_least(f"terms.{name}.weight", options.weight, 0)
+        if options.weight == 0 and options.schedule == "constant":
             continue
         if name == CROSS_ENTROPY:
             terms.append(Term(name, options.weight))
@@ -22,13 +24,22 @@ def terms_of(c: ConfigDict) -> tuple[Term, ...]:
             raise UserError(
                 f"config.terms.{name}.temperature is {options.temperature}: use more than 0"
             )
-        divergence = DIVERGENCES[name]
-        parameters = {key: options[key] for key in divergence.parameters}
-        divergence.phi(0.0, 0.0, 1.0, 1.0, **parameters)  # refuses what means nothing, early
+        parameters = {key: options[key] for key in DIVERGENCES[name].parameters}
+        check(name, parameters)
         terms.append(Term(name, options.weight, options.temperature, tuple(parameters.items())))
     if not terms:
         raise UserError("every config.terms.*.weight is 0: give one a weight, such as forward_kl 1")
     return tuple(terms)
+
+
+def plan_of(c: ConfigDict, terms: tuple[Term, ...]) -> Plan:
+    """How the terms change over the run. Raises UserError for a text that is no schedule."""
+    schedules = {term.name: c.terms[term.name].schedule for term in terms}
+    options = {
+        name: {key: c.terms[name][key] for key in adaptive.options}
+        for name, adaptive in ADAPTIVE.items()
+    }
+    return make_plan(terms, c.steps, schedules, options)
 
 
 def optim_options(c: ConfigDict) -> OptimOptions:

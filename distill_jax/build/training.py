@@ -1,7 +1,7 @@
 """The job train: from a config to a Run for the loop, then the export and the report."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,34 +11,36 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from distill_jax import checkpoint, workdir
-from distill_jax.build import data, samples, student
+from distill_jax.build import data, samples, student, teachers
 from distill_jax.build.models import (
     Loaded,
     bind_config,
     check_length,
+    check_tokenizers,
     count,
-    load_teacher,
     student_source,
     student_tokenizer,
 )
 from distill_jax.build.provenance import provenance
-from distill_jax.build.terms import optim_options, terms_of
+from distill_jax.build.teachers import Teachers
+from distill_jax.build.terms import optim_options, plan_of, terms_of
 from distill_jax.config import at_least, flatten
 from distill_jax.data.tokenizer import Tokenizer
 from distill_jax.evals.likelihood import evaluate, make_eval_step
 from distill_jax.export import export_student
 from distill_jax.loop import LoopOptions, Run, train
-from distill_jax.losses.fused import Term
+from distill_jax.losses.terms import Term, needs_teacher
 from distill_jax.models.binding import Model
 from distill_jax.models.families import FAMILIES
-from distill_jax.objective import needs_teacher, objective
+from distill_jax.objective import objective
 from distill_jax.optim import make_optimizer, make_schedule
 from distill_jax.sharding import batch_ways, check_batch, make_mesh, parameter_shardings
 from distill_jax.step import init_state, make_train_step
 from distill_jax.study.report import model_rows, report_html, report_json, samples_text, text_table
-from distill_jax.types import Params, TrainState, UserError
+from distill_jax.types import Params, TrainState
 from distill_jax.writers import Writer, tensorboard, wandb
 
+TEACHING = 1  # the stream of random numbers for what teachers draw
 ARCHITECTURE = "architecture.json"  # of the student, so that its checkpoints can be read again
 
 
@@ -49,12 +51,17 @@ class Setting(NamedTuple):
     directory: Path
     mesh: Mesh
     terms: tuple[Term, ...]
-    teacher: Loaded | None
+    teachers: Teachers
     tokenizer: Tokenizer
     token_ids: dict[str, Any]
     stop_ids: tuple[int, ...]
     training: data.Data
     held_out: data.Data
+
+    @property
+    def teacher(self) -> Loaded | None:
+        """The one that texts, tables and pruning take."""
+        return self.teachers.first
 
 
 def train_job(c: ConfigDict, directory: Path) -> Iterator[str]:
@@ -65,7 +72,7 @@ def train_job(c: ConfigDict, directory: Path) -> Iterator[str]:
         return
     setting, source = yield from _prepare(c, directory)
     manager = open_checkpoints(c, directory)
-    optimizer = make_optimizer(optim_options(c), c.steps)
+    begin = starter(c, setting.terms)
     if manager.latest_step() is None:
         if c.student.init == "prune":
             p = c.student.prune
@@ -77,16 +84,16 @@ def train_job(c: ConfigDict, directory: Path) -> Iterator[str]:
         model, params = student.make_student(c, source, setting.teacher, setting.mesh, calibration)
         if jax.process_index() == 0:
             workdir.write_json(directory / ARCHITECTURE, _architecture(model))
-        _, shardings = abstract_state(model, optimizer, setting.mesh)
-        state = jax.jit(partial(init_state, optimizer=optimizer), out_shardings=shardings)(params)
+        _, shardings = abstract_state(model, begin, setting.mesh)
+        state = jax.jit(begin, out_shardings=shardings)(params)
         del params
     else:
         model = saved_model(c, directory)
-        abstract, shardings = abstract_state(model, optimizer, setting.mesh)
+        abstract, shardings = abstract_state(model, begin, setting.mesh)
         state = checkpoint.restore(manager, abstract)
         yield f"resuming from step {int(state.step)} of {c.steps}"
     yield f"student: {count(state.params) / 1e6:.1f} M parameters"
-    state = train(_run(setting, model, state, shardings, optimizer, manager))
+    state = train(_run(setting, model, state, shardings, manager))
     yield from _finish(setting, model, state.params)
 
 
@@ -96,31 +103,35 @@ def _prepare(c: ConfigDict, directory: Path):
     student.check(c)
     samples.check(c)
     at_least("steps", c.steps, 1)
-    make_optimizer(optim_options(c), c.steps)
+    starter(c, terms)
+    teachers.check(c, terms)
     mesh = make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tensor)
     check_batch("data.batch_size", c.data.batch_size, c.data.microbatches, mesh)
     check_batch("eval.batch_size", c.eval.batch_size, 1, mesh)
-    if not c.teacher.path and needs_teacher(terms):
-        raise UserError(
-            "config.teacher.path is empty and the loss compares with a teacher: give"
-            " --config.teacher.path=PATH, or let cross_entropy be the only weight"
-        )
     documents, held_out = data.training_documents(c)
-    teacher = load_teacher(c, mesh)
-    if teacher is not None:
-        check_length(c, teacher.model.config, c.teacher.path)
-        yield f"teacher: {count(teacher.params) / 1e6:.1f} M parameters, {c.teacher.path}"
+    all_teachers = teachers.load_teachers(c, terms, mesh)
+    teacher = all_teachers.first
+    for one in all_teachers.loaded:
+        check_length(c, one.model.config, one.path)
+        yield f"teacher: {count(one.params) / 1e6:.1f} M parameters, {one.path}"
     source = student_source(c, teacher)
     tokenizer = student_tokenizer(c, teacher)
-    vocab = min(m.vocab for m in (source.config, teacher and teacher.model.config) if m)
+    for one in all_teachers.loaded[1:]:
+        check_tokenizers(tokenizer, one)
+    vocab = min(m.vocab for m in (source.config, *(t.model.config for t in all_teachers.loaded)))
     training = data.packed(c, documents, tokenizer, vocab, seed=c.seed)
     evaluation = data.packed(c, held_out, tokenizer, vocab, seed=None)
+    if all_teachers.cache is not None:
+        cache = all_teachers.cache
+        parts = training, evaluation
+        training, evaluation = data.with_cache(c, cache, tokenizer, teacher, *parts)
+        yield f"teacher cache: {cache.manifest.kind} of {c.teacher.cache}"
     yield f"training text: {data.description(training)}"
     yield f"held-out text: {data.description(evaluation)}"
     ids = source.read.token_ids if source.read else teacher.token_ids if teacher else {}
     stop_ids = samples.stop_ids(tokenizer, ids)
     return Setting(
-        c, directory, mesh, terms, teacher, tokenizer, ids, stop_ids, training, evaluation
+        c, directory, mesh, terms, all_teachers, tokenizer, ids, stop_ids, training, evaluation
     ), source
 
 
@@ -134,9 +145,19 @@ def open_checkpoints(c: ConfigDict, directory: Path):
     )
 
 
-def abstract_state(model: Model, optimizer, mesh: Mesh) -> tuple[TrainState, TrainState]:
+def starter(c: ConfigDict, terms: tuple[Term, ...]) -> Callable[[Params], TrainState]:
+    """The function that makes the first state of a run from the student's parameters."""
+    return partial(
+        init_state,
+        optimizer=make_optimizer(optim_options(c), c.steps),
+        plan=plan_of(c, terms),
+        keep_average=needs_teacher(terms) and teachers.AVERAGE in (c.teacher.path, *c.teacher.more),
+    )
+
+
+def abstract_state(model: Model, begin, mesh: Mesh) -> tuple[TrainState, TrainState]:
     """Shapes of a training state with their shardings, and the shardings alone."""
-    shapes = jax.eval_shape(partial(init_state, optimizer=optimizer), model.abstract())
+    shapes = jax.eval_shape(begin, model.abstract())
     rules = FAMILIES[model.config.family].sharding
     shardings = parameter_shardings(shapes, rules, mesh)
     with_sharding = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
@@ -153,27 +174,27 @@ def saved_model(c: ConfigDict, directory: Path) -> Model:
     return bind_config(c, FAMILIES[raw["model_type"]].from_hf(raw), c.student.dtype)
 
 
-def _run(setting, model, state, shardings, optimizer, manager) -> Run:
-    c, mesh, teacher = setting.config, setting.mesh, setting.teacher
-    block_tokens = c.model.block_tokens * batch_ways(mesh)
+def _run(setting, model, state, shardings, manager) -> Run:
+    c, mesh = setting.config, setting.mesh
+    teach, teacher_params = teachers.teach_of(c, setting.teachers, setting.terms, model, mesh)
     train_step = make_train_step(
         partial(
-            objective,
-            student=model,
-            teacher=teacher and teacher.model,
-            terms=setting.terms,
-            block_tokens=block_tokens,
+            objective, student=model, teach=teach, block_tokens=c.model.block_tokens, mesh=mesh
         ),
-        optimizer,
+        make_optimizer(optim_options(c), c.steps),
+        plan_of(c, setting.terms),
         microbatches=c.data.microbatches,
         frozen=tuple(c.optim.frozen),
+        average_decay=c.teacher.average_decay,
         state_shardings=shardings,
     )
-    eval_step = make_eval_step(model, teacher and teacher.model, block_tokens=block_tokens)
+    compared, compared_params = teachers.measure_of(c, setting.teachers)
+    block_tokens = c.model.block_tokens * batch_ways(mesh)
+    eval_step = make_eval_step(model, compared, block_tokens=block_tokens)
 
     def measure(params: Params) -> dict[str, float]:
         batches = data.held_out_batches(c, setting.held_out.rows, mesh)
-        return evaluate(eval_step, params, teacher and teacher.params, batches).named()
+        return evaluate(eval_step, params, compared_params, batches).named()
 
     o = optim_options(c)
     rate = o.muon_learning_rate if o.name == "muon" else o.learning_rate
@@ -190,7 +211,8 @@ def _run(setting, model, state, shardings, optimizer, manager) -> Run:
         ),
         manager=manager,
         state=state,
-        teacher_params=teacher.params if needs_teacher(setting.terms) else None,
+        teacher_params=teacher_params,
+        key=jax.random.fold_in(jax.random.key(c.seed), TEACHING),
         train_step=train_step,
         batches=lambda start: data.training_batches(c, setting.training.rows, mesh, start),
         evaluate=measure,

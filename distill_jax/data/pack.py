@@ -51,6 +51,10 @@ class Rows:
             place += length
         return row
 
+    def padding(self) -> Batch:
+        """A row of nothing, to fill up a batch."""
+        return empty_row(self.seq_len)
+
 
 def empty_row(seq_len: int) -> Batch:
     """A row [T] of padding alone."""

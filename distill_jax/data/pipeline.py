@@ -8,9 +8,10 @@ its rows of it.
 from collections.abc import Callable, Iterator
 
 import grain
+import jax
 import numpy as np
 
-from distill_jax.data.pack import Rows, empty_row
+from distill_jax.data.pack import Rows
 from distill_jax.types import Batch
 
 
@@ -66,8 +67,8 @@ def _train_indices(order: grain.MapDataset, step: int, batch_size: int) -> list[
 
 
 def _load(rows: Rows, indices: list[int] | range) -> Batch:
-    loaded = [rows[i] if i < len(rows) else empty_row(rows.seq_len) for i in indices]
-    return Batch(*map(np.stack, zip(*loaded, strict=True)))
+    loaded = [rows[i] if i < len(rows) else rows.padding() for i in indices]
+    return jax.tree.map(lambda *arrays: np.stack(arrays), *loaded)
 
 
 def _ahead(load: Callable[[int], Batch], start: int, stop: int, prefetch: int) -> Iterator[Batch]:

@@ -9,10 +9,10 @@ import jax
 from distill_jax.evals.metrics import token_metrics
 from distill_jax.losses.reduce import finish, merge, weighted_mean
 from distill_jax.models.binding import Model
-from distill_jax.objective import teacher_targets
-from distill_jax.types import Array, Batch, Mean, Params, Projected, UserError
+from distill_jax.objective import Teach
+from distill_jax.types import Array, Batch, Mean, Params, UserError
 
-EvalStep = Callable[[Params, Params | None, Batch], tuple[dict[str, Mean], dict[str, Array]]]
+EvalStep = Callable[[Params, tuple[Params, ...], Batch], tuple[dict[str, Mean], dict[str, Array]]]
 
 
 class Likelihood(NamedTuple):
@@ -33,18 +33,18 @@ def perplexity(nll: float) -> float:
     return math.exp(min(nll, 700.0))
 
 
-def make_eval_step(student: Model, teacher: Model | None, *, block_tokens: int) -> EvalStep:
+def make_eval_step(student: Model, teach: Teach | None, *, block_tokens: int) -> EvalStep:
     """Builds eval_step(params, teacher_params, batch) -> (means, per-token records), jitted.
 
-    Nothing is donated: the parameters are live ones.
+    `teach` gives the whole distribution of a teacher. Nothing is donated: the parameters are live
+    ones.
     """
 
     @jax.jit
     def eval_step(params, teacher_params, batch):
         hidden = student.apply(params, batch.tokens_BT, batch.segment_BT, batch.position_BT)
-        targets: Projected | None = None
-        if teacher is not None:
-            targets = teacher_targets(teacher, teacher_params, batch)
+        # Evaluation compares with whole distributions, so nothing is drawn.
+        targets = teach and teach(teacher_params, batch, jax.random.key(0))
         records = token_metrics(
             hidden.last_BTD,
             student.unembed(params),
@@ -59,7 +59,10 @@ def make_eval_step(student: Model, teacher: Model | None, *, block_tokens: int) 
 
 
 def evaluate(
-    eval_step: EvalStep, params: Params, teacher_params: Params | None, batches: Iterable[Batch]
+    eval_step: EvalStep,
+    params: Params,
+    teacher_params: tuple[Params, ...],
+    batches: Iterable[Batch],
 ) -> Likelihood:
     """Averages over all batches. Raises UserError where not one token counts."""
     total: dict[str, Mean] = {}

@@ -11,10 +11,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from distill_jax.losses import teachers
 from distill_jax.losses.blocks import block_length, cut, join
-from distill_jax.losses.divergences import DIVERGENCES, log_probabilities
-from distill_jax.losses.fused import head_logits
-from distill_jax.types import Array, Projected, Unembed
+from distill_jax.losses.divergences import divergence, log_probabilities
+from distill_jax.losses.vocabulary import head_logits
+from distill_jax.types import Array, Mixture, Projected, Unembed
 
 
 class Block(NamedTuple):
@@ -62,8 +63,7 @@ def agreement_top1(block: Block) -> Array:
 
 def _divergence(name: str) -> Callable[[Block], Array]:
     def value(block: Block) -> Array:
-        log_q, log_p = block.log_q_xV, block.log_p_xV
-        return jnp.sum(DIVERGENCES[name].phi(log_q, log_p, jnp.exp(log_q), jnp.exp(log_p)), -1)
+        return divergence(name, block.log_q_xV, block.log_p_xV)
 
     return value
 
@@ -71,17 +71,21 @@ def _divergence(name: str) -> Callable[[Block], Array]:
 def token_metrics(
     hidden_BTD: Array,
     unembed: Unembed,
-    targets: Projected | None,
+    targets: Projected | Mixture | None,
     labels_BT: Array,
     *,
     block_tokens: int,
 ) -> dict[str, Array]:
     """Every metric of every token, [B, T] float32 each, a block of positions at a time."""
 
+    kind, teacher_tokens, heads = None, (), ()
+    if targets is not None:
+        kind, teacher_tokens, heads = teachers.take_apart(targets, 2**31 - 1)
+
     def measure(inputs):
-        hidden, teacher_hidden, labels = inputs
+        hidden, tokens, labels = inputs
         logits = head_logits(hidden, unembed)
-        teacher = None if targets is None else head_logits(teacher_hidden, targets.unembed)
+        teacher = kind and teachers.whole_logits(kind, heads, tokens, hidden.dtype)
         block = _block(labels, logits, teacher)
         return {
             name: metric.function(block)
@@ -89,9 +93,8 @@ def token_metrics(
             if targets is not None or not metric.against_teacher
         }
 
-    teacher_hidden = None if targets is None else targets.hidden_BTD
     size = block_length(block_tokens, *labels_BT.shape)
-    values = jax.lax.map(measure, cut((hidden_BTD, teacher_hidden, labels_BT), size))
+    values = jax.lax.map(measure, cut((hidden_BTD, teacher_tokens, labels_BT), size))
     return jax.tree.map(lambda x: join(x, labels_BT.shape[1]), values)
 
 

@@ -1,57 +1,67 @@
 """Losses over a vocabulary projection that never hold [B, T, V] logits. Shapes: types.py.
 
 A block of tokens at a time, the student's and the teacher's final hidden states meet their heads,
-become log-probabilities, a loss, and at once the gradient with respect to the student's hidden
-states and head. The forward pass of the custom rule does all of it and keeps the gradients as
-residuals; the backward pass multiplies them by the scalar cotangent. Blocks cut the time axis, so
-that a batch axis sharded over a mesh stays sharded.
+become probabilities, a loss, and at once the gradient with respect to the student's hidden states
+and head (losses/token_loss.py). The forward pass of the custom rule does all of it and keeps the
+gradients as residuals; the backward pass multiplies them by the scalar cotangent. Blocks cut the
+time axis, so that rows stay where they are.
 
-The gradient of any elementwise divergence sum_V phi(log q, log p, q, p) in the logits z of q:
-  G = dphi/dlog q + q dphi/dq,   dz = (G - q sum_V G) / temperature.
+On a mesh every device runs the scan on its own rows and its own part of the vocabulary. Inside the
+loop only per-token sums cross devices; the gradient of the head is added up once, at the end.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.lax import optimization_barrier
+from jax.sharding import Mesh, PartitionSpec
 
+from distill_jax.losses import teachers
 from distill_jax.losses.blocks import block_length, cut, join
-from distill_jax.losses.divergences import DIVERGENCES, FLOOR
+from distill_jax.losses.divergences import DIVERGENCES
 from distill_jax.losses.reduce import weighted_mean
-from distill_jax.types import Array, Mean, Projected, Unembed
+from distill_jax.losses.terms import CROSS_ENTROPY, Term, needs_teacher
+from distill_jax.losses.token_loss import token_loss
+from distill_jax.losses.vocabulary import capped, exclude_from, head_product, wide
+from distill_jax.types import Array, Mean, Targets, Unembed
 
-CROSS_ENTROPY = "cross_entropy"
-
-
-class Term(NamedTuple):
-    """One weighted summand of the loss: a key of DIVERGENCES, or cross_entropy on gold labels."""
-
-    name: str
-    weight: float
-    temperature: float = 1.0
-    parameters: tuple[tuple[str, float], ...] = ()
+ROWS, VOCABULARY = ("data", "fsdp"), "tensor"  # the mesh axes of either
 
 
 class _Static(NamedTuple):
     """What is fixed when traced: everything but arrays."""
 
-    terms: tuple[Term, ...]
-    block: int  # positions of each row a block holds
-    student: tuple[float | None, float]  # softcap and scale of the head
-    teacher: tuple[float | None, float]
+    terms: tuple[tuple[str, float, tuple[tuple[str, float | None], ...]], ...]
+    block_tokens: int
+    head: tuple[float | None, float]  # softcap and scale of the student's
+    shared: int  # entries that take part
+    teacher: teachers.Kind | None
+    mesh: Mesh | None
+
+
+class _Inputs(NamedTuple):
+    """The arrays of a loss. tokens: whatever is cut into blocks, [B, T, ...] each."""
+
+    hidden_BTD: Array
+    head: tuple[Array, Array | None]
+    teacher_tokens: Any
+    teacher_heads: Any
+    labels_BT: Array
+    weight_BT: Array
+    scalars: list[list[Array]]  # of each term: its weight, and the parameters that are traced
 
 
 def linear_divergence(
     hidden_BTD: Array,
     unembed: Unembed,
-    targets: Projected | None,
+    targets: Targets | None,
     labels_BT: Array,
     weight_BT: Array,
     *,
     terms: tuple[Term, ...],
     block_tokens: int,
+    mesh: Mesh | None = None,
 ) -> tuple[Array, dict[str, Mean]]:
     """Weighted sum over tokens of the terms' losses, and every term's mean at temperature 1.
 
@@ -60,207 +70,220 @@ def linear_divergence(
     cross_entropy is called nll. Differentiable in `hidden_BTD` and in the weight and bias of
     `unembed`, and in nothing else. The sum is not divided: its normaliser is the token count of
     the whole global batch, which only the caller knows.
+
+    block_tokens: tokens whose logits a device holds at a time. mesh: with axes data and fsdp over
+    the rows and tensor over the vocabulary. Raises UserError for a divergence, temperature or
+    mixture that the targets cannot serve.
     """
-    block = block_length(block_tokens, *labels_BT.shape)
-    static = _Static(
-        terms,
-        block,
-        unembed[2:],
-        targets.unembed[2:] if targets else (None, 1.0),
-    )
-    teacher = (
-        (targets.hidden_BTD, targets.unembed.weight_DV, targets.unembed.bias_V) if targets else None
-    )
-    head = (unembed.weight_DV, unembed.bias_V)
-    return _loss(static, hidden_BTD, head, jax.lax.stop_gradient(teacher), labels_BT, weight_BT)
+    mesh = None if mesh is None or mesh.size == 1 else mesh
+    head, vocab = (unembed.weight_DV, unembed.bias_V), unembed.weight_DV.shape[1]
+    kind, teacher_tokens, teacher_heads, shared = None, (), (), vocab
+    if targets is not None:
+        kind, teacher_tokens, teacher_heads = teachers.take_apart(targets, vocab)
+        shared = kind.shared
+    if not needs_teacher(terms):
+        kind, teacher_tokens, teacher_heads = None, (), ()
+    fixed, scalars = _split_terms(terms, wide(hidden_BTD.dtype))
+    static = _Static(fixed, block_tokens, unembed[2:], shared, kind, mesh)
+    frozen = jax.lax.stop_gradient((teacher_tokens, teacher_heads, labels_BT, weight_BT, scalars))
+    return _loss(static, _Inputs(hidden_BTD, head, *frozen))
+
+
+def _split_terms(terms, dtype):
+    """Names and plain numbers of the terms, and as arrays what a schedule may move."""
+    fixed, scalars = [], []
+    for term in terms:
+        defaults = {} if term.name == CROSS_ENTROPY else DIVERGENCES[term.name].parameters
+        parameters = dict(defaults) | dict(term.parameters)
+        traced = {k: v for k, v in parameters.items() if not isinstance(v, float | int)}
+        plain = tuple((k, None if k in traced else v) for k, v in parameters.items())
+        fixed.append((term.name, term.temperature, plain))
+        scalars.append([jnp.asarray(x, dtype) for x in (term.weight, *traced.values())])
+    return tuple(fixed), scalars
+
+
+def _join_terms(fixed, scalars) -> tuple[Term, ...]:
+    terms = []
+    for (name, temperature, plain), (weight, *traced) in zip(fixed, scalars, strict=True):
+        moved = iter(traced)
+        parameters = tuple((k, next(moved) if v is None else v) for k, v in plain)
+        terms.append(Term(name, weight, temperature, parameters))
+    return tuple(terms)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _loss(static, hidden_BTD, head, teacher, labels_BT, weight_BT):
+def _loss(static: _Static, inputs: _Inputs):
     """The values alone, for evaluation."""
-
-    def body(sums, block):
-        values, _ = _block(static, head, teacher, block, with_gradient=False)
-        return jax.tree.map(jnp.add, sums, values), None
-
-    blocks = _cut(static.block, hidden_BTD, teacher, labels_BT, weight_BT)
-    zero = _zero_sums(static, hidden_BTD.dtype)
-    return jax.lax.scan(body, zero, blocks)[0]
+    return _over_mesh(static, inputs, with_gradient=False, trains_head=False)[0]
 
 
-def _loss_forward(static, hidden_BTD, head, teacher, labels_BT, weight_BT):
+def _loss_forward(static, inputs):
     """The values and, while the logits of a block are at hand, the gradients.
 
     A head that is not differentiated, being frozen, gets none and costs none.
     """
-    trains_head = any(x.perturbed for x in jax.tree.leaves(head, is_leaf=_is_primal))
-    hidden_BTD, head, teacher, labels_BT, weight_BT = jax.tree.map(
-        lambda x: x.value, (hidden_BTD, head, teacher, labels_BT, weight_BT), is_leaf=_is_primal
-    )
-
-    def body(carry, block):
-        sums, head_gradient = carry
-        values, (hidden_gradient, head_part) = _block(
-            static, head, teacher, block, with_gradient=True, trains_head=trains_head
-        )
-        head_gradient = jax.tree.map(jnp.add, head_gradient, head_part)
-        return (jax.tree.map(jnp.add, sums, values), head_gradient), hidden_gradient
-
-    blocks = _cut(static.block, hidden_BTD, teacher, labels_BT, weight_BT)
-    wide = _wide(hidden_BTD.dtype)
-    trained = head if trains_head else (None, None)
-    zero = (
-        _zero_sums(static, hidden_BTD.dtype),
-        jax.tree.map(lambda x: jnp.zeros(x.shape, wide), trained),
-    )
-    (sums, head_gradient), hidden_gradient = jax.lax.scan(body, zero, blocks)
-    hidden_gradient = join(hidden_gradient, hidden_BTD.shape[1])
-    head_gradient = jax.tree.map(lambda g, x: g.astype(x.dtype), head_gradient, trained)
-    return sums, (hidden_gradient.astype(hidden_BTD.dtype), head_gradient)
-
-
-def _is_primal(x):
-    return hasattr(x, "perturbed")
+    is_primal = lambda x: hasattr(x, "perturbed")
+    trains_head = any(x.perturbed for x in jax.tree.leaves(inputs.head, is_leaf=is_primal))
+    inputs = jax.tree.map(lambda x: x.value, inputs, is_leaf=is_primal)
+    return _over_mesh(static, inputs, with_gradient=True, trains_head=trains_head)
 
 
 def _loss_backward(static, residuals, cotangent):
-    hidden_gradient, head_gradient = residuals
     scale = cotangent[0]
     times = lambda x: (x * scale.astype(x.dtype)).astype(x.dtype)
-    return times(hidden_gradient), jax.tree.map(times, head_gradient), None, None, None
+    hidden, head = jax.tree.map(times, residuals)
+    return (_Inputs(hidden, head, None, None, None, None, None),)
 
 
 _loss.defvjp(_loss_forward, _loss_backward, symbolic_zeros=True)
 
 
-def _block(static, head, teacher, block, *, with_gradient, trains_head=False):
-    """Loss sums of one block of tokens and the gradients of its summed loss."""
-    hidden, teacher_hidden, labels, weight = block
-    unembed = Unembed(*head, *static.student)
-    raw, logits = _logits(hidden, unembed)
-    teacher_logits = None
-    if teacher is not None:
-        teacher_logits = head_logits(teacher_hidden, Unembed(*teacher[1:], *static.teacher))
-        logits, teacher_logits = _same_vocabulary(logits, teacher_logits)
+def _over_mesh(static, inputs, *, with_gradient, trains_head):
+    """The scan on every device's rows and part of the vocabulary, or on the only device."""
+    run = partial(_scan, static, with_gradient=with_gradient, trains_head=trains_head)
+    if static.mesh is None:
+        return run(inputs)
+    vocab = inputs.head[0].shape[1]
+    inputs = _columns(static.mesh.shape[VOCABULARY], vocab, inputs)
+    rows = PartitionSpec(ROWS)
+    head = PartitionSpec(None, VOCABULARY), PartitionSpec(VOCABULARY)
+    whole = PartitionSpec()
+    widths = inputs.hidden_BTD.shape[2] % static.mesh.shape["fsdp"]
+    head_gradient = PartitionSpec(None if widths else "fsdp", VOCABULARY), head[1]
+    gradient = rows, head_gradient if trains_head else whole
+    in_specs = _Inputs(rows, head, rows, head, rows, rows, whole)
+    sums, gradient = jax.shard_map(
+        run,
+        mesh=static.mesh,
+        in_specs=(_prefixed(in_specs, inputs),),
+        out_specs=(whole, gradient if with_gradient else whole),
+        check_vma=False,
+    )(inputs)
+    if trains_head and with_gradient:
+        hidden_gradient, head_gradient = gradient
+        gradient = hidden_gradient, jax.tree.map(lambda g: g[..., :vocab], head_gradient)
+    return sums, gradient
 
-    at_one = _distributions(logits, teacher_logits, 1.0)
-    loss, metrics, gradient = 0.0, {}, jnp.zeros_like(logits)
-    temperatures = {term.temperature for term in static.terms if term.name != CROSS_ENTROPY}
-    for temperature in sorted(temperatures):
-        terms = [
-            t for t in static.terms if t.name != CROSS_ENTROPY and t.temperature == temperature
-        ]
-        one = temperature == 1.0
-        log_q, q, log_p, p = at_one if one else _distributions(logits, teacher_logits, temperature)
 
-        def weighted(log_q, q, terms=terms, log_p=log_p, p=p):
-            parts = [_phi(t, log_q, log_p, q, p) for t in terms]
-            return sum(
-                t.weight * t.temperature**2 * x for t, x in zip(terms, parts, strict=True)
-            ), parts
+def _prefixed(specs: _Inputs, inputs: _Inputs) -> _Inputs:
+    """A pair of specs for every teacher's head."""
+    return specs._replace(teacher_heads=tuple(specs.teacher_heads for _ in inputs.teacher_heads))
 
-        if with_gradient:
-            total, pull, parts = jax.vjp(weighted, log_q, q, has_aux=True)
-            from_log, from_q = pull(jnp.ones_like(total))
-            joint = from_log + q * from_q
-            gradient += (joint - q * jnp.sum(joint, -1, keepdims=True)) / temperature
-        else:
-            total, parts = weighted(log_q, q)
-        loss += jnp.sum(total, -1)
-        for term, part in zip(terms, parts, strict=True):
-            value = part if one else _phi(term, at_one[0], at_one[2], at_one[1], at_one[3])
-            metrics[term.name] = weighted_mean(jnp.sum(value, -1), weight)
 
-    nll = -jnp.take_along_axis(at_one[0], labels[..., None], -1)[..., 0]
-    metrics["nll"] = weighted_mean(nll, weight)
-    for term in static.terms:
-        if term.name == CROSS_ENTROPY:
-            loss += term.weight * nll
-            one_hot = jnp.arange(logits.shape[-1]) == labels[..., None]
-            gradient += term.weight * (at_one[1] - one_hot)
+def _columns(ways: int, vocab: int, inputs: _Inputs) -> _Inputs:
+    """All heads with the columns of the student's, as many as a mesh axis divides evenly.
 
-    values = weighted_mean(loss, weight).total, metrics
+    What is added is never seen: token_loss excludes all entries from the shared ones on.
+    """
+    size = -(-vocab // ways) * ways
+
+    def fit(x):
+        x = x[..., :size]
+        return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, size - x.shape[-1])])
+
+    heads = inputs.head, inputs.teacher_heads
+    head, teacher_heads = heads if ways == 1 else jax.tree.map(fit, heads)
+    return inputs._replace(head=head, teacher_heads=teacher_heads)
+
+
+def _scan(static, inputs, *, with_gradient, trains_head):
+    """Sums over this device's blocks, added over the mesh: (values, gradients or None)."""
+    block = block_length(static.block_tokens, *inputs.labels_BT.shape)
+    per_token = (inputs.hidden_BTD, inputs.teacher_tokens, inputs.labels_BT, inputs.weight_BT)
+    blocks = cut(per_token, block)
+    one = partial(_block, static, inputs, with_gradient=with_gradient, trains_head=trains_head)
+
+    def body(total, block):
+        sums, hidden_gradient = one(block)
+        return jax.tree.map(jnp.add, total, sums), hidden_gradient
+
+    shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], blocks))[0]
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    (values, head_gradient), hidden_gradient = jax.lax.scan(body, zero, blocks)
+    if static.mesh is not None:
+        values = jax.lax.psum(values, ROWS)
     if not with_gradient:
         return values, None
-    counted = jnp.where(weight > 0, weight, 0.0)[..., None]
-    gradient = jnp.where(counted > 0, counted * gradient, 0.0)
-    return values, _through_head(gradient, raw, hidden, unembed, trains_head)
+    hidden_gradient = join(hidden_gradient, inputs.hidden_BTD.shape[1])
+    if static.mesh is not None:
+        hidden_gradient = jax.lax.psum(hidden_gradient, VOCABULARY)
+        head_gradient = _reduced(head_gradient, static.mesh.shape["fsdp"])
+    weight_VD, bias_V = head_gradient
+    weight_DV = None if weight_VD is None else weight_VD.T
+    trained = inputs.head if trains_head else (None, None)
+    head_gradient = jax.tree.map(lambda g, x: g.astype(x.dtype), (weight_DV, bias_V), trained)
+    return values, (hidden_gradient.astype(inputs.hidden_BTD.dtype), head_gradient)
 
 
-def head_logits(hidden_xD: Array, unembed: Unembed) -> Array:
-    """Logits [.., V] of a few positions, in at least float32."""
-    return _logits(hidden_xD, unembed)[1]
+def _reduced(head_gradient, fsdp):
+    """The head's gradient over all rows; over fsdp each device keeps its part of the width."""
+    weight_VD, bias_V = jax.lax.psum(head_gradient, "data")
+    if bias_V is not None:
+        bias_V = jax.lax.psum(bias_V, "fsdp")
+    if weight_VD is None:
+        return None, None
+    if weight_VD.shape[1] % fsdp:
+        return jax.lax.psum(weight_VD, "fsdp"), bias_V
+    return jax.lax.psum_scatter(weight_VD, "fsdp", scatter_dimension=1, tiled=True), bias_V
 
 
-def _logits(hidden, unembed):
-    """The scaled product before the soft cap, and the logits."""
-    raw = jnp.matmul(hidden, unembed.weight_DV, preferred_element_type=_wide(hidden.dtype))
-    if unembed.bias_V is not None:
-        raw += unembed.bias_V
-    raw *= unembed.scale
-    cap = unembed.softcap
-    return raw, raw if cap is None else cap * jnp.tanh(raw / cap)
+def _block(static, inputs, block, *, with_gradient, trains_head):
+    """((values, gradient of the head), gradient of the hidden states) of one block of tokens."""
+    hidden, teacher_tokens, labels, weight = _only_counted(block)
+    axis = None if static.mesh is None else VOCABULARY
+    unembed = Unembed(*inputs.head, *static.head)
+    raw = head_product(hidden, unembed)
+    logits = exclude_from(capped(raw, unembed.softcap), static.shared, axis)
+    prepared = None
+    if static.teacher is not None:
+        size = logits.shape[-1]
+        prepared = teachers.prepare(
+            static.teacher, inputs.teacher_heads, teacher_tokens, size, hidden.dtype, axis
+        )
+    terms = _join_terms(static.terms, inputs.scalars)
+    loss, metrics, gradient = token_loss(
+        logits,
+        static.teacher,
+        prepared,
+        labels,
+        weight,
+        terms,
+        axis=axis,
+        with_gradient=with_gradient,
+    )
+    metrics = {name: weighted_mean(value, weight) for name, value in metrics.items()}
+    values = weighted_mean(loss, weight).total, metrics
+    if not with_gradient:
+        return (values, None), None
+    hidden_gradient, head_gradient = _through_head(gradient, raw, hidden, unembed, trains_head)
+    return (values, head_gradient), hidden_gradient
+
+
+def _only_counted(block):
+    """Zeros in the place of tokens of weight zero, whatever they held: 0 * NaN would be NaN."""
+    weight_bt = block[-1]
+
+    def keep(x):
+        counted = (weight_bt > 0).reshape(weight_bt.shape + (1,) * (x.ndim - 2))
+        return jnp.where(counted, x, jnp.zeros((), x.dtype))
+
+    return jax.tree.map(keep, block)
 
 
 def _through_head(gradient, raw, hidden, unembed, trains_head):
-    """From the gradient in the logits to those in the hidden states, weight and bias."""
+    """From the gradient in the logits to those in the hidden states, and weight [V, D] and bias.
+
+    The weight's comes transposed, the faster way round for a short block of tokens.
+    """
     if unembed.softcap is not None:
         gradient = gradient * (1 - jnp.tanh(raw / unembed.softcap) ** 2)
-    gradient = gradient * unembed.scale
+    if unembed.scale != 1:
+        gradient = gradient * unembed.scale
     narrow = gradient.astype(hidden.dtype)
-    wide = gradient.dtype
-    hidden_gradient = jnp.matmul(narrow, unembed.weight_DV.T, preferred_element_type=wide)
-    hidden_gradient = hidden_gradient.astype(hidden.dtype)
+    product = partial(jnp.einsum, preferred_element_type=gradient.dtype)
+    hidden_gradient = product("btv,dv->btd", narrow, unembed.weight_DV)
     if not trains_head:
         return hidden_gradient, (None, None)
-    weight_gradient = jnp.einsum("btd,btv->dv", hidden, narrow, preferred_element_type=wide)
+    weight_gradient = product("btv,btd->vd", narrow, hidden)
     bias_gradient = None if unembed.bias_V is None else jnp.sum(gradient, (0, 1))
     return hidden_gradient, (weight_gradient, bias_gradient)
-
-
-def _distributions(logits, teacher_logits, temperature):
-    """log q, q, log p, p; the barrier keeps the exponentials from being computed twice."""
-    log_q, q = _softmax(logits / temperature)
-    if teacher_logits is None:
-        return log_q, q, None, None
-    log_p, p = _softmax(teacher_logits / temperature)
-    return optimization_barrier((log_q, q, log_p, p))
-
-
-def _softmax(logits):
-    shifted = logits - jnp.max(logits, -1, keepdims=True)
-    exp = optimization_barrier(jnp.exp(shifted))
-    total = jnp.sum(exp, -1, keepdims=True)
-    return jnp.maximum(shifted - jnp.log(total), FLOOR), exp / total
-
-
-def _same_vocabulary(logits, teacher_logits):
-    """Excludes the entries that only one head has: cut from the teacher, -inf in the student."""
-    size, teacher_size = logits.shape[-1], teacher_logits.shape[-1]
-    if teacher_size > size:
-        return logits, teacher_logits[..., :size]
-    if teacher_size < size:
-        pad = [(0, 0)] * (teacher_logits.ndim - 1) + [(0, size - teacher_size)]
-        teacher_logits = jnp.pad(teacher_logits, pad, constant_values=-jnp.inf)
-        logits = jnp.where(jnp.arange(size) < teacher_size, logits, -jnp.inf)
-    return logits, teacher_logits
-
-
-def _phi(term, log_q, log_p, q, p):
-    return DIVERGENCES[term.name].phi(log_q, log_p, q, p, **dict(term.parameters))
-
-
-def _cut(block, hidden_BTD, teacher, labels_BT, weight_BT):
-    """What a block needs of each token; the positions that fill up the last block weigh nothing."""
-    teacher_hidden = None if teacher is None else teacher[0]
-    return cut((hidden_BTD, teacher_hidden, labels_BT, weight_BT), block)
-
-
-def _zero_sums(static, dtype):
-    zero = jnp.zeros((), _wide(dtype))
-    names = [t.name for t in static.terms if t.name != CROSS_ENTROPY] + ["nll"]
-    return zero, {name: Mean(zero, zero) for name in names}
-
-
-def _wide(dtype):
-    return jnp.promote_types(dtype, jnp.float32)

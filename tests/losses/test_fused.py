@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from distill_jax.losses.divergences import DIVERGENCES, log_probabilities, token_divergence
-from distill_jax.losses.fused import CROSS_ENTROPY, Term, linear_divergence
+from distill_jax.losses.fused import linear_divergence
+from distill_jax.losses.terms import CROSS_ENTROPY, Term
 from distill_jax.types import Projected, Unembed
 from tests.losses.test_divergences import PARAMETERS
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_jax.losses.fused import CROSS_ENTROPY, Term, linear_divergence
+from distill_jax.losses.fused import linear_divergence
+from distill_jax.losses.terms import CROSS_ENTROPY, Term
 from distill_jax.models.binding import bind
 from distill_jax.models.prune import PruneOptions, prune
 from distill_jax.models.prune_blocks import BLOCK_CRITERIA

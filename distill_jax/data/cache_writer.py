@@ -1,0 +1,132 @@
+"""Writes a teacher cache: claimed by one process, filled by any number, marked as complete."""
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from distill_jax.data.cache_files import (
+    AGAIN,
+    HEAD,
+    INDEX,
+    MANIFEST,
+    SHARD,
+    Manifest,
+    check_same,
+    digest_of,
+    read_index,
+    read_manifest,
+    shard_keys,
+    shard_names,
+    sync,
+    write_sealed,
+)
+from distill_jax.data.cache_records import Signals, to_record
+from distill_jax.types import UserError
+
+
+class Writer:
+    """Adds pieces to a directory; several processes may, each under its own number."""
+
+    def __init__(self, directory: Path, manifest: Manifest, process: int, shard_tokens: int):
+        self.directory, self.manifest, self.process = directory, manifest, process
+        self.shard_tokens = shard_tokens
+        self.done = shard_keys(directory)
+        self.records: dict[str, bytes] = {}
+        self.tokens = 0
+
+    def missing(self, keys: Iterable[bytes]) -> list[bytes]:
+        """Which of the keys no process has committed and this one has not added."""
+        return [k for k in keys if k.hex() not in self.done and k.hex() not in self.records]
+
+    def add(self, key: bytes, signals: Signals) -> None:
+        """Takes one piece; a whole shard is written once it is full."""
+        record = to_record(self.manifest.kind, key, signals, self.manifest.form)
+        self.records[key.hex()] = record
+        self.tokens += len(next(iter(signals.values())))
+        if self.tokens >= self.shard_tokens:
+            self.commit()
+
+    def commit(self) -> None:
+        """Writes what was added as a shard of its own, wholly or not at all."""
+        if not self.records:
+            return
+        mine = [n for n in shard_names(self.directory) if n.endswith(f"-{self.process:05d}")]
+        name = f"shard-{1 + max((int(n.split('-')[1]) for n in mine), default=-1):05d}"
+        name += f"-{self.process:05d}"
+        part = self.directory / f"{name}{SHARD}.part"
+        writer = ArrayRecordWriter(str(part), "group_size:1,uncompressed")
+        for record in self.records.values():
+            writer.write(record)
+        writer.close()
+        sync(part)
+        index = {"digest": digest_of(part), "keys": list(self.records), "tokens": self.tokens}
+        write_sealed(self.directory / f"{name}{INDEX}", index)
+        os.replace(part, self.directory / f"{name}{SHARD}")
+        self.done |= self.records.keys()
+        self.records, self.tokens = {}, 0
+
+
+def open_writer(
+    directory: Path, manifest: Manifest, *, process: int = 0, shard_tokens: int
+) -> Writer:
+    """A writer that goes on where an earlier one stopped.
+
+    Process 0 must have returned from `claim` before. Raises UserError where the directory is not
+    this manifest's.
+    """
+    check_same(directory, manifest)
+    return Writer(directory, manifest, process, shard_tokens)
+
+
+def claim(directory: Path, manifest: Manifest) -> None:
+    """Writes the manifest of a new cache, or removes what a stopped job left of an old one."""
+    if not (directory / MANIFEST).exists():
+        write_sealed(directory / MANIFEST, manifest._asdict())
+        return
+    check_same(directory, manifest)
+    kept = set(shard_names(directory))
+    for path in directory.glob("shard-*"):
+        if path.name.split(".")[0] not in kept or path.name.endswith(".part"):
+            path.unlink()
+
+
+def finish(directory: Path, keys: set[bytes]) -> Manifest:
+    """Marks a cache as complete. Raises UserError where one of the keys is not in it."""
+    indices = [read_index(directory, name) for name in shard_names(directory)]
+    held = {key for index in indices for key in index["keys"]}
+    lost = {key.hex() for key in keys} - held
+    if lost:
+        raise UserError(f"{directory} lacks {len(lost)} of {len(keys)} pieces: {AGAIN}")
+    manifest = read_manifest(directory)._replace(
+        complete=True, pieces=len(held), tokens=sum(index["tokens"] for index in indices)
+    )
+    write_sealed(directory / MANIFEST, manifest._asdict())
+    return manifest
+
+
+def check_disk(directory: Path, needed: int) -> None:
+    """Raises UserError where `needed` bytes would leave the disk without a reserve."""
+    disk = shutil.disk_usage(directory)
+    reserve = min(disk.total // 20, 10**9)
+    if needed > disk.free - reserve:
+        raise UserError(
+            f"the cache needs {needed / 1e9:.2f} GB and {directory} has {disk.free / 1e9:.2f} GB"
+            f" free, of which {reserve / 1e9:.2f} GB stay: use another disk, less text, or a"
+            " smaller teacher.targets or cache.dtype"
+        )
+
+
+def write_head(directory: Path, weight_DV: np.ndarray, bias_V: np.ndarray | None) -> str:
+    """The teacher's head beside its hidden states; gives the digest for the manifest's hashes."""
+    part = directory / f"{HEAD}.part"
+    with part.open("wb") as file:
+        arrays = {"weight": weight_DV} | ({} if bias_V is None else {"bias": bias_V})
+        np.savez(file, **arrays)
+    sync(part)
+    digest = digest_of(part)
+    os.replace(part, directory / HEAD)
+    return digest

@@ -1,0 +1,140 @@
+"""Partial teachers made of full ones: the likeliest entries, or draws. Shapes: types.py.
+
+Each function goes over a block of positions at a time, so that no [B, T, V] array exists.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.losses.blocks import block_length, cut, join
+from distill_jax.losses.sparse import POLICIES
+from distill_jax.losses.vocabulary import EMPTY, entry_places, head_logits
+from distill_jax.types import Array, Projected, Sampled, TopK, UserError
+
+GROUP = 256  # vocabulary entries whose sums are searched first (a draw needs no full sort)
+
+
+def top_k(
+    targets: Projected, k: int, *, temperatures: tuple[float, ...], policy: str, block_tokens: int
+) -> TopK:
+    """The k largest logits of each token, and the mass of all others at each temperature."""
+    vocab = targets.unembed.weight_DV.shape[1]
+    k = min(k, vocab)
+
+    def of(logits):
+        values, ids = jax.lax.top_k(logits, k)
+        return ids, values, _rest(logits, ids, temperatures)
+
+    return TopK(*_by_blocks(of, targets, None, block_tokens), temperatures, policy, vocab)
+
+
+def sampled(targets: Projected, uniform_BTN: Array, *, block_tokens: int) -> Sampled:
+    """counts / N of N draws from p: unbiased. Random-sampling KD, 2503.16870."""
+
+    def of(logits, uniform):
+        ids, counts = distinct(draw(logits, uniform))
+        return ids, counts / uniform.shape[-1]
+
+    arrays = _by_blocks(of, targets, uniform_BTN, block_tokens)
+    return Sampled(*arrays, targets.unembed.weight_DV.shape[1])
+
+
+def sampled_renormalised(
+    targets: Projected, uniform_BTN: Array, *, temperatures: tuple[float, ...], block_tokens: int
+) -> TopK:
+    """The drawn entries with p's own proportions, the rest 0. Gemma 3, 2503.19786, section 2.3."""
+
+    def of(logits, uniform):
+        ids, _ = distinct(draw(logits, uniform))
+        index = jnp.maximum(ids, 0)
+        return ids, jnp.take_along_axis(logits, index, -1), _rest(logits, ids, temperatures)
+
+    arrays = _by_blocks(of, targets, uniform_BTN, block_tokens)
+    return TopK(*arrays, temperatures, "renormalise", targets.unembed.weight_DV.shape[1])
+
+
+def uniforms(key: Array, tokens_BT: Array, segment_BT: Array, draws: int) -> Array:
+    """Uniform numbers [B, T, draws] for each row's draws.
+
+    A row's key is folded with what the row holds, so that its draws do not depend on the rows
+    beside it, on micro-batches, or on devices.
+    """
+    length = tokens_BT.shape[1]
+    odd_T = 2 * jnp.arange(length, dtype=jnp.uint32) + 1
+    mixed_BT = (tokens_BT.astype(jnp.uint32) + 1) * (segment_BT.astype(jnp.uint32) + 1)
+    mixed_BT = (mixed_BT * jnp.uint32(2654435761)) ^ (mixed_BT >> 7)
+    content_B = jnp.sum(mixed_BT * (odd_T * jnp.uint32(0x9E3779B1)), -1, dtype=jnp.uint32)
+    keys_B = jax.vmap(lambda content: jax.random.fold_in(key, content))(content_B)
+    return jax.vmap(lambda row_key: jax.random.uniform(row_key, (length, draws)))(keys_B)
+
+
+def draw(logits_xV: Array, uniform_xN: Array) -> Array:
+    """Ids [x, N] drawn from softmax(logits) by inverting its cumulative sum.
+
+    First the group of entries is found, then the entry in it: categorical draws of the whole
+    vocabulary would cost as much as the head itself, N times.
+    """
+    size = logits_xV.shape[-1]
+    groups = -(-size // GROUP)
+    weight = jnp.exp(logits_xV - jnp.max(logits_xV, -1, keepdims=True))
+    pad = [(0, 0)] * (weight.ndim - 1) + [(0, groups * GROUP - size)]
+    weight_xGE = jnp.pad(weight, pad).reshape(*weight.shape[:-1], groups, GROUP)
+    ends_xG = jnp.cumsum(jnp.sum(weight_xGE, -1), -1)
+    place_xN = uniform_xN.astype(weight.dtype) * ends_xG[..., -1:]
+    group_xN = _first_above(ends_xG[..., None, :], place_xN)
+    before_xG = jnp.pad(ends_xG, [(0, 0)] * (ends_xG.ndim - 1) + [(1, 0)])[..., :-1]
+    within_xN = place_xN - jnp.take_along_axis(before_xG, group_xN, -1)
+    inner_xNE = jnp.take_along_axis(weight_xGE, group_xN[..., None], -2)
+    sums_xNE = jnp.cumsum(inner_xNE, -1)
+    # Rounding may leave a place beyond its group's own sum: the last entry with any weight.
+    within_xN = jnp.minimum(within_xN, sums_xNE[..., -1] * (1 - 1e-6))
+    return (group_xN * GROUP + _first_above(sums_xNE, within_xN)).astype(jnp.int32)
+
+
+def _first_above(ends_xNG, place_xN):
+    """The first index whose cumulative sum exceeds a place."""
+    count = jnp.sum(ends_xNG <= place_xN[..., None], -1)
+    return jnp.minimum(count, ends_xNG.shape[-1] - 1)
+
+
+def distinct(ids_xN: Array) -> tuple[Array, Array]:
+    """Each id once with its count, EMPTY and 0 in the slots of its repetitions."""
+    ordered = jnp.sort(ids_xN, -1)
+    first = jnp.concatenate(
+        [jnp.ones_like(ordered[..., :1], bool), ordered[..., 1:] != ordered[..., :-1]], -1
+    )
+    count = jnp.sum(ordered[..., :, None] == ordered[..., None, :], -1)
+    return jnp.where(first, ordered, EMPTY), jnp.where(first, count, 0)
+
+
+def _rest(logits, ids, temperatures):
+    """Logsumexp of the logits of all other entries at each temperature [x, N]."""
+    place = entry_places(ids, logits.shape[-1], None)
+    others = logits.at[place].set(-jnp.inf, mode="drop")
+    return jnp.stack([jax.nn.logsumexp(others / t, -1) for t in temperatures], -1)
+
+
+def _by_blocks(of: Callable, targets: Projected, extra, block_tokens: int):
+    """of(logits of a block, its part of extra), joined along the time axis."""
+    length = targets.hidden_BTD.shape[1]
+    size = block_length(block_tokens, *targets.hidden_BTD.shape[:2])
+
+    def block(inputs):
+        hidden, more = inputs
+        logits = head_logits(hidden, targets.unembed)
+        return of(logits) if more is None else of(logits, more)
+
+    out = jax.lax.map(block, cut((targets.hidden_BTD, extra), size))
+    return jax.tree.map(lambda x: join(x, length), out)
+
+
+def check_policy(key: str, policy: str) -> str:
+    """`policy`, where it is one. Raises UserError otherwise: there is no silent default."""
+    if policy not in POLICIES:
+        raise UserError(
+            f"config.{key} is {policy!r}: say what becomes of the mass outside the top k,"
+            f" {', '.join(POLICIES)}"
+        )
+    return policy

@@ -1,0 +1,179 @@
+"""How the loss changes over a run: weights that follow the step, parameters that follow the loss.
+
+A schedule is a text: `constant`, `linear:END`, `cosine:END` (from the weight at the first step to
+END at the last) or `steps:100=0.5,200=0` (from that step on, counted from 0). What follows the
+loss has a state, which the training state carries and checkpoints save.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.losses.terms import Term
+from distill_jax.types import Array, Mean, UserError
+
+State = dict[str, Array]
+Weight = Callable[[Array], Array]  # step -> weight
+
+
+class Plan(NamedTuple):
+    """The loss over a run, as pure functions of the step and of what was seen so far.
+
+    init() -> states by the name of their term
+    at(step, states) -> terms, their weights and moving parameters traced
+    follow(step, states, means of the step by name) -> states for the next step
+    """
+
+    init: Callable[[], dict[str, State]]
+    at: Callable[[Array, dict[str, State]], tuple[Term, ...]]
+    follow: Callable[[Array, dict[str, State], Mapping[str, Mean]], dict[str, State]]
+
+
+def make_plan(
+    terms: tuple[Term, ...],
+    steps: int,
+    schedules: Mapping[str, str],
+    options: Mapping[str, Mapping[str, float]],
+) -> Plan:
+    """The plan of `terms` over `steps` updates.
+
+    schedules: a text by term name (absent: constant); options: of the terms in ADAPTIVE. Raises
+    UserError for a text that is no schedule.
+    """
+    weights = {
+        t.name: make_weight(t.name, schedules.get(t.name, "constant"), t.weight, steps)
+        for t in terms
+    }
+    moving = [t for t in terms if t.name in ADAPTIVE]
+
+    def at(step, states):
+        moved = {
+            t.name: {ADAPTIVE[t.name].parameter: states[t.name][ADAPTIVE[t.name].parameter]}
+            for t in moving
+        }
+        return tuple(
+            t._replace(
+                weight=weights[t.name](step),
+                parameters=tuple((dict(t.parameters) | moved.get(t.name, {})).items()),
+            )
+            for t in terms
+        )
+
+    def follow(step, states, means):
+        progress = (step + 1) / steps
+        return {
+            t.name: ADAPTIVE[t.name].follow(
+                states[t.name], means[t.name], progress, dict(t.parameters), options[t.name]
+            )
+            for t in moving
+        }
+
+    init = lambda: {t.name: ADAPTIVE[t.name].init(dict(t.parameters)) for t in moving}
+    return Plan(init, at, follow)
+
+
+def fixed_plan(terms: tuple[Term, ...]) -> Plan:
+    """A loss that stays as it is, whatever the step."""
+    return Plan(dict, lambda step, states: terms, lambda step, states, means: states)
+
+
+def make_weight(name: str, text: str, weight: float, steps: int) -> Weight:
+    """A schedule's weight as a function of the step. Raises UserError for any other text."""
+    shape, _, rest = text.partition(":")
+    try:
+        return SHAPES[shape](weight, rest, steps)
+    except (KeyError, ValueError):
+        raise UserError(
+            f"config.terms.{name}.schedule is {text!r}: use constant, linear:0.1, cosine:0.1 or"
+            " steps:100=0.5,200=0"
+        ) from None
+
+
+def _constant(weight: float, rest: str, steps: int) -> Weight:
+    if rest:
+        raise ValueError
+    return lambda step: jnp.float32(weight)
+
+
+def _linear(weight: float, rest: str, steps: int) -> Weight:
+    end = _weight(rest)
+    return lambda step: weight + (end - weight) * _progress(step, steps)
+
+
+def _cosine(weight: float, rest: str, steps: int) -> Weight:
+    end = _weight(rest)
+    half = lambda step: (1 + jnp.cos(jnp.pi * _progress(step, steps))) / 2
+    return lambda step: end + (weight - end) * half(step)
+
+
+def _steps(weight: float, rest: str, steps: int) -> Weight:
+    pairs = sorted((int(a), _weight(b)) for a, b in (pair.split("=") for pair in rest.split(",")))
+
+    def at(step):
+        value = jnp.float32(weight)
+        for start, later in pairs:
+            value = jnp.where(step >= start, later, value)
+        return value
+
+    return at
+
+
+def _weight(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise ValueError
+    return value
+
+
+def _progress(step: Array, steps: int) -> Array:
+    return jnp.clip(step / max(1, steps - 1), 0.0, 1.0)
+
+
+class Adaptive(NamedTuple):
+    """A parameter that follows the mean of its own term. options: name -> default."""
+
+    parameter: str
+    options: Mapping[str, float]
+    init: Callable[[Mapping[str, float]], State]
+    follow: Callable[..., State]
+
+
+def _taid_init(parameters: Mapping[str, float]) -> State:
+    return {
+        "t": jnp.float32(parameters["t"]),
+        "momentum": jnp.float32(0.0),
+        "loss": jnp.float32(jnp.inf),
+    }
+
+
+def _taid_follow(state, mean, progress, parameters, options) -> State:
+    """t rises with the line from its start to 1, faster while the loss falls. 2501.16937, alg. 1.
+
+    Without a counted token nothing changes. The first loss only sets what the next is compared to.
+    """
+    loss = mean.total / jnp.maximum(mean.count, 1e-9)
+    fall = (state["loss"] - loss) / (state["loss"] + 1e-15)
+    momentum = options["momentum"] * state["momentum"] + (1 - options["momentum"]) * fall
+    line = parameters["t"] + (1 - parameters["t"]) * progress
+    faster = state["t"] + options["rate"] * jax.nn.sigmoid(momentum) * (1 - state["t"])
+    t = jnp.minimum(1.0, jnp.maximum(line, faster))
+    first, seen = jnp.isinf(state["loss"]), mean.count > 0
+    after = {
+        "t": jnp.where(first, state["t"], t),
+        "momentum": jnp.where(first, state["momentum"], momentum),
+        "loss": loss,
+    }
+    return {name: jnp.where(seen, after[name], state[name]).astype("float32") for name in state}
+
+
+SHAPES: dict[str, Callable[[float, str, int], Weight]] = {
+    "constant": _constant,
+    "linear": _linear,
+    "cosine": _cosine,
+    "steps": _steps,
+}
+ADAPTIVE: dict[str, Adaptive] = {
+    "taid": Adaptive("t", {"momentum": 0.99, "rate": 5e-4}, _taid_init, _taid_follow),
+}

@@ -1,0 +1,215 @@
+"""Teachers of which only a few vocabulary entries are known, and their loss against a student.
+
+The student's arithmetic stays dense over V; the teacher's K entries and one more for the rest of
+the vocabulary are its symbols, and no array [.., V] of the teacher is made. The gradient of a
+function of log q at the symbols, with g its derivative there and G the sum of g:
+  dz = g_k - q_k G at an entry k,   q (g_rest / q_rest - G) everywhere else.
+What becomes of the mass outside the K entries is a policy, named by whoever asks (POLICIES).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.losses.divergences import DIVERGENCES, FLOOR, divergence
+from distill_jax.losses.terms import Term
+from distill_jax.losses.vocabulary import (
+    EMPTY,
+    Distribution,
+    entry_places,
+    log_at,
+    log_of,
+    summed,
+)
+from distill_jax.types import Array, UserError
+
+INFINITE = 1e20  # FLOOR times any probability that a softmax gives is far beyond it
+
+
+class Symbols(NamedTuple):
+    """The teacher at its known entries, and at the rest of the vocabulary as one symbol.
+
+    log_p_xK at ids_xK (EMPTY: none); log_rest_x is None where the rest does not take part, and
+    FLOOR where the teacher gives it no probability; `without` says so in words for an error.
+    """
+
+    ids_xK: Array
+    log_p_xK: Array
+    log_rest_x: Array | None
+    without: str = ""
+
+
+def top_k_symbols(ids, logits, rest_xN, temperatures, policy, temperature, shared) -> Symbols:
+    """Symbols of TopK targets at a temperature. Entries from `shared` on are left out.
+
+    Raises UserError for an unknown policy, or a temperature at which the rest is not known: it
+    cannot be had from another one's (the entries' own logits can).
+    """
+    if policy not in POLICIES:
+        raise UserError(f"the top-k policy is {policy!r}: use one of {', '.join(POLICIES)}")
+    kept = (ids >= 0) & (ids < shared)
+    scaled = jnp.where(kept, logits / temperature, -jnp.inf)
+    rest = None
+    if policy != "renormalise":
+        if temperature not in temperatures:
+            raise UserError(
+                f"the top-k targets were made for the temperatures {temperatures} and a term has"
+                f" {temperature}: make them anew for it, or use the policy renormalise"
+            )
+        rest = rest_xN[..., temperatures.index(temperature)]
+    log_p, log_rest = POLICIES[policy](scaled, rest)
+    without = f"the policy {policy}" if policy == "renormalise" else ""
+    return Symbols(jnp.where(kept, ids, EMPTY), jnp.maximum(log_p, FLOOR), log_rest, without)
+
+
+def _tail_bucket(scaled_xK, rest_x):
+    """One more symbol with all the mass outside: a lower bound of the full divergence."""
+    total = jnp.logaddexp(jax.nn.logsumexp(scaled_xK, -1), rest_x)
+    return scaled_xK - total[..., None], jnp.maximum(rest_x - total, FLOOR)
+
+
+def _truncate(scaled_xK, rest_x):
+    """The K summands of the full divergence alone; it may be negative."""
+    total = jnp.logaddexp(jax.nn.logsumexp(scaled_xK, -1), rest_x)
+    return scaled_xK - total[..., None], None
+
+
+def _renormalise(scaled_xK, rest_x):
+    """The teacher divided by its mass within K entries, and 0 elsewhere; the student whole."""
+    return jax.nn.log_softmax(scaled_xK, -1), jnp.full(scaled_xK.shape[:-1], FLOOR, scaled_xK.dtype)
+
+
+def sampled_symbols(ids, probability, temperature, shared) -> Symbols:
+    """Symbols of Sampled targets. Raises UserError for a temperature other than 1."""
+    if temperature != 1:
+        raise UserError(
+            f"sampled targets are draws at temperature 1 and a term has {temperature}: set its"
+            " temperature to 1, or use hidden or top_k targets"
+        )
+    kept = (ids >= 0) & (ids < shared)
+    probability = jnp.where(kept, probability, 0.0)
+    probability /= jnp.maximum(jnp.sum(probability, -1, keepdims=True), 1e-30)
+    log_p = jnp.where(probability > 0, jnp.log(jnp.where(probability > 0, probability, 1.0)), FLOOR)
+    rest = jnp.full(ids.shape[:-1], FLOOR, log_p.dtype)
+    return Symbols(jnp.where(kept, ids, EMPTY), log_p, rest, "sampling")
+
+
+def symbol_losses(
+    terms: tuple[Term, ...],
+    weights: list,
+    q: Distribution,
+    symbols: Symbols,
+    axis: str | None,
+    with_gradient: bool,
+) -> tuple[list[Array], Array | None]:
+    """Each term's divergence [x], and the gradient [x, V] in z of the sum of weight * term.
+
+    Raises UserError for a divergence that is infinite where the teacher has no probability.
+    """
+    for term in terms:
+        _refuse_infinite(term, symbols)
+    ids = symbols.ids_xK
+    log_q = log_at(q, ids, axis)
+    log_p, rest = symbols.log_p_xK, None
+    place = entry_places(ids, q.prob_xV.shape[-1], axis)
+    if symbols.log_rest_x is not None:
+        outside = q.prob_xV.at[place].set(0.0, mode="drop")
+        rest = summed(outside, axis)
+        log_rest = jnp.where(rest > 0, jnp.log(jnp.where(rest > 0, rest, 1.0)), FLOOR)
+        log_q = jnp.concatenate([log_q, log_rest], -1)
+        log_p = jnp.concatenate([log_p, symbols.log_rest_x[..., None]], -1)
+
+    def compare(log_q):
+        return [_known(term, symbols, log_q, log_p) for term in terms]
+
+    values, pull = jax.vjp(compare, log_q)
+    gradient = None
+    if with_gradient:
+        (g,) = pull([w * jnp.ones_like(v) for w, v in zip(weights, values, strict=True)])
+        gradient = _in_logits(g, q, log_q, rest, place, ids.shape[-1])
+    for i, term in enumerate(terms):
+        if _apart(term, symbols):
+            more, more_gradient = _outside(term, weights[i], q, outside, axis, with_gradient)
+            values[i] += more
+            gradient = gradient + more_gradient if with_gradient else None
+    return values, gradient
+
+
+def _known(term, symbols, log_q, log_p):
+    """A term at the symbols; without the rest where that is added entry by entry."""
+    if _apart(term, symbols):
+        log_q, log_p = log_q[..., :-1], log_p[..., :-1]
+    return divergence(term.name, log_q, log_p, **dict(term.parameters))
+
+
+def _in_logits(g, q, log_q, rest, place, known):
+    """From the derivative at the symbols to the one in the student's logits."""
+    total = jnp.sum(g, -1, keepdims=True)
+    elsewhere = -total
+    if rest is not None:
+        elsewhere += jnp.where(rest > 0, g[..., known:] / jnp.where(rest > 0, rest, 1.0), 0.0)
+    there = g[..., :known] - jnp.exp(log_q[..., :known]) * total
+    return (q.prob_xV * elsewhere).at[place].set(there, mode="drop")
+
+
+def _outside(term, weight, q, outside, axis, with_gradient):
+    """The part of a divergence that entries without teacher probability have, one by one."""
+    log_q = jnp.where(outside > 0, log_of(q), FLOOR)
+    phi = DIVERGENCES[term.name].phi
+
+    def absent(log_q, q):
+        return phi(log_q, jnp.full_like(q, FLOOR), q, jnp.zeros_like(q), **dict(term.parameters))
+
+    value, pull = jax.vjp(absent, log_q, outside)
+    total = summed(value, axis)[..., 0]
+    if not with_gradient:
+        return total, None
+    from_log, from_q = pull(jnp.full_like(value, 1.0) * weight)
+    joint = from_log + outside * from_q
+    return total, joint - q.prob_xV * summed(joint, axis)
+
+
+def _apart(term: Term, symbols: Symbols) -> bool:
+    """Whether entries without teacher probability cannot be merged into one symbol.
+
+    All f-divergences allow it, being homogeneous in (q, p); alpha_beta with a + b != 1 does not.
+    """
+    if not symbols.without or DIVERGENCES[term.name].phi is None:
+        return False
+    with jax.ensure_compile_time_eval():
+        one, two = (float(_absent(term, x)) for x in (0.25, 0.5))
+    return abs(two - 2 * one) > 1e-5 * abs(two)
+
+
+def _refuse_infinite(term: Term, symbols: Symbols) -> None:
+    if not symbols.without:
+        return
+    with jax.ensure_compile_time_eval():
+        value = float(_absent(term, 0.25))
+    if value > INFINITE:
+        raise UserError(
+            f"{term.name} is infinite where the teacher has no probability, as {symbols.without}"
+            " leaves most tokens: use the policy tail_bucket, hidden targets, or another term"
+        )
+
+
+def _absent(term: Term, q: float) -> Array:
+    """What two equal entries without and with teacher probability contribute by the former."""
+    kind = DIVERGENCES[term.name]
+    fixed = {
+        name: value if isinstance(value, float | int) else kind.parameters[name]
+        for name, value in term.parameters
+    }
+    if kind.row is None:
+        return kind.phi(jnp.log(q), jnp.float32(FLOOR), jnp.float32(q), jnp.float32(0), **fixed)
+    log_q, log_p = jnp.log(jnp.array([q, 1 - q])), jnp.array([FLOOR, 0.0])
+    return kind.row(log_q, log_p, **fixed)
+
+
+POLICIES: dict[str, Callable] = {
+    "tail_bucket": _tail_bucket,
+    "renormalise": _renormalise,
+    "truncate": _truncate,
+}

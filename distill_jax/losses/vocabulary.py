@@ -1,0 +1,115 @@
+"""Hidden states become logits and probabilities, over a whole vocabulary or one cut over a mesh.
+
+`axis` is the mesh axis that the vocabulary is cut over inside a shard_map, or None where an array
+holds all of it: then every function here is the plain one. Shapes: types.py.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.lax import optimization_barrier
+
+from distill_jax.losses.divergences import FLOOR
+from distill_jax.types import Array, Unembed
+
+EMPTY = -1  # the id of a slot that holds no token
+
+
+class Distribution(NamedTuple):
+    """Probabilities of vocabulary entries, and what makes their logarithms out of logits."""
+
+    scaled_xV: Array  # logits / temperature
+    log_total_x1: Array  # their logsumexp
+    prob_xV: Array
+
+
+def log_of(d: Distribution) -> Array:
+    """Log-probabilities [.., V], floored at FLOOR; not stored, since a pass costs more."""
+    return jnp.maximum(d.scaled_xV - d.log_total_x1, FLOOR)
+
+
+def log_at(d: Distribution, ids_xK: Array, axis: str | None) -> Array:
+    """Log-probabilities [.., K] of a few entries; FLOOR for EMPTY."""
+    local = local_ids(ids_xK, d.scaled_xV.shape[-1], axis)
+    scaled_xK = jnp.take_along_axis(d.scaled_xV, local, -1, mode="fill", fill_value=FLOOR)
+    if axis is not None:
+        scaled_xK = jax.lax.pmax(scaled_xK, axis)
+    return jnp.maximum(scaled_xK - d.log_total_x1, FLOOR)
+
+
+def head_logits(hidden_xD: Array, unembed: Unembed) -> Array:
+    """Logits [.., V] of a few positions, in at least float32."""
+    return capped(head_product(hidden_xD, unembed), unembed.softcap)
+
+
+def head_product(hidden_xD: Array, unembed: Unembed) -> Array:
+    """The scaled product of hidden states and head, before the soft cap."""
+    raw_xV = jnp.matmul(hidden_xD, unembed.weight_DV, preferred_element_type=wide(hidden_xD.dtype))
+    if unembed.bias_V is not None:
+        raw_xV += unembed.bias_V
+    return raw_xV if unembed.scale == 1 else raw_xV * unembed.scale
+
+
+def capped(raw_xV: Array, softcap: float | None) -> Array:
+    """c * tanh(z / c), or z where there is no cap."""
+    return raw_xV if softcap is None else softcap * jnp.tanh(raw_xV / softcap)
+
+
+def softmax(logits_xV: Array, temperature: float, axis: str | None) -> Distribution:
+    """The distribution of logits / temperature; -inf excludes an entry.
+
+    The barrier keeps the exponentials from being computed again wherever they are used.
+    """
+    z = logits_xV if temperature == 1 else logits_xV / temperature
+    top = largest(z, axis)
+    exp = optimization_barrier(jnp.exp(z - top))
+    total = summed(exp, axis)
+    return Distribution(z, top + jnp.log(total), exp * (1 / total))
+
+
+def largest(x_xV: Array, axis: str | None) -> Array:
+    """The maximum over the vocabulary [.., 1]; finite even where every entry is excluded."""
+    top = jnp.max(x_xV, -1, keepdims=True)
+    return jnp.maximum(top if axis is None else jax.lax.pmax(top, axis), FLOOR)
+
+
+def summed(x_xV: Array, axis: str | None) -> Array:
+    """The sum over the vocabulary [.., 1]."""
+    return over_axis(jnp.sum(x_xV, -1, keepdims=True), axis)
+
+
+def over_axis(x: Array, axis: str | None) -> Array:
+    """The sum of the parts that the devices of an axis hold."""
+    return x if axis is None else jax.lax.psum(x, axis)
+
+
+def local_ids(ids_xK: Array, size: int, axis: str | None) -> Array:
+    """Ids within this device's part of the vocabulary; `size`, past the end, for all others."""
+    local = ids_xK - offset(size, axis)
+    return jnp.where((ids_xK >= 0) & (local >= 0) & (local < size), local, size)
+
+
+def entry_places(ids_xK: Array, size: int, axis: str | None) -> tuple:
+    """The index of a [.., V] array's entries `ids`; past the end for what is not there."""
+    lead = jnp.indices(ids_xK.shape, sparse=True)[:-1]
+    return (*lead, local_ids(ids_xK, size, axis))
+
+
+def offset(size: int, axis: str | None) -> Array | int:
+    """The id of the first entry that this device holds, where each holds `size`."""
+    return 0 if axis is None else jax.lax.axis_index(axis) * size
+
+
+def exclude_from(logits_xV: Array, shared: int, axis: str | None) -> Array:
+    """-inf for the entries from `shared` on, which only one of two vocabularies has."""
+    size = logits_xV.shape[-1]
+    parts = 1 if axis is None else jax.lax.axis_size(axis)
+    if size * parts == shared:
+        return logits_xV
+    return jnp.where(jnp.arange(size) + offset(size, axis) < shared, logits_xV, -jnp.inf)
+
+
+def wide(dtype) -> jnp.dtype:
+    """At least float32: what logits and sums are held in."""
+    return jnp.promote_types(dtype, jnp.float32)

@@ -1,0 +1,158 @@
+"""The only file here that knows how the package puts a loss and a training step together.
+
+Shapes in names: distill_jax/types.py.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from distill_jax.losses.divergences import DIVERGENCES, divergence
+from distill_jax.losses.fused import linear_divergence
+from distill_jax.losses.schedules import make_plan
+from distill_jax.losses.terms import CROSS_ENTROPY, Term
+from distill_jax.models.binding import Model
+from distill_jax.objective import cached_teacher, live_teacher, objective
+from distill_jax.step import init_state, make_train_step
+from distill_jax.types import Array, Batch, Params, Projected, TrainState, Unembed
+from experiments.benchmarks.shapes import Pair
+
+BLOCK_TOKENS = 256
+DIVERGENCE_WEIGHT, LABEL_WEIGHT = 0.9, 0.1
+FORWARD_KL = (Term("forward_kl", DIVERGENCE_WEIGHT), Term(CROSS_ENTROPY, LABEL_WEIGHT))
+TOP = 64
+LEARNING_RATE, BETAS, EPSILON, DECAY = 1e-4, (0.9, 0.95), 1e-8, 0.1
+
+
+def optimizer() -> optax.GradientTransformation:
+    """AdamW on every parameter, without clipping."""
+    return optax.adamw(LEARNING_RATE, *BETAS, eps=EPSILON, weight_decay=DECAY)
+
+
+def divergence_terms(name: str) -> tuple[Term, ...]:
+    """One divergence alone, with its default parameters."""
+    return (Term(name, 1.0, 1.0, tuple(DIVERGENCES[name].parameters.items())),)
+
+
+def elementwise(name: str) -> bool:
+    """Whether a divergence is a sum over vocabulary entries, each on its own."""
+    return DIVERGENCES[name].row is None
+
+
+def loss_and_gradients(terms: tuple[Term, ...]):
+    """f(*LossInputs) -> (loss sum, gradients of the student's hidden states and head)."""
+
+    def loss(hidden_BTD, weight_DV, teacher_hidden_BTD, teacher_weight_DV, labels_BT, weight_BT):
+        targets = Projected(teacher_hidden_BTD, Unembed(teacher_weight_DV))
+        return linear_divergence(
+            hidden_BTD,
+            Unembed(weight_DV),
+            targets,
+            labels_BT,
+            weight_BT,
+            terms=terms,
+            block_tokens=BLOCK_TOKENS,
+        )[0]
+
+    return jax.value_and_grad(loss, argnums=(0, 1))
+
+
+class Setup(NamedTuple):
+    """What a step is made of: an objective, the teachers' parameters, and a batch."""
+
+    loss: Callable
+    teachers: tuple
+    batch: Batch
+
+
+def train_step(loss: Callable):
+    """The package's jitted step (state, teachers, batch, key) -> (state, metrics)."""
+    return make_train_step(loss, optimizer(), _plan(), microbatches=1)
+
+
+def fresh_state(params: Params) -> TrainState:
+    """A state of its own buffers, since the step donates them."""
+    return init_state(jax.tree.map(jnp.array, params), optimizer(), _plan())
+
+
+def arguments(setup: Setup) -> tuple:
+    """What the step takes after the state."""
+    return setup.teachers, setup.batch, jax.random.key(0)
+
+
+def _plan():
+    return make_plan(FORWARD_KL, 1, {}, {})
+
+
+def live(pair: Pair) -> Setup:
+    """The package's objective; the teacher runs in the step."""
+    loss = _objective(pair.student, live_teacher(pair.teacher))
+    return Setup(loss, (pair.teacher_params,), pair.batch)
+
+
+def naive(pair: Pair) -> Setup:
+    """The same loss from logits [B, T, V] of both models, all tokens at once."""
+    student, teacher = pair.student, pair.teacher
+
+    def loss(params, teachers, batch, key, n_tokens, *, terms):
+        # One log-softmax a side serves both terms, without a floor: the naive form at its fastest.
+        log_q_BTV = jax.nn.log_softmax(logits(student, params, batch))
+        log_p_BTV = jax.lax.stop_gradient(jax.nn.log_softmax(logits(teacher, teachers[0], batch)))
+        divergence_BT = divergence("forward_kl", log_q_BTV, log_p_BTV)
+        nll_BT = -jnp.take_along_axis(log_q_BTV, batch.labels_BT[..., None], -1)[..., 0]
+        total_BT = DIVERGENCE_WEIGHT * divergence_BT + LABEL_WEIGHT * nll_BT
+        return jnp.sum(total_BT * batch.weight_BT) / n_tokens, {}
+
+    return Setup(loss, (pair.teacher_params,), pair.batch)
+
+
+def cached_hidden(pair: Pair) -> Setup:
+    """The teacher's hidden states lie in the batch, its head alone is a parameter."""
+    projected = jax.jit(outputs, static_argnums=0)(pair.teacher, pair.teacher_params, pair.batch)
+    stored = {"hidden": projected.hidden_BTD}
+    return _cached(pair, "hidden", stored, (projected.unembed[:2],))
+
+
+def cached_top64(pair: Pair) -> Setup:
+    """The teacher's largest logits lie in the batch, with the mass of the others."""
+
+    @jax.jit
+    def stored(params, batch):
+        logits_BTV = logits(pair.teacher, params, batch)
+        top_BTK, ids_BTK = jax.lax.top_k(logits_BTV, min(TOP, logits_BTV.shape[-1] - 1))
+        others_BTV = jnp.put_along_axis(logits_BTV, ids_BTK, -jnp.inf, -1, inplace=False)
+        rest_BTN = jax.nn.logsumexp(others_BTV, -1, keepdims=True)
+        return {"ids": ids_BTK.astype(jnp.int32), "logits": top_BTK, "rest": rest_BTN}
+
+    return _cached(pair, "top_k", stored(pair.teacher_params, pair.batch), ())
+
+
+def _cached(pair: Pair, kind: str, stored: dict[str, Array], teachers: tuple) -> Setup:
+    teach = cached_teacher(
+        kind,
+        head=(None, 1.0),
+        temperatures=(1.0,),
+        policy="tail_bucket",
+        vocab=pair.teacher.config.vocab,
+    )
+    return Setup(_objective(pair.student, teach), teachers, pair.batch._replace(targets=stored))
+
+
+def _objective(student: Model, teach) -> Callable:
+    return partial(objective, student=student, teach=teach, block_tokens=BLOCK_TOKENS)
+
+
+def outputs(model: Model, params: Params, batch: Batch) -> Projected:
+    """A model's final hidden states with its head."""
+    hidden = model.apply(params, batch.tokens_BT, batch.segment_BT, batch.position_BT)
+    return Projected(hidden.last_BTD, model.unembed(params))
+
+
+def logits(model: Model, params: Params, batch: Batch) -> Array:
+    """Logits [B, T, V] in float32."""
+    projected = outputs(model, params, batch)
+    return projected.hidden_BTD @ projected.unembed.weight_DV
