@@ -11,6 +11,7 @@ which reads it once, and every record again when it is used.
 """
 
 import hashlib
+import itertools
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -45,7 +46,7 @@ def pieces_of(row: Batch) -> Iterator[tuple[slice, bytes]]:
     """The places and keys of the pieces of one row of [T] arrays."""
     segment = np.asarray(row.segment_BT)
     starts = np.flatnonzero(np.diff(segment, prepend=0))
-    for start, stop in zip(starts, [*starts[1:], len(segment)], strict=True):
+    for start, stop in itertools.pairwise([*starts, len(segment)]):
         if segment[start]:
             yield slice(start, stop), piece_key(row.tokens_BT[start:stop])
 
