@@ -8,6 +8,7 @@ import pytest
 from configs.base import get_config
 from distill_jax.config import flatten
 from distill_jax.losses.divergences import DIVERGENCES
+from distill_jax.losses.schedules import ADAPTIVE
 from distill_jax.losses.terms import CROSS_ENTROPY
 from tests.cli import ROOT
 
@@ -104,7 +105,9 @@ def test_every_term_stands_in_the_schema_with_its_parameters():
     terms = get_config().terms
     assert set(terms.keys()) == {*DIVERGENCES, CROSS_ENTROPY}
     for name, divergence in DIVERGENCES.items():
-        assert set(terms[name].keys()) == {"weight", "temperature", *divergence.parameters}
+        options = ADAPTIVE[name].options if name in ADAPTIVE else {}
+        expected = {"weight", "temperature", "schedule", *divergence.parameters, *options}
+        assert set(terms[name].keys()) == expected
     weights = {name: options.weight for name, options in terms.items()}
     assert {name for name, weight in weights.items() if weight} == {"forward_kl"}
 

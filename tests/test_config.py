@@ -8,6 +8,7 @@ from distill_jax.config import check_keys, choose, config_diff, flatten, unknown
 from distill_jax.types import UserError
 
 KEYS = """
+cache.batch_size cache.dtype cache.shard_tokens
 checkpoint.every checkpoint.keep_best checkpoint.keep_last checkpoint.metric data.batch_size
 data.eval_source data.held_out_fraction data.microbatches data.prefetch data.seq_len data.source
 eval.batch_size eval.every export.checkpoint export.dtype generate.batch_size
@@ -19,17 +20,17 @@ optim.muon_learning_rate optim.muon_momentum optim.name optim.schedule optim.war
 optim.weight_decay seed steps student.dtype student.init student.path
 student.prune.attention_ridge student.prune.block_criterion student.prune.blocks
 student.prune.calibration_tokens student.prune.neuron_criterion student.prune.neurons
-student.prune.ranking_tokens student.prune.refit student.prune.ridge teacher.dtype teacher.path
-terms.cross_entropy.weight terms.forward_kl.temperature terms.forward_kl.weight terms.jsd.beta
-terms.jsd.temperature terms.jsd.weight terms.reverse_kl.temperature terms.reverse_kl.weight
-terms.skew_forward_kl.alpha terms.skew_forward_kl.temperature terms.skew_forward_kl.weight
-terms.skew_reverse_kl.alpha terms.skew_reverse_kl.temperature terms.skew_reverse_kl.weight
-terms.total_variation.temperature terms.total_variation.weight watchdog_s
+student.prune.ranking_tokens student.prune.refit student.prune.ridge teacher.average_decay
+teacher.cache teacher.draws teacher.dtype teacher.k teacher.mix teacher.more teacher.path
+teacher.policy teacher.targets teacher.weights
+watchdog_s
 """
 
 
 def test_the_set_of_keys_is_frozen():
-    assert sorted(flatten(get_config())) == sorted(KEYS.split())
+    """Terms are left out: test_architecture.py holds them to the registry of divergences."""
+    keys = [key for key in flatten(get_config()) if not key.startswith("terms.")]
+    assert sorted(keys) == sorted(KEYS.split())
 
 
 def test_a_near_miss_is_named():

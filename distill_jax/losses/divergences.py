@@ -124,8 +124,7 @@ def adaptive_kl(log_q, log_p, *, mu):
     p = stop_gradient(jnp.exp(log_p))
     gap = jnp.abs(p - stop_gradient(jnp.exp(log_q)))
     head, both = jnp.sum(gap * _head(p, mu), -1), jnp.sum(gap, -1)
-    # Never above 1: a negative weight on a reverse KL of 1e30 would not be a rounding error.
-    share = jnp.minimum(head / jnp.where(both > 0, both, 1.0), 1.0)
+    share = head / jnp.where(both > 0, both, 1.0)
     return share * forward + (1 - share) * reverse
 
 
@@ -138,7 +137,7 @@ def taid(log_q, log_p, *, t):
     if not isinstance(t, jax.Array) and not 0 <= t <= 1:
         raise UserError(f"taid.t is {t}: use 0 to 1, such as 0.4")
     mixed = (1 - t) * stop_gradient(log_q) + t * log_p
-    log_target = jnp.maximum(jax.nn.log_softmax(mixed, -1), FLOOR)
+    log_target = jax.nn.log_softmax(mixed, -1)
     return jnp.sum(jnp.exp(log_target) * (log_target - log_q), -1)
 
 
@@ -174,25 +173,26 @@ def _refuse_skew(alpha):
 def _head(p_xV, mu):
     """How much each entry belongs to the head of p: 1, 0, or a share where some are equally likely.
 
-    Without sorting, which takes 7 times as long: the bits of positive floats are ordered as the
-    floats are, so that bisecting them finds the likeliest entry that no longer fits.
+    Without sorting, which takes several times as long: the bits of positive floats are ordered as
+    the floats are, so that bisecting them finds the likeliest entry that no longer fits.
     """
     width = 8 * p_xV.dtype.itemsize
-    bits = jax.lax.bitcast_convert_type(p_xV, jnp.dtype(f"int{width}"))
-    over = lambda edge: jnp.sum(jnp.where(bits >= edge, p_xV, 0.0), -1, keepdims=True) > mu
-    top = jnp.max(bits, -1, keepdims=True)
+    number = lambda bits: jax.lax.bitcast_convert_type(bits, p_xV.dtype)
+    mass = lambda chosen: jnp.sum(jnp.where(chosen, p_xV, 0.0), -1, keepdims=True)
+    top = jnp.max(p_xV, -1, keepdims=True)
 
     def halve(_, ends):
-        low, high = ends
+        low, high = ends  # entries from low on have more than mu, from high on no more than mu
         middle = low + (high - low) // 2
-        return jnp.where(over(middle), middle, low), jnp.where(over(middle), high, middle)
+        over = mass(p_xV >= number(middle)) > mu
+        return jnp.where(over, middle, low), jnp.where(over, high, middle)
 
-    edge, _ = jax.lax.fori_loop(0, width - 1, halve, (jnp.zeros_like(top), top + 1))
-    before = jnp.sum(jnp.where(bits > edge, p_xV, 0.0), -1, keepdims=True)
-    each = jax.lax.bitcast_convert_type(edge, p_xV.dtype)
-    fitting = jnp.maximum(jnp.floor((mu - before) / jnp.maximum(each, TINY)), edge == top)
-    share = jnp.minimum(fitting / jnp.sum(bits == edge, -1, keepdims=True), 1.0)
-    return jnp.where(bits > edge, 1.0, jnp.where(bits == edge, share, 0.0))
+    end = jax.lax.bitcast_convert_type(top, jnp.dtype(f"int{width}")) + 1
+    edge = number(jax.lax.fori_loop(0, width - 1, halve, (jnp.zeros_like(end), end))[0])
+    above, equal = p_xV > edge, p_xV == edge
+    fitting = jnp.maximum(jnp.floor((mu - mass(above)) / jnp.maximum(edge, TINY)), edge == top)
+    share = jnp.minimum(fitting / jnp.sum(equal, -1, keepdims=True), 1.0)
+    return jnp.where(above, 1.0, jnp.where(equal, share, 0.0))
 
 
 def log_probabilities(logits_xV: Array, temperature: float = 1.0) -> Array:

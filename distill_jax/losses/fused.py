@@ -229,7 +229,8 @@ def _reduced(head_gradient, fsdp):
 def _block(static, inputs, block, *, with_gradient, trains_head):
     """((values, gradient of the head), gradient of the hidden states) of one block of tokens."""
     hidden, teacher_tokens, labels, weight = _only_counted(block)
-    axis = None if static.mesh is None else VOCABULARY
+    is_cut = static.mesh is not None and static.mesh.shape[VOCABULARY] > 1
+    axis = VOCABULARY if is_cut else None
     unembed = Unembed(*inputs.head, *static.head)
     raw = head_product(hidden, unembed)
     logits = exclude_from(capped(raw, unembed.softcap), static.shared, axis)

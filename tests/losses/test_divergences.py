@@ -11,12 +11,9 @@ import pytest
 
 from distill_jax.losses.divergences import (
     DIVERGENCES,
-    check,
-    divergence,
     log_probabilities,
     token_divergence,
 )
-from distill_jax.types import UserError
 
 # Where a test needs other parameters than the defaults; jsd's default could not tell its two sides.
 PARAMETERS = {"jsd": {"beta": 0.3}}
@@ -158,14 +155,6 @@ def test_float32_is_close_to_float64(name, parameters):
 
 
 @every
-def test_zero_exactly_at_equality_and_positive_elsewhere(name):
-    z, t = logits(1), logits(2)
-    for zero in (*value_and_gradients(name, z, z), value_and_gradients(name, z + 3.0, z)[0]):
-        np.testing.assert_allclose(zero, 0, atol=1e-12)
-    assert np.all(value_and_gradients(name, z, t)[0] > 1e-3)
-
-
-@every
 def test_gradient_equals_finite_differences(name):
     temperature, step = 2.0, 1e-5
     z, t = logits(1), logits(2)
@@ -180,44 +169,15 @@ def test_gradient_equals_finite_differences(name):
         np.testing.assert_allclose(gradient[0], numeric, atol=1e-8)
 
 
-def extremes():
-    """Rows of student and teacher logits; in the last three, both sides are equal."""
-    z, t = logits(1, 1e4, (9,)), logits(2, 1e4, (9,))
-    low, high = np.where(np.arange(9) < 4, -np.inf, z), np.where(np.arange(9) < 4, z, -np.inf)
-    one, uniform = np.where(np.arange(9) == 3, 0.0, -np.inf), np.zeros(9)
-    pairs = [
-        (z, t),
-        (low, t),
-        (z, low),
-        (low, low / 2),
-        (low, high),
-        (one, uniform),
-        (uniform, one),
-        (one, np.roll(one, 1)),
-        (low, low),
-        (one, one),
-        (z, z),
-    ]
-    return tuple(np.stack(side) for side in zip(*pairs, strict=True))
-
-
-@every
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_extreme_logits_stay_finite(name, dtype):
-    for z, t in (extremes(), (np.ones((3, 1)), np.zeros((3, 1)))):
-        results = value_and_gradients(name, z.astype(dtype), t.astype(dtype))
-        assert np.all(results[0] >= -1e-6)
-        for result in results:
-            assert result.dtype == dtype
-            assert np.all(np.isfinite(result))
-            np.testing.assert_allclose(result[-3:], 0, atol=1e-6)
-
-
-def test_infinite_divergences_are_huge():
-    one, uniform = jnp.array([0.0, -np.inf]), jnp.zeros(2)
-    assert token_divergence("forward_kl", one, uniform) > 1e29
-    assert token_divergence("reverse_kl", uniform, one) > 1e29
-    np.testing.assert_allclose(token_divergence("reverse_kl", one, uniform), math.log(2))
+@pytest.mark.parametrize("name", [name for name, kind in DIVERGENCES.items() if kind.phi])
+def test_single_shares_equal_finite_differences(name):
+    """Entry by entry, as partial targets need them: no error hides in a multiple of q."""
+    q, p, step = distribution(logits(1)), distribution(logits(2)), 1e-5
+    share = lambda log_q, q: DIVERGENCES[name].phi(log_q, np.log(p), q, p, **parameters_of(name))
+    result = jax.jvp(share, (jnp.log(q), jnp.asarray(q)), (jnp.ones_like(q), jnp.asarray(q)))[1]
+    at = lambda log_q: share(log_q, np.exp(log_q))
+    numeric = (at(np.log(q) + step) - at(np.log(q) - step)) / (2 * step)
+    np.testing.assert_allclose(result, numeric, atol=1e-8)
 
 
 def test_known_gradients():
@@ -268,39 +228,3 @@ def test_adaptive_kl_of_equally_likely_entries_is_the_mean_over_their_orders(p, 
     ]
     result = jitted("adaptive_kl", np.log(q), np.log(p), mu=mu)
     np.testing.assert_allclose(result, np.mean(stable), rtol=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("name", "parameters", "remedy"),
-    [
-        ("jsd", {"beta": 0.0}, "forward_kl"),
-        ("jsd", {"beta": -1.0}, "forward_kl"),
-        ("jsd", {"beta": 1.0}, "reverse_kl"),
-        ("skew_forward_kl", {"alpha": 1.0}, "alpha"),
-        ("skew_reverse_kl", {"alpha": -0.1}, "alpha"),
-        ("alpha_beta", {"a": -0.1, "b": 0.5}, "0 or at least 0.001"),
-        ("alpha_beta", {"a": 0.5, "b": 1e-5}, "0 or at least 0.001"),
-        ("alpha_beta", {"a": 0.0, "b": 0.0}, "not 0 for both"),
-        ("alpha_beta", {"a": math.inf, "b": 1.0}, "0.2 and 0.7"),
-        ("adaptive_kl", {"mu": -0.1}, "0.5"),
-        ("adaptive_kl", {"mu": 1.0}, "forward_kl"),
-        ("taid", {"t": 1.5}, "0 to 1"),
-        ("taid", {"t": np.float32(-0.5)}, "0 to 1"),
-        ("entropy_aware", {"entropy": -1.0}, "0 or more"),
-        *((name, {key: math.nan}, "use") for name in ORACLES for key in parameters_of(name)),
-    ],
-)
-def test_meaningless_parameters_name_the_remedy(name, parameters, remedy):
-    with pytest.raises(UserError, match=remedy) as error:
-        check(name, parameters)
-    assert "\n" not in str(error.value)
-
-
-@every
-def test_defaults_mean_something_and_are_taken_where_none_are_given(name):
-    kind = DIVERGENCES[name]
-    assert (kind.phi is None) != (kind.row is None)
-    check(name, kind.parameters)
-    log_q, log_p = log_probabilities(logits(1)), log_probabilities(logits(2))
-    expected = divergence(name, log_q, log_p, **kind.parameters)
-    np.testing.assert_array_equal(token_divergence(name, logits(1), logits(2)), expected)
