@@ -14,6 +14,7 @@ from distill_jax.config import at_least, choose
 from distill_jax.data.cache import Cache, open_cache
 from distill_jax.data.cache_files import Manifest
 from distill_jax.losses import partial_targets
+from distill_jax.losses.sparse import check_terms
 from distill_jax.losses.teachers import SPACES
 from distill_jax.losses.terms import CROSS_ENTROPY, Term, needs_teacher
 from distill_jax.models.binding import Model
@@ -71,8 +72,19 @@ def check(c: ConfigDict, terms: tuple[Term, ...]) -> None:
             f"config.teacher.targets {t.targets} is of one teacher and config.teacher.more names"
             " others: use hidden"
         )
-    if t.targets == "top_k" and not t.cache and needs_teacher(terms):
-        partial_targets.check_policy("teacher.policy", t.policy)
+    if not t.cache:
+        _check_part(c, t.targets, temperatures_of(terms), terms)
+
+
+def _check_part(c, kind, temperatures, terms):
+    """Raises UserError for a term that a kind of partial targets cannot serve."""
+    if kind == "hidden" or not needs_teacher(terms):
+        return
+    if kind == "top_k":
+        policy = partial_targets.check_policy("teacher.policy", c.teacher.policy)
+    else:
+        policy = None if kind == "sampled" else "renormalise"
+    check_terms(terms, temperatures, policy)
 
 
 def load_teachers(c: ConfigDict, terms: tuple[Term, ...], mesh: Mesh) -> Teachers:
@@ -85,6 +97,8 @@ def load_teachers(c: ConfigDict, terms: tuple[Term, ...], mesh: Mesh) -> Teacher
     if not c.teacher.cache:
         return Teachers(loaded, None, None, average)
     cache = open_cache(Path(c.teacher.cache))
+    form = cache.manifest.form
+    _check_part(c, cache.manifest.kind, tuple(form["temperatures"]), terms)
     head = cache.head()
     return Teachers(loaded, cache, head and place_whole(head, mesh), False)
 
@@ -96,10 +110,7 @@ def teach_of(
     if not needs_teacher(terms):
         return None, ()
     if teachers.cache is not None:
-        policy = c.teacher.policy
-        if teachers.cache.manifest.kind == "top_k":
-            policy = partial_targets.check_policy("teacher.policy", policy)
-        return _of_cache(teachers, policy)
+        return _of_cache(teachers, c.teacher.policy)
     params = tuple(loaded.params for loaded in teachers.loaded)
     models = tuple(loaded.model for loaded in teachers.loaded)
     if teachers.average:

@@ -110,12 +110,13 @@ def _decode_ids(stored):
 
 
 def _encode_top_k(signals, form):
-    logits = signals["logits"].astype(DTYPES[form["dtype"]])
-    if not np.isfinite(logits).all():
+    dtype, largest = DTYPES[form["dtype"]], np.abs(signals["logits"]).max(initial=0.0)
+    if largest > np.finfo(dtype).max:
         raise UserError(
-            f"cache.dtype {form['dtype']} does not hold the teacher's logits (the largest is"
-            f" {np.abs(signals['logits']).max():.0f}): use float32"
+            f"config.cache.dtype {form['dtype']} does not hold the teacher's logits, of which the"
+            f" largest is {largest:.0f}: use float32"
         )
+    logits = signals["logits"].astype(dtype)
     return [_encode_ids(signals["ids"], form), logits, signals["rest"].astype(np.float32)]
 
 

@@ -96,6 +96,21 @@ def sampled_symbols(ids, probability, temperature, shared) -> Symbols:
     return Symbols(jnp.where(kept, ids, EMPTY), log_p, rest, "sampling")
 
 
+def check_terms(
+    terms: tuple[Term, ...], temperatures: tuple[float, ...], policy: str | None
+) -> None:
+    """Raises UserError for a term that partial targets cannot serve; policy None: sampled ones."""
+    ids, value = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1))
+    for term in terms:
+        if term.name in DIVERGENCES:
+            if policy is None:
+                symbols = sampled_symbols(ids, value, term.temperature, 1)
+            else:
+                rest, known = jnp.zeros((1, len(temperatures))), (temperatures, policy)
+                symbols = top_k_symbols(ids, value, rest, *known, term.temperature, 1)
+            _refuse_infinite(term, symbols)
+
+
 def symbol_losses(
     terms: tuple[Term, ...],
     weights: list,
