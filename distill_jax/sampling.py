@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distill_jax.losses.partial_targets import draw
 from distill_jax.losses.vocabulary import head_logits
 from distill_jax.models.binding import Model
 from distill_jax.types import Array, Params, UserError
@@ -71,9 +72,10 @@ def make_continue(
 def _draw(logits_BV, temperature, keys_B, index):
     if temperature == 0:
         return jnp.argmax(logits_BV, -1).astype(jnp.int32)
+    # One uniform a row: a categorical draw of a large vocabulary costs as much as the head.
     keys_B = jax.vmap(partial(jax.random.fold_in, data=index))(keys_B)
-    draw = jax.vmap(lambda key, logits: jax.random.categorical(key, logits / temperature))
-    return draw(keys_B, logits_BV).astype(jnp.int32)
+    uniform_B1 = jax.vmap(lambda key: jax.random.uniform(key, (1,)))(keys_B)
+    return draw(logits_BV / temperature, uniform_B1)[:, 0]
 
 
 def generate(

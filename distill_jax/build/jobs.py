@@ -59,7 +59,8 @@ def evaluate_job(c: ConfigDict, directory: Path) -> Iterator[str]:
     if jax.process_index():
         return
     workdir.write_lines(directory / workdir.METRICS, [{"step": 0, **measured}])
-    facts = provenance(mesh, subject.tokenizer, teacher, {"eval": text})
+    teachers = {"teacher.sha256": teacher and teacher.fingerprint}
+    facts = provenance(mesh, subject.tokenizer, teachers, {"eval": text})
     report = {**measured, "config": flatten(c), "provenance": facts}
     workdir.write_json(directory / workdir.PROVENANCE, facts)
     workdir.write_json(directory / workdir.REPORT, report)

@@ -10,16 +10,15 @@ from jax.sharding import Mesh
 
 from distill_jax import __version__
 from distill_jax.build.data import Data
-from distill_jax.build.models import Loaded
 from distill_jax.data.tokenizer import Tokenizer
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
 
 
 def provenance(
-    mesh: Mesh, tokenizer: Tokenizer, teacher: Loaded | None, data: dict[str, Data]
+    mesh: Mesh, tokenizer: Tokenizer, teachers: dict[str, str | None], data: dict[str, Data]
 ) -> dict[str, Any]:
-    """Flat, so that two runs compare line by line."""
+    """Flat, so that two runs compare line by line. teachers: what identifies them, by name."""
     template = tokenizer.chat_template
     return {
         "distill_jax": __version__,
@@ -30,7 +29,7 @@ def provenance(
         **{f"mesh.{name}": size for name, size in mesh.shape.items()},
         "tokenizer.sha256": tokenizer.fingerprint,
         "chat_template.sha256": template and hashlib.sha256(template.encode()).hexdigest(),
-        "teacher.sha256": teacher and teacher.fingerprint,
+        **teachers,
         **{f"data.{name}.sha256": part.fingerprint for name, part in data.items()},
         **{f"data.{name}.documents": part.documents for name, part in data.items()},
     }

@@ -138,6 +138,15 @@ def measure_of(c: ConfigDict, teachers: Teachers) -> tuple[Teach | None, tuple]:
     return mixed_teachers(models, weights, c.teacher.mix), params
 
 
+def facts(teachers: Teachers) -> dict[str, str | None]:
+    """What identifies the teachers, for the provenance of a run."""
+    cache, first = teachers.cache, teachers.first
+    stored = cache.manifest.hashes["teacher"] if cache else None
+    more = {f"teacher.{i}.sha256": t.fingerprint for i, t in enumerate(teachers.loaded[1:], 2)}
+    kind = f"{cache.manifest.kind} {cache.manifest.form['dtype']}" if cache else None
+    return {"teacher.sha256": first.fingerprint if first else stored, **more, "teacher.cache": kind}
+
+
 def part_of(c: ConfigDict, temperatures: tuple[float, ...], ways: int) -> Part:
     """The function that keeps a part of a full distribution, by teacher.targets."""
     return TARGETS[c.teacher.targets](c, temperatures, c.model.block_tokens * ways)

@@ -238,7 +238,7 @@ def _first_samples(setting: Setting, model: Model, params: Params) -> None:
         lines += _samples(setting, "teacher", 0, teacher.model, teacher.params)
     lines += _samples(setting, "student before", 0, model, params)
     parts = {"train": setting.training, "eval": setting.held_out}
-    facts = provenance(setting.mesh, setting.tokenizer, teacher, parts)
+    facts = provenance(setting.mesh, setting.tokenizer, teachers.facts(setting.teachers), parts)
     if jax.process_index() == 0:
         workdir.write_json(setting.directory / workdir.PROVENANCE, facts)
         workdir.write_lines(setting.directory / workdir.SAMPLES, lines)
@@ -269,7 +269,7 @@ def _finish(setting: Setting, model: Model, params: Params) -> Iterator[str]:
     history = workdir.read_lines(directory / workdir.METRICS)
     evaluations = [line for line in history if "eval/nll" in line]
     speeds = {line["model"]: line["tokens_per_s"] for line in lines}
-    sizes = [count(teacher.params) if teacher else 0, *[count(params)] * 2]
+    sizes = [count(teacher.params) if teacher else None, *[count(params)] * 2]
     rows = model_rows(sizes, [evaluations[0], evaluations[-1]], speeds)
     facts = json.loads((directory / workdir.PROVENANCE).read_text())
     last = {k: v for k, v in evaluations[-1].items() if k.startswith("eval/")}

@@ -21,7 +21,7 @@ class ModelRow(NamedTuple):
     """A line of the closing table. Absent numbers are None."""
 
     name: str
-    parameters: int
+    parameters: int | None
     nll: float  # nats a token
     forward_kl: float | None  # KL(teacher || model), nats a token
     agreement_top1: float | None
@@ -37,14 +37,18 @@ class ModelRow(NamedTuple):
 
     @classmethod
     def teacher(
-        cls, name: str, parameters: int, evaluation: dict[str, float], speed: float | None = None
+        cls,
+        name: str,
+        parameters: int | None,
+        evaluation: dict[str, float],
+        speed: float | None = None,
     ) -> "ModelRow":
         """The teacher's line, from the metrics of a student measured against it."""
         return cls(name, parameters, evaluation["eval/teacher_nll"], 0.0, 1.0, speed)
 
 
 def model_rows(
-    sizes: Sequence[int],
+    sizes: Sequence[int | None],
     evaluations: Sequence[dict[str, float]],
     speeds: dict[str, float | None],
 ) -> list[ModelRow]:
@@ -76,7 +80,7 @@ def row_cells(row: ModelRow) -> list[str]:
     or_dash = lambda value, form: "-" if value is None else format(value, form)
     return [
         row.name,
-        f"{row.parameters / 1e6:.1f} M",
+        "-" if row.parameters is None else f"{row.parameters / 1e6:.1f} M",
         f"{row.nll:.3f}",
         f"{perplexity(row.nll):.2f}",
         or_dash(row.forward_kl, ".3f"),
