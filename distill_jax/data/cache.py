@@ -35,6 +35,8 @@ from distill_jax.data.cache_records import KEY_BYTES, KINDS, Signals, from_recor
 from distill_jax.data.pack import Rows
 from distill_jax.types import Batch, UserError
 
+READERS = 128  # shards open at a time: systems allow a process as few as 256 files
+
 
 def piece_key(tokens_T: np.ndarray) -> bytes:
     """The name of a piece: a hash of its input tokens."""
@@ -92,16 +94,23 @@ class Cache:
                 f" documents, another tokenizer or another data.seq_len: {AGAIN} with this config"
             )
         name, number = self.places[key]
-        with self.lock:
-            if name not in self.readers:
-                options = "readahead_buffer_size:0,max_parallelism:0"
-                path = str(self.directory / f"{name}{SHARD}")
-                self.readers[name] = ArrayRecordReader(path, options)
-            (record,) = self.readers[name].read([number])
+        path = self.directory / f"{name}{SHARD}"
+        # RuntimeError and IndexError are ArrayRecord's, where a file changed after it was opened.
         try:
+            with self.lock:
+                (record,) = self._reader(path).read([number])
             return from_record(self.manifest.kind, key, record, self.manifest.form)
-        except ValueError as error:
-            raise damaged(self.directory / f"{name}{SHARD}", str(error)) from None
+        except (ValueError, RuntimeError, IndexError) as error:
+            raise damaged(path, str(error).splitlines()[0]) from None
+
+    def _reader(self, path):
+        """The reader of a shard; of all readers the READERS used last stay open."""
+        options = "readahead_buffer_size:0,max_parallelism:0"
+        reader = self.readers.pop(path.name, None) or ArrayRecordReader(str(path), options)
+        self.readers[path.name] = reader
+        if len(self.readers) > READERS:
+            del self.readers[next(iter(self.readers))]
+        return reader
 
     def head(self) -> tuple[np.ndarray, np.ndarray | None] | None:
         """(weight_DV, bias_V) of the teacher; None for kinds that need none."""
@@ -120,8 +129,9 @@ def open_cache(directory: Path) -> Cache:
     if not manifest.complete:
         raise UserError(f"{directory} is not complete: {AGAIN}, which goes on where it stopped")
     places: dict[bytes, tuple[str, int]] = {}
-    for name in shard_names(directory):
-        index = read_index(directory, name)
+    indices = {name: read_index(directory, name) for name in shard_names(directory)}
+    # Two processes may both have stored a piece: which one counts must not depend on names.
+    for name, index in sorted(indices.items(), key=lambda item: item[1]["digest"]):
         if digest_of(directory / f"{name}{SHARD}") != index["digest"]:
             raise damaged(directory / f"{name}{SHARD}", "digest")
         places |= {bytes.fromhex(key): (name, i) for i, key in enumerate(index["keys"])}

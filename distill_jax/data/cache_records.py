@@ -27,13 +27,13 @@ KEY_BYTES = 16
 
 
 class Kind(NamedTuple):
-    """encode(signals, form) -> parts; decode(bytes, n, form) -> signals; padding of each field.
+    """encode(signals, form) -> parts; decode(reader, n, form) -> signals; padding of each field.
 
     form: the manifest's options and sizes in one dict: dtype, width, vocab, k, draws, temperatures.
     """
 
     encode: Callable[[Signals, dict[str, Any]], list[np.ndarray]]
-    decode: Callable[[memoryview, int, dict[str, Any]], Signals]
+    decode: Callable[["_Reader", int, dict[str, Any]], Signals]
     padding: dict[str, float]
     dtypes: tuple[str, ...]
     bytes_per_token: Callable[[dict[str, Any], float], float]  # form, mean of distinct ids
@@ -48,11 +48,36 @@ def quantized(hidden_nD: np.ndarray) -> Signals:
 
 
 def to_record(kind: str, key: bytes, signals: Signals, form: dict[str, Any]) -> bytes:
-    """Key, length, fields, and a checksum over all of it."""
+    """Key, length, fields, and a checksum over all of it.
+
+    Raises UserError for signals that are not finite or that form's dtype does not hold, ValueError
+    for ids, counts or shapes that are not of this form.
+    """
     n = len(next(iter(signals.values())))
+    _check(signals, form)
     parts = KINDS[kind].encode(signals, form)
+    distinct = float((signals["ids"] >= 0).sum() / n) if "ids" in signals else 0.0
+    size = round(n * KINDS[kind].bytes_per_token(form, distinct))
+    if sum(part.nbytes for part in parts) != size:
+        raise ValueError(f"{kind} signals of other shapes than {form}")
     body = key + np.uint32(n).tobytes() + b"".join(np.ascontiguousarray(p).tobytes() for p in parts)
     return body + np.uint32(zlib.crc32(body)).tobytes()
+
+
+def _check(signals, form):
+    """Refuses what would be stored as another number."""
+    for name, value in signals.items():
+        # A logit of -inf is an entry of no probability, a rest of -inf the absence of one.
+        allowed = (value == -np.inf) & (name in ("logits", "rest"))
+        if not np.all(np.isfinite(value) | allowed):
+            raise UserError(
+                f"the teacher gives {name} that are not finite for a piece of {len(value)} tokens:"
+                " use config.model.compute_dtype=float32, or other weights"
+            )
+    if "ids" in signals and signals["ids"].max(initial=-1) >= form["vocab"]:
+        raise ValueError(f"id {signals['ids'].max()} of {form['vocab']} entries")
+    if "counts" in signals and max(form["draws"], signals["counts"].max(initial=0)) > 255:
+        raise ValueError("more than 255 draws, which a byte does not count")
 
 
 def from_record(kind: str, key: bytes, record: bytes, form: dict[str, Any]) -> Signals:
@@ -63,7 +88,11 @@ def from_record(kind: str, key: bytes, record: bytes, form: dict[str, Any]) -> S
     if body[:KEY_BYTES] != key:
         raise ValueError("key")
     n = int(np.frombuffer(body, np.uint32, 1, KEY_BYTES)[0])
-    return KINDS[kind].decode(memoryview(body)[KEY_BYTES + 4 :], n, form)
+    reader = _Reader(memoryview(body)[KEY_BYTES + 4 :])
+    signals = KINDS[kind].decode(reader, n, form)
+    if reader.at != len(reader.data):
+        raise ValueError("length")
+    return signals
 
 
 class _Reader:
@@ -86,8 +115,7 @@ def _encode_hidden(signals, form):
     return [signals["hidden"].astype(DTYPES[form["dtype"]])]
 
 
-def _decode_hidden(data, n, form):
-    reader = _Reader(data)
+def _decode_hidden(reader, n, form):
     signals = {"hidden": reader.take(DTYPES[form["dtype"]], n, form["width"])}
     if form["dtype"] == "int8":
         signals["scale"] = reader.take(np.dtype(np.float32), n)
@@ -110,7 +138,8 @@ def _decode_ids(stored):
 
 
 def _encode_top_k(signals, form):
-    dtype, largest = DTYPES[form["dtype"]], np.abs(signals["logits"]).max(initial=0.0)
+    dtype, finite = DTYPES[form["dtype"]], np.isfinite(signals["logits"])
+    largest = np.abs(signals["logits"]).max(initial=0.0, where=finite)
     if largest > np.finfo(dtype).max:
         raise UserError(
             f"config.cache.dtype {form['dtype']} does not hold the teacher's logits, of which the"
@@ -120,8 +149,7 @@ def _encode_top_k(signals, form):
     return [_encode_ids(signals["ids"], form), logits, signals["rest"].astype(np.float32)]
 
 
-def _decode_top_k(data, n, form):
-    reader = _Reader(data)
+def _decode_top_k(reader, n, form):
     return {
         "ids": _decode_ids(reader.take(_id_dtype(form), n, form["k"])),
         "logits": reader.take(DTYPES[form["dtype"]], n, form["k"]).astype(np.float32),
@@ -138,8 +166,7 @@ def _encode_sampled(signals, form):
     ]
 
 
-def _decode_sampled(data, n, form):
-    reader = _Reader(data)
+def _decode_sampled(reader, n, form):
     sizes = reader.take(np.dtype(np.uint8), n).astype(np.int64)
     total = int(sizes.sum())
     ids = _decode_ids(reader.take(_id_dtype(form), total))

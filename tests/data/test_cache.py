@@ -18,7 +18,7 @@ import pytest
 from distill_jax.data import cache_writer
 from distill_jax.data.cache import CachedRows, check_match, open_cache, piece_key, pieces_of
 from distill_jax.data.cache_files import Manifest
-from distill_jax.data.cache_records import KINDS, quantized
+from distill_jax.data.cache_records import KINDS, quantized, to_record
 from distill_jax.data.encode import Tokenized
 from distill_jax.data.pack import pack
 from distill_jax.data.pipeline import eval_batches
@@ -126,12 +126,13 @@ def test_int8_keeps_the_largest_entry_and_a_token_of_zeros():
 @pytest.mark.parametrize("kind", KINDS)
 def test_bytes_a_token_are_those_of_the_files(tmp_path, kind):
     form = manifest(kind, "float32", **({"k": DRAWS} if kind.startswith("sampled") else {}))
-    directory = made(tmp_path / "c", kind, shard_tokens=10**6)
-    cache = open_cache(directory)
-    said = KINDS[kind].bytes_per_token(form.form, 3.0) * cache.manifest.tokens
-    records = cache.manifest.pieces * 24
-    stored = (directory / "shard-00000-00000.array_record").stat().st_size
-    assert said + records <= stored < 1.1 * (said + records) + 200_000
+    keys = write(tmp_path / "c", form, text(documents=2000), shard_tokens=10**6)
+    written = cache_writer.finish(tmp_path / "c", keys)
+    said = KINDS[kind].bytes_per_token(form.form, 3.0) * written.tokens
+    stored = (tmp_path / "c" / "shard-00000-00000.array_record").stat().st_size
+    # Key, length and checksum of a record are 24 bytes; ArrayRecord adds 60 to 90, and fills up
+    # a file to blocks of 64 KiB.
+    assert said + 24 * len(keys) <= stored <= said + 120 * len(keys) + 2**17
 
 
 def contents(directory):
@@ -209,7 +210,7 @@ def test_any_flipped_byte_is_refused(tmp_path, pattern):
         damaged = bytearray(whole)
         damaged[place] ^= 1 << int(r.integers(0, 7))
         path.write_bytes(bytes(damaged))
-        with pytest.raises(UserError, match=r"is damaged|version|not complete"):
+        with pytest.raises(UserError, match="is damaged"):
             contents(directory)
     path.write_bytes(whole)
     assert contents(directory)
@@ -237,12 +238,9 @@ def test_other_text_window_teacher_or_tokenizer_is_refused_in_one_line(tmp_path)
     check = lambda hashes, seq_len=SEQ: check_match(cache.manifest, directory, hashes, seq_len)
     check(HASHES)
     check({"tokenizer": HASHES["tokenizer"]})
-    with pytest.raises(UserError, match="another teacher"):
-        check(HASHES | {"teacher": "z"})
-    with pytest.raises(UserError, match="another tokenizer"):
-        check(HASHES | {"tokenizer": "z"})
-    with pytest.raises(UserError, match="another chat template"):
-        check(HASHES | {"chat template": "z"})
+    for name in HASHES:
+        with pytest.raises(UserError, match=f"another {name}"):
+            check(HASHES | {name: "z"})
     with pytest.raises(UserError, match=r"windows of 16 tokens and config\.data\.seq_len is 8"):
         check(HASHES, 8)
 
@@ -263,14 +261,11 @@ def test_the_key_is_of_the_tokens_and_of_nothing_else():
     assert piece_key(tokens) != piece_key(tokens[:-1])
 
 
-def test_logits_that_a_dtype_cannot_hold_are_refused():
-    huge = {
-        "ids": np.zeros((1, K), np.int32),
-        "logits": np.full((1, K), 1e6),
-        "rest": np.zeros((1, 2)),
-    }
-    with pytest.raises(UserError, match="use float32"):
-        KINDS["top_k"].encode(huge, FORM | {"dtype": "float16"})
+@pytest.mark.parametrize(("logit", "says"), [(1e6, "use float32"), (np.nan, "are not finite")])
+def test_logits_that_a_dtype_cannot_hold_are_refused(logit, says):
+    given = signals("top_k", np.arange(3)) | {"logits": np.full((3, K), logit)}
+    with pytest.raises(UserError, match=says):
+        to_record("top_k", b"k" * 16, given, FORM | {"dtype": "float16"})
 
 
 def test_a_disk_too_small_is_said_before_anything_is_written(tmp_path):
