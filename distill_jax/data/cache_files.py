@@ -100,7 +100,9 @@ def _read_sealed(path: Path) -> dict[str, Any]:
 
 def damaged(path: Path, what: str) -> UserError:
     """The error for a file that is not what was written."""
-    return UserError(f"{path} is damaged ({what}): remove its directory and {AGAIN}")
+    # Without one shard or index the job writes its pieces anew; without the manifest, all of them.
+    remove = "its directory" if path.name == MANIFEST else "this file"
+    return UserError(f"{path} is damaged ({what}): remove {remove} and {AGAIN}")
 
 
 def digest_of(path: Path) -> str:

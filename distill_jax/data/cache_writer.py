@@ -51,23 +51,37 @@ class Writer:
             self.commit()
 
     def commit(self) -> None:
-        """Writes what was added as a shard of its own, wholly or not at all."""
+        """Writes what was added as a shard of its own, wholly or not at all.
+
+        Raises UserError where the disk does not take it.
+        """
         if not self.records:
             return
         mine = [n for n in shard_names(self.directory) if n.endswith(f"-{self.process:05d}")]
         name = f"shard-{1 + max((int(n.split('-')[1]) for n in mine), default=-1):05d}"
         name += f"-{self.process:05d}"
         part = self.directory / f"{name}{SHARD}.part"
-        writer = ArrayRecordWriter(str(part), "group_size:1,uncompressed")
-        for record in self.records.values():
-            writer.write(record)
-        writer.close()
-        sync(part)
-        index = {"digest": digest_of(part), "keys": list(self.records), "tokens": self.tokens}
-        write_sealed(self.directory / f"{name}{INDEX}", index)
+        try:
+            _write_records(part, self.records.values())
+            index = {"digest": digest_of(part), "keys": list(self.records), "tokens": self.tokens}
+            write_sealed(self.directory / f"{name}{INDEX}", index)
+        except (OSError, RuntimeError) as error:  # ArrayRecord raises the latter
+            part.unlink(missing_ok=True)
+            raise UserError(
+                f"{part} cannot be written ({str(error).splitlines()[0]}): make room and"
+                f" {AGAIN}, which goes on where it stopped"
+            ) from error
         os.replace(part, self.directory / f"{name}{SHARD}")
         self.done |= self.records.keys()
         self.records, self.tokens = {}, 0
+
+
+def _write_records(path: Path, records: Iterable[bytes]) -> None:
+    writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+    for record in records:
+        writer.write(record)
+    writer.close()
+    sync(path)
 
 
 def open_writer(
@@ -83,8 +97,16 @@ def open_writer(
 
 
 def claim(directory: Path, manifest: Manifest) -> None:
-    """Writes the manifest of a new cache, or removes what a stopped job left of an old one."""
+    """Writes the manifest of a new cache, or removes what a stopped job left of an old one.
+
+    Raises UserError for a cache of another manifest, or of none: whose it was, nothing says.
+    """
     if not (directory / MANIFEST).exists():
+        if shard_names(directory):
+            raise UserError(
+                f"{directory} holds shards without {MANIFEST}, so of an unknown teacher:"
+                " use another directory"
+            )
         write_sealed(directory / MANIFEST, manifest._asdict())
         return
     check_same(directory, manifest)
