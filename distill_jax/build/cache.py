@@ -152,13 +152,19 @@ def _write(setting: Setting, manifest: Manifest) -> Iterator[str]:
 def _batches(setting: Setting, writer: Writer, todo: list[int]) -> Iterator[str]:
     size, rows = setting.config.cache.batch_size, setting.rows
     began = shown = time.monotonic()
-    seen = 0
+    part, seen, owner = data.local_slice(setting.mesh, size), 0, {}
+    for i in todo:
+        # A piece that stands in rows of several processes is written by one of them.
+        for _, key in pieces_of(rows[i]):
+            owner.setdefault(key, i)
     for start in range(0, len(todo), size):
-        chosen = [rows[i] for i in todo[start : start + size]]
-        for row, signals in zip(*_local(setting, chosen), strict=True):
-            for place, key in pieces_of(row):
-                if writer.missing([key]):
-                    writer.add(key, {name: value[place] for name, value in signals.items()})
+        indices = todo[start : start + size]
+        chosen = [rows[i] for i in indices]
+        computed = _signals(setting, chosen)
+        for n, i in enumerate(indices[part]):
+            for place, key in pieces_of(rows[i]):
+                if owner[key] == i and writer.missing([key]):
+                    writer.add(key, {name: value[n][place] for name, value in computed.items()})
         seen += sum(int((row.segment_BT > 0).sum()) for row in chosen)
         now, last = time.monotonic(), start + size >= len(todo)
         if last or now - shown > SECONDS_BETWEEN_LINES:
@@ -166,15 +172,6 @@ def _batches(setting: Setting, writer: Writer, todo: list[int]) -> Iterator[str]
             count, speed = min(start + size, len(todo)), seen / (now - began)
             eta = (now - began) / count * (len(todo) - count)
             yield progress_line(count, len(todo), eta, speed, {})
-
-
-def _local(setting: Setting, chosen: list[Batch]):
-    """This process's rows of a batch and their signals."""
-    signals = _signals(setting, chosen)
-    part = data.local_slice(setting.mesh, setting.config.cache.batch_size)
-    mine = chosen[part]
-    each = [{name: value[i] for name, value in signals.items()} for i in range(len(mine))]
-    return mine, each
 
 
 def _signals(setting: Setting, chosen: list[Batch]) -> dict[str, np.ndarray]:

@@ -1,13 +1,13 @@
 import threading
 from itertools import islice
 
+import jax
 import numpy as np
 import pytest
 
 from distill_jax.data.encode import Tokenized
 from distill_jax.data.pack import pack
 from distill_jax.data.pipeline import batch_at, eval_batches, train_batches
-from distill_jax.types import Batch
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +23,10 @@ def rows():
         seq_len=9,
         seed=None,
     )
+
+
+def concatenated(batches):
+    return jax.tree.map(lambda *x: np.concatenate(x), *batches)
 
 
 def train(rows, start=0, stop=20, *, seed=0, prefetch=2, batch_size=4, row_slice=slice(None)):
@@ -70,9 +74,7 @@ def test_processes_together_load_the_batch_of_one(rows, parts):
     size = 4 // parts
     slices = [slice(i * size, (i + 1) * size) for i in range(parts)]
     shares = [train(rows, row_slice=part) for part in slices]
-    joined = [
-        Batch(*map(np.concatenate, zip(*step, strict=True))) for step in zip(*shares, strict=True)
-    ]
+    joined = [concatenated(step) for step in zip(*shares, strict=True)]
     assert_equal(joined, train(rows))
 
 
@@ -105,7 +107,7 @@ def test_a_batch_larger_than_the_data_goes_on_with_the_next_epoch(rows):
 def test_evaluation_has_every_row_once_in_order(rows, batch_size):
     batches = list(eval_batches(rows, batch_size=batch_size, prefetch=2))
     assert {batch.tokens_BT.shape for batch in batches} == {(batch_size, 9)}
-    joined = Batch(*map(np.concatenate, zip(*batches, strict=True)))
+    joined = concatenated(batches)
     np.testing.assert_array_equal(joined.document_BT[:30, 0], np.arange(30))
     assert (joined.document_BT[30:] == -1).all()
     assert not joined.segment_BT[30:].any()
@@ -118,9 +120,7 @@ def test_evaluation_in_parts_is_the_whole(rows):
         list(eval_batches(rows, batch_size=4, prefetch=2, row_slice=s))
         for s in (slice(0, 1), slice(1, 4))
     ]
-    joined = [
-        Batch(*map(np.concatenate, zip(*step, strict=True))) for step in zip(*parts, strict=True)
-    ]
+    joined = [concatenated(step) for step in zip(*parts, strict=True)]
     assert_equal(joined, whole)
 
 
