@@ -80,7 +80,7 @@ def make_train_step(
         else:
             loss, metrics, gradient = _accumulate(part, _split(batch, microbatches))
         new, good, norm = _update(state, optimizer, loss, gradient)
-        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+        keep = partial(_keep, good)
         adaptive = keep(plan.follow(state.step, state.adaptive, metrics), state.adaptive)
         average = keep(_averaged(state.average, new.params, average_decay), state.average)
         return new._replace(adaptive=adaptive, average=average), {
@@ -140,7 +140,7 @@ def _update(state, optimizer, loss, gradient):
     good = jnp.isfinite(loss) & jnp.isfinite(norm)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+    keep = partial(_keep, good)
     bad = (~good).astype(jnp.int32)
     new = state._replace(
         step=state.step + 1,
@@ -150,3 +150,8 @@ def _update(state, optimizer, loss, gradient):
         skipped_in_a_row=(state.skipped_in_a_row + 1) * bad,
     )
     return new, good, norm
+
+
+def _keep(good, new, old):
+    """What is new where the update was good, and else what was."""
+    return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)

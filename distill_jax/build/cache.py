@@ -30,7 +30,14 @@ from distill_jax.losses.fused import linear_divergence
 from distill_jax.losses.terms import Term
 from distill_jax.objective import live_teacher, partly
 from distill_jax.progress import progress_line
-from distill_jax.sharding import batch_sharding, batch_ways, check_batch, local_part, make_mesh
+from distill_jax.sharding import (
+    batch_sharding,
+    batch_ways,
+    check_batch,
+    local_part,
+    local_rows,
+    make_mesh,
+)
 from distill_jax.types import Batch, Stopped, UserError
 
 SECONDS_BETWEEN_LINES = 20
@@ -50,7 +57,7 @@ class Setting(NamedTuple):
 
 def cache_job(c: ConfigDict, directory: Path) -> Iterator[str]:
     """Writes config.teacher.targets of all training and held-out text into the workdir."""
-    kind, form = c.teacher.targets, {}
+    kind = c.teacher.targets
     mesh = make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tensor)
     check_batch("cache.batch_size", c.cache.batch_size, 1, mesh)
     at_least("cache.shard_tokens", c.cache.shard_tokens, 1)
@@ -74,8 +81,8 @@ def cache_job(c: ConfigDict, directory: Path) -> Iterator[str]:
         yield f"{name} text: {data.description(part)}"
     rows = [part.rows[i] for part in parts for i in range(len(part.rows))]
     setting = Setting(c, directory, mesh, teacher, rows, _compute(c, teacher, mesh))
-    form = _form(c, teacher)
-    manifest = Manifest(kind, form, c.data.seq_len, data.cache_hashes(teacher, teacher.tokenizer))
+    hashes = data.cache_hashes(teacher, teacher.tokenizer)
+    manifest = Manifest(kind, _form(c, teacher), c.data.seq_len, hashes)
     yield from _write(setting, manifest)
     yield from _report(setting)
 
@@ -117,8 +124,8 @@ def _write(setting: Setting, manifest: Manifest) -> Iterator[str]:
     c, directory, process = setting.config, setting.directory, jax.process_index()
     if manifest.kind == "hidden":
         manifest = _with_head(setting, manifest)
-    keys = [[key for _, key in pieces_of(row)] for row in setting.rows]
-    tokens = {k: p.stop - p.start for row in setting.rows for p, k in pieces_of(row)}
+    pieces = [list(pieces_of(row)) for row in setting.rows]
+    tokens = {key: place.stop - place.start for row in pieces for place, key in row}
     first = _signals(setting, setting.rows[: c.cache.batch_size])
     size = KINDS[manifest.kind].bytes_per_token(manifest.form, _distinct(first))
     total = sum(tokens.values())
@@ -135,10 +142,10 @@ def _write(setting: Setting, manifest: Manifest) -> Iterator[str]:
     if left < total:
         yield f"{total - left:,} tokens are there already"
     writer = open_writer(directory, manifest, process=process, shard_tokens=c.cache.shard_tokens)
-    todo = [i for i, row in enumerate(keys) if any(key.hex() not in done for key in row)]
+    todo = [i for i, row in enumerate(pieces) if any(key.hex() not in done for _, key in row)]
     _meet("read")
     try:
-        yield from _batches(setting, writer, todo)
+        yield from _batches(setting, writer, pieces, todo)
     except Stopped:
         writer.commit()
         raise Stopped("stopped by a signal; the signals so far are saved") from None
@@ -149,20 +156,22 @@ def _write(setting: Setting, manifest: Manifest) -> Iterator[str]:
     _meet("finished")
 
 
-def _batches(setting: Setting, writer: Writer, todo: list[int]) -> Iterator[str]:
+def _batches(
+    setting: Setting, writer: Writer, pieces: list[list[tuple[slice, bytes]]], todo: list[int]
+) -> Iterator[str]:
     size, rows = setting.config.cache.batch_size, setting.rows
     began = shown = time.monotonic()
-    part, seen, owner = data.local_slice(setting.mesh, size), 0, {}
+    part, seen, owner = local_rows(setting.mesh, size), 0, {}
     for i in todo:
         # A piece that stands in rows of several processes is written by one of them.
-        for _, key in pieces_of(rows[i]):
+        for _, key in pieces[i]:
             owner.setdefault(key, i)
     for start in range(0, len(todo), size):
         indices = todo[start : start + size]
         chosen = [rows[i] for i in indices]
         computed = _signals(setting, chosen)
         for n, i in enumerate(indices[part]):
-            for place, key in pieces_of(rows[i]):
+            for place, key in pieces[i]:
                 if owner[key] == i and writer.missing([key]):
                     writer.add(key, {name: value[n][place] for name, value in computed.items()})
         seen += sum(int((row.segment_BT > 0).sum()) for row in chosen)

@@ -87,25 +87,22 @@ def with_cache(
 
 def cache_hashes(teacher: Loaded | None, tokenizer: Tokenizer) -> dict[str, str | None]:
     """What a cache must share with a run; the teacher only where its weights are at hand."""
-    template = tokenizer.chat_template
-    known = {
-        "tokenizer": tokenizer.fingerprint,
-        "chat template": template and hashlib.sha256(template.encode()).hexdigest(),
-    }
+    known = {"tokenizer": tokenizer.fingerprint, "chat template": template_hash(tokenizer)}
     return known | ({"teacher": teacher.fingerprint} if teacher else {})
+
+
+def template_hash(tokenizer: Tokenizer) -> str | None:
+    """What identifies a chat template; None where there is none."""
+    template = tokenizer.chat_template
+    return template and hashlib.sha256(template.encode()).hexdigest()
 
 
 def batch_of(chosen: list[Batch], size: int, mesh: Mesh, padding: Callable | None = None) -> Batch:
     """Up to `size` host rows on the mesh, filled up with rows of nothing."""
     length = len(chosen[0].tokens_BT)
     empty = empty_row(length)._replace(targets=padding and padding(length))
-    rows = [*chosen, *[empty] * (size - len(chosen))][local_slice(mesh, size)]
+    rows = [*chosen, *[empty] * (size - len(chosen))][local_rows(mesh, size)]
     return to_global(jax.tree.map(lambda *x: np.stack(x), *rows), mesh, size)
-
-
-def local_slice(mesh: Mesh, size: int) -> slice:
-    """Which rows of a batch this process holds."""
-    return local_rows(mesh, size)
 
 
 def training_batches(

@@ -1,6 +1,5 @@
 """What a result depends on: versions, and hashes of data, tokenizers, templates and weights."""
 
-import hashlib
 import platform
 from importlib import metadata
 from typing import Any
@@ -9,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from distill_jax import __version__
-from distill_jax.build.data import Data
+from distill_jax.build.data import Data, template_hash
 from distill_jax.data.tokenizer import Tokenizer
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
@@ -19,7 +18,6 @@ def provenance(
     mesh: Mesh, tokenizer: Tokenizer, teachers: dict[str, str | None], data: dict[str, Data]
 ) -> dict[str, Any]:
     """Flat, so that two runs compare line by line. teachers: what identifies them, by name."""
-    template = tokenizer.chat_template
     return {
         "distill_jax": __version__,
         "python": platform.python_version(),
@@ -28,7 +26,7 @@ def provenance(
         "processes": jax.process_count(),
         **{f"mesh.{name}": size for name, size in mesh.shape.items()},
         "tokenizer.sha256": tokenizer.fingerprint,
-        "chat_template.sha256": template and hashlib.sha256(template.encode()).hexdigest(),
+        "chat_template.sha256": template_hash(tokenizer),
         **teachers,
         **{f"data.{name}.sha256": part.fingerprint for name, part in data.items()},
         **{f"data.{name}.documents": part.documents for name, part in data.items()},

@@ -132,7 +132,7 @@ def measure_of(c: ConfigDict, teachers: Teachers) -> tuple[Teach | None, tuple]:
     params = tuple(loaded.params for loaded in teachers.loaded)
     if len(params) == 1:
         return live_teacher(teachers.loaded[0].model), params
-    weights = [w for w, path in zip(_weights(c), _ordered(c), strict=True) if path != AVERAGE]
+    weights = _weights(c)[: len(params)]
     weights = tuple(w / sum(weights) for w in weights)
     models = tuple(loaded.model for loaded in teachers.loaded)
     return mixed_teachers(models, weights, c.teacher.mix), params
@@ -179,16 +179,12 @@ def _paths(c: ConfigDict) -> tuple[str, ...]:
     return tuple(path for path in (c.teacher.path, *c.teacher.more) if path)
 
 
-def _ordered(c: ConfigDict) -> list[str]:
-    """The paths in the order of their parameters: the running average is the last."""
-    return sorted(_paths(c), key=lambda path: path == AVERAGE)
-
-
 def _weights(c: ConfigDict) -> tuple[float, ...]:
+    """Of each teacher in the order of their parameters: the running average is the last."""
     paths = _paths(c)
-    given = dict(enumerate(c.teacher.weights or [1.0] * len(paths)))
-    order = sorted(range(len(paths)), key=lambda i: paths[i] == AVERAGE)
-    return tuple(given[i] / sum(given.values()) for i in order)
+    given = c.teacher.weights or [1.0] * len(paths)
+    ordered = sorted(zip(paths, given, strict=True), key=lambda pair: pair[0] == AVERAGE)
+    return tuple(weight / sum(given) for _, weight in ordered)
 
 
 def _top_k(c, temperatures, block_tokens):

@@ -13,6 +13,7 @@ import optax
 
 from distill_jax.losses.divergences import DIVERGENCES, divergence
 from distill_jax.losses.fused import linear_divergence
+from distill_jax.losses.partial_targets import top_k
 from distill_jax.losses.schedules import make_plan
 from distill_jax.losses.terms import CROSS_ENTROPY, Term
 from distill_jax.models.binding import Model
@@ -122,11 +123,14 @@ def cached_top64(pair: Pair) -> Setup:
 
     @jax.jit
     def stored(params, batch):
-        logits_BTV = logits(pair.teacher, params, batch)
-        top_BTK, ids_BTK = jax.lax.top_k(logits_BTV, min(TOP, logits_BTV.shape[-1] - 1))
-        others_BTV = jnp.put_along_axis(logits_BTV, ids_BTK, -jnp.inf, -1, inplace=False)
-        rest_BTN = jax.nn.logsumexp(others_BTV, -1, keepdims=True)
-        return {"ids": ids_BTK.astype(jnp.int32), "logits": top_BTK, "rest": rest_BTN}
+        top = top_k(
+            outputs(pair.teacher, params, batch),
+            min(TOP, pair.teacher.config.vocab - 1),
+            temperatures=(1.0,),
+            policy="tail_bucket",
+            block_tokens=BLOCK_TOKENS,
+        )
+        return {"ids": top.ids_BTK, "logits": top.logits_BTK, "rest": top.rest_BTN}
 
     return _cached(pair, "top_k", stored(pair.teacher_params, pair.batch), ())
 
