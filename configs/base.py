@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
 
     c.teacher = ConfigDict()
     c.teacher.path = ""  # or average: the student's own running average; empty: no teacher
+    c.teacher.init = "checkpoint"  # checkpoint | random: no knowledge, a control
     c.teacher.dtype = "float32"  # of the parameters in memory
     c.teacher.cache = ""  # directory that the job cache wrote: the teacher then runs in no step
     c.teacher.more = ()  # paths of further teachers, mixed with the first

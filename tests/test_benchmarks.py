@@ -12,7 +12,7 @@ import pytest
 from distill_jax.losses.divergences import DIVERGENCES
 from experiments.benchmarks import contenders, programs, pytorch, report, run
 from experiments.benchmarks.contenders import CONTENDERS, PARTS, PRODUCTS
-from experiments.benchmarks.flops import matrix_flops
+from distill_jax.study.flops import matrix_flops
 from experiments.benchmarks.plot import Bar, bars_svg, tick_step
 from experiments.benchmarks.probes import compile_seconds, memory
 from experiments.benchmarks.ratios import Spec, by_name, interval, paired, ratios

@@ -21,7 +21,7 @@ optim.weight_decay seed steps student.dtype student.init student.path
 student.prune.attention_ridge student.prune.block_criterion student.prune.blocks
 student.prune.calibration_tokens student.prune.neuron_criterion student.prune.neurons
 student.prune.ranking_tokens student.prune.refit student.prune.ridge teacher.average_decay
-teacher.cache teacher.draws teacher.dtype teacher.k teacher.mix teacher.more teacher.path
+teacher.cache teacher.draws teacher.dtype teacher.init teacher.k teacher.mix teacher.more teacher.path
 teacher.policy teacher.targets teacher.weights
 watchdog_s
 """

@@ -23,6 +23,7 @@ from distill_jax.data.cache_writer import (
     check_disk,
     claim,
     finish,
+    head_file,
     open_writer,
     write_head,
 )
@@ -73,13 +74,22 @@ def cache_job(c: ConfigDict, directory: Path) -> Iterator[str]:
     teacher = load_teacher(c, mesh)
     check_length(c, teacher.model.config, c.teacher.path)
     yield f"teacher: {count(teacher.params) / 1e6:.1f} M parameters, {c.teacher.path}"
-    parts = [
-        data.packed(c, some, teacher.tokenizer, teacher.model.config.vocab, seed=None)
+    texts = [
+        data.tokenized(some, teacher.tokenizer, teacher.model.config.vocab)
         for some in (documents, held_out)
     ]
+    parts = [data.packed(c, text, seed=None) for text in texts]
     for name, part in zip(("training", "held-out"), parts, strict=True):
         yield f"{name} text: {data.description(part)}"
     rows = [part.rows[i] for part in parts for i in range(len(part.rows))]
+    yield from fill_cache(c, directory, mesh, teacher, rows)
+
+
+def fill_cache(
+    c: ConfigDict, directory: Path, mesh: Mesh, teacher: Loaded, rows: list[Batch]
+) -> Iterator[str]:
+    """Stores what the teacher gives for the pieces of some rows, and reads it once again."""
+    kind = c.teacher.targets
     setting = Setting(c, directory, mesh, teacher, rows, _compute(c, teacher, mesh))
     hashes = data.cache_hashes(teacher, teacher.tokenizer)
     manifest = Manifest(kind, _form(c, teacher), c.data.seq_len, hashes)
@@ -122,8 +132,10 @@ def _compute(c: ConfigDict, teacher: Loaded, mesh: Mesh):
 def _write(setting: Setting, manifest: Manifest) -> Iterator[str]:
     """Every piece that is not there yet, a batch at a time; a stop keeps what is done."""
     c, directory, process = setting.config, setting.directory, jax.process_index()
+    head = None
     if manifest.kind == "hidden":
-        manifest = _with_head(setting, manifest)
+        head, digest = _head(setting)
+        manifest = manifest._replace(hashes=manifest.hashes | {"head": digest})
     pieces = [list(pieces_of(row)) for row in setting.rows]
     tokens = {key: place.stop - place.start for row in pieces for place, key in row}
     first = _signals(setting, setting.rows[: c.cache.batch_size])
@@ -135,6 +147,8 @@ def _write(setting: Setting, manifest: Manifest) -> Iterator[str]:
     )
     if process == 0:
         claim(directory, manifest)
+        if head is not None:
+            write_head(directory, head)
     _meet("claimed")
     done = shard_keys(directory)
     left = sum(n for key, n in tokens.items() if key.hex() not in done)
@@ -195,16 +209,13 @@ def _distinct(signals: dict[str, np.ndarray]) -> float:
     return float((signals["ids"] >= 0).sum(-1).mean()) if "ids" in signals else 0.0
 
 
-def _with_head(setting: Setting, manifest: Manifest) -> Manifest:
+def _head(setting: Setting) -> tuple[bytes, str]:
     """The teacher's head beside its hidden states, so that training needs no teacher."""
     unembed = jax.jit(setting.teacher.model.unembed)(setting.teacher.params)
     weight, bias = multihost_utils.process_allgather(
         (unembed.weight_DV, unembed.bias_V), tiled=True
     )
-    digest = None
-    if jax.process_index() == 0:
-        digest = write_head(setting.directory, np.asarray(weight), bias)
-    return manifest._replace(hashes=manifest.hashes | {"head": digest})
+    return head_file(np.asarray(weight), bias)
 
 
 def _report(setting: Setting) -> Iterator[str]:

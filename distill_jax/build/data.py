@@ -1,7 +1,7 @@
 """The rows of a config: read, split, tokenized, packed, and brought onto the mesh."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 from distill_jax.build.models import Loaded
 from distill_jax.data.cache import Cache, CachedRows, check_match
 from distill_jax.data.documents import Document, fingerprint, split_documents
-from distill_jax.data.encode import check_vocabulary, tokenize_documents
+from distill_jax.data.encode import Tokenized, check_vocabulary, tokenize_documents
 from distill_jax.data.pack import Rows, describe, empty_row, pack
-from distill_jax.data.pipeline import batch_at, eval_batches, train_batches
+from distill_jax.data.pipeline import batch_at, eval_batches, train_batches, train_rows
 from distill_jax.data.sources import read_documents
 from distill_jax.data.tokenizer import Tokenizer
 from distill_jax.sharding import check_batch, local_rows, to_global
@@ -23,6 +23,14 @@ from distill_jax.types import Batch, UserError
 
 # Which documents are held out depends on nothing that a study varies, its seeds included.
 SPLIT_SEED = 0
+
+
+class Text(NamedTuple):
+    """Tokenized documents and what identifies them."""
+
+    tokenized: Tokenized
+    documents: int
+    fingerprint: str
 
 
 class Data(NamedTuple):
@@ -54,35 +62,49 @@ def evaluation_documents(c: ConfigDict) -> list[Document]:
     return read_documents(source)
 
 
-def packed(
-    c: ConfigDict, documents: list[Document], tokenizer: Tokenizer, vocab: int, *, seed: int | None
-) -> Data:
-    """Tokenizes and packs; `vocab` is the smallest number of embedding rows among the models."""
+def tokenized(documents: list[Document], tokenizer: Tokenizer, vocab: int) -> Text:
+    """Tokenizes; `vocab` is the smallest number of embedding rows among the models."""
+    tokens = tokenize_documents(documents, tokenizer)
+    check_vocabulary(tokens, tokenizer, vocab_size=vocab)
+    return Text(tokens, len(documents), fingerprint(documents))
+
+
+def packed(c: ConfigDict, text: Text, *, seed: int | None) -> Data:
+    """The rows of a text; without a seed in the order of its documents, for evaluation."""
     if c.data.seq_len < 1:
         raise UserError(f"config.data.seq_len is {c.data.seq_len}: use at least 1")
-    tokenized = tokenize_documents(documents, tokenizer)
-    check_vocabulary(tokenized, tokenizer, vocab_size=vocab)
-    rows = pack(tokenized, seq_len=c.data.seq_len, seed=seed)
-    return Data(rows, len(documents), fingerprint(documents))
+    rows = pack(text.tokenized, seq_len=c.data.seq_len, seed=seed)
+    return Data(rows, text.documents, text.fingerprint)
 
 
 def with_cache(
-    c: ConfigDict, cache: Cache, tokenizer: Tokenizer, teacher: Loaded | None, *parts: Data
-) -> list[Data]:
-    """The same text with the signals of a cache.
+    c: ConfigDict,
+    cache: Cache,
+    tokenizer: Tokenizer,
+    teacher: Loaded | None,
+    part: Data,
+    read: Iterable[int],
+) -> Data:
+    """The same text with the signals of a cache; read: the rows that will be asked for.
 
     Raises UserError where the cache is of another teacher, tokenizer or window, or lacks a piece.
     """
     path = Path(c.teacher.cache)
     check_match(cache.manifest, path, cache_hashes(teacher, tokenizer), c.data.seq_len)
-    for part in parts:
-        lacking, pieces = cache.missing(part.rows[i] for i in range(len(part.rows)))
-        if lacking:
-            raise UserError(
-                f"config.teacher.cache {path} lacks {lacking} of {pieces} pieces of this text:"
-                " run the job cache again with this config"
-            )
-    return [part._replace(rows=CachedRows(part.rows, cache)) for part in parts]
+    lacking, pieces = cache.missing(part.rows[i] for i in read)
+    if lacking:
+        raise UserError(
+            f"config.teacher.cache {path} lacks {lacking} of {pieces} pieces of this text:"
+            " run the job cache again with this config"
+        )
+    return part._replace(rows=CachedRows(part.rows, cache))
+
+
+def rows_read(c: ConfigDict, rows: Rows) -> list[int]:
+    """The rows that config.steps updates read, each once."""
+    if c.steps * c.data.batch_size >= len(rows):
+        return list(range(len(rows)))
+    return train_rows(len(rows), c.steps, batch_size=c.data.batch_size, seed=c.seed)
 
 
 def cache_hashes(teacher: Loaded | None, tokenizer: Tokenizer) -> dict[str, str | None]:

@@ -46,7 +46,7 @@ def evaluate_job(c: ConfigDict, directory: Path) -> Iterator[str]:
         if model is not None:
             check_length(c, model.model.config, model.path)
     vocab = min(m.model.config.vocab for m in (subject, teacher) if m)
-    text = data.packed(c, documents, subject.tokenizer, vocab, seed=None)
+    text = data.packed(c, data.tokenized(documents, subject.tokenizer, vocab), seed=None)
     yield f"text: {data.description(text)}"
     eval_step = make_eval_step(
         subject.model,

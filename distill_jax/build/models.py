@@ -20,6 +20,8 @@ from distill_jax.models.weights import fingerprint as weights_fingerprint
 from distill_jax.sharding import parameter_shardings, place
 from distill_jax.types import Params, UserError
 
+TEACHER = 3  # the stream of random numbers for a teacher without knowledge
+TEACHER_INITS = ("checkpoint", "random")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -66,7 +68,17 @@ def load_teacher(c: ConfigDict, mesh: Mesh) -> Loaded | None:
     """The teacher of a config; None where it names none."""
     if not c.teacher.path:
         return None
-    return load_model(c, c.teacher.path, choose("teacher.dtype", c.teacher.dtype, DTYPES), mesh)
+    loaded = load_model(c, c.teacher.path, choose("teacher.dtype", c.teacher.dtype, DTYPES), mesh)
+    if choose("teacher.init", c.teacher.init, TEACHER_INITS) == "random":
+        return without_knowledge(c, loaded, mesh)
+    return loaded
+
+
+def without_knowledge(c: ConfigDict, loaded: Loaded, mesh: Mesh) -> Loaded:
+    """A model of the same architecture with random weights, of config.seed."""
+    params = loaded.model.init(jax.random.fold_in(jax.random.key(c.seed), TEACHER))
+    params = place_params(loaded.model, params, mesh)
+    return loaded._replace(params=params, fingerprint=f"random:{c.seed}")
 
 
 def place_params(model: Model, params: Params, mesh: Mesh) -> Params:

@@ -12,21 +12,12 @@ from ml_collections import ConfigDict
 
 from distill_jax import checkpoint, workdir
 from distill_jax.build import data, samples, student, teachers
-from distill_jax.build.models import (
-    Loaded,
-    bind_config,
-    check_length,
-    check_tokenizers,
-    count,
-    student_source,
-    student_tokenizer,
-)
+from distill_jax.build.inputs import Setting, check, description, read_inputs, setting_of
+from distill_jax.build.models import bind_config, count
 from distill_jax.build.provenance import provenance
-from distill_jax.build.teachers import Teachers
-from distill_jax.build.terms import optim_options, plan_of, terms_of
+from distill_jax.build.terms import optim_options, plan_of
 from distill_jax.config import at_least, flatten
-from distill_jax.data.tokenizer import Tokenizer
-from distill_jax.evals.likelihood import evaluate, make_eval_step
+from distill_jax.evals.likelihood import EvalStep, evaluate, make_eval_step
 from distill_jax.export import export_student
 from distill_jax.loop import LoopOptions, Run, train
 from distill_jax.losses.terms import Term, needs_teacher
@@ -34,34 +25,23 @@ from distill_jax.models.binding import Model
 from distill_jax.models.families import FAMILIES
 from distill_jax.objective import objective
 from distill_jax.optim import make_optimizer, make_schedule
-from distill_jax.sharding import batch_ways, check_batch, make_mesh, parameter_shardings
-from distill_jax.step import init_state, make_train_step
+from distill_jax.sharding import batch_ways, parameter_shardings
+from distill_jax.step import TrainStep, init_state, make_train_step
 from distill_jax.study.report import model_rows, report_html, report_json, samples_text, text_table
 from distill_jax.types import Params, TrainState
 from distill_jax.writers import Writer, tensorboard, wandb
 
 TEACHING = 1  # the stream of random numbers for what teachers draw
 ARCHITECTURE = "architecture.json"  # of the student, so that its checkpoints can be read again
+# Keys that shape no compiled step: runs that differ in these alone share their programs.
+FREE = ("seed", "student.path", "generate.prompts", "checkpoint.every", "eval.every")
 
 
-class Setting(NamedTuple):
-    """What the parts of one training job share."""
+class Programs(NamedTuple):
+    """The compiled steps of a run; another of the same shape, terms and schedule shares them."""
 
-    config: ConfigDict
-    directory: Path
-    mesh: Mesh
-    terms: tuple[Term, ...]
-    teachers: Teachers
-    tokenizer: Tokenizer
-    token_ids: dict[str, Any]
-    stop_ids: tuple[int, ...]
-    training: data.Data
-    held_out: data.Data
-
-    @property
-    def teacher(self) -> Loaded | None:
-        """The one that texts, tables and pruning take."""
-        return self.teachers.first
+    train_step: TrainStep
+    eval_step: EvalStep
 
 
 def train_job(c: ConfigDict, directory: Path) -> Iterator[str]:
@@ -70,18 +50,22 @@ def train_job(c: ConfigDict, directory: Path) -> Iterator[str]:
         yield f"{directory} is done (to train anew, give another --workdir)\n"
         yield json.loads((directory / workdir.REPORT).read_text())["table"]
         return
-    setting, source = yield from _prepare(c, directory)
+    inputs = yield from read_inputs(c, check(c))
+    setting = setting_of(c, directory, inputs)
+    yield from description(setting)
+    yield from train_student(setting, {})
+
+
+def train_student(setting: Setting, programs: dict[str, Programs]) -> Iterator[str]:
+    """Trains from the start or the last checkpoint to an exported student and its report.
+
+    programs: those of earlier runs by what shapes them; this run's are added.
+    """
+    c, directory = setting.config, setting.directory
     manager = open_checkpoints(c, directory)
     begin = starter(c, setting.terms)
     if manager.latest_step() is None:
-        if c.student.init == "prune":
-            p = c.student.prune
-            yield (
-                f"pruning to {p.blocks or 'all'} blocks and {p.neurons or 'all'} neurons a block"
-                f" by {p.calibration_tokens:,} tokens"
-            )
-        calibration = lambda: data.calibration_batches(c, setting.training.rows, setting.mesh)
-        model, params = student.make_student(c, source, setting.teacher, setting.mesh, calibration)
+        model, params = yield from start_of(setting)
         if jax.process_index() == 0:
             workdir.write_json(directory / ARCHITECTURE, _architecture(model))
         _, shardings = abstract_state(model, begin, setting.mesh)
@@ -93,46 +77,27 @@ def train_job(c: ConfigDict, directory: Path) -> Iterator[str]:
         state = checkpoint.restore(manager, abstract)
         yield f"resuming from step {int(state.step)} of {c.steps}"
     yield f"student: {count(state.params) / 1e6:.1f} M parameters"
-    state = train(_run(setting, model, state, shardings, manager))
+    shape = json.dumps(
+        [_architecture(model), {k: v for k, v in flatten(c).items() if k not in FREE}]
+    )
+    if shape not in programs:
+        programs[shape] = programs_of(setting, model, shardings)
+    state = train(_run(setting, model, state, programs[shape], manager))
     yield from _finish(setting, model, state.params)
 
 
-def _prepare(c: ConfigDict, directory: Path):
-    """Checks everything that is cheap to check, then reads the teacher and the text."""
-    terms = terms_of(c)
-    student.check(c)
-    samples.check(c)
-    at_least("steps", c.steps, 1)
-    starter(c, terms)
-    teachers.check(c, terms)
-    mesh = make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tensor)
-    check_batch("data.batch_size", c.data.batch_size, c.data.microbatches, mesh)
-    check_batch("eval.batch_size", c.eval.batch_size, 1, mesh)
-    documents, held_out = data.training_documents(c)
-    all_teachers = teachers.load_teachers(c, terms, mesh)
-    teacher = all_teachers.first
-    for one in all_teachers.loaded:
-        check_length(c, one.model.config, one.path)
-        yield f"teacher: {count(one.params) / 1e6:.1f} M parameters, {one.path}"
-    source = student_source(c, teacher)
-    tokenizer = student_tokenizer(c, teacher)
-    for one in all_teachers.loaded[1:]:
-        check_tokenizers(tokenizer, one)
-    vocab = min(m.vocab for m in (source.config, *(t.model.config for t in all_teachers.loaded)))
-    training = data.packed(c, documents, tokenizer, vocab, seed=c.seed)
-    evaluation = data.packed(c, held_out, tokenizer, vocab, seed=None)
-    if all_teachers.cache is not None:
-        cache = all_teachers.cache
-        parts = training, evaluation
-        training, evaluation = data.with_cache(c, cache, tokenizer, teacher, *parts)
-        yield f"teacher cache: {cache.manifest.kind} of {c.teacher.cache}"
-    yield f"training text: {data.description(training)}"
-    yield f"held-out text: {data.description(evaluation)}"
-    ids = source.read.token_ids if source.read else teacher.token_ids if teacher else {}
-    stop_ids = samples.stop_ids(tokenizer, ids)
-    return Setting(
-        c, directory, mesh, terms, all_teachers, tokenizer, ids, stop_ids, training, evaluation
-    ), source
+def start_of(setting: Setting) -> Iterator[str]:
+    """The student before its first step; yields a line where that takes long."""
+    c = setting.config
+    if c.student.init == "prune":
+        p = c.student.prune
+        yield (
+            f"pruning to {p.blocks or 'all'} blocks and {p.neurons or 'all'} neurons a block"
+            f" by {p.calibration_tokens:,} tokens"
+        )
+    calibration = lambda: data.calibration_batches(c, setting.training.rows, setting.mesh)
+    teacher = setting.teachers.first
+    return student.make_student(c, setting.source, teacher, setting.mesh, calibration)
 
 
 def open_checkpoints(c: ConfigDict, directory: Path):
@@ -174,9 +139,10 @@ def saved_model(c: ConfigDict, directory: Path) -> Model:
     return bind_config(c, FAMILIES[raw["model_type"]].from_hf(raw), c.student.dtype)
 
 
-def _run(setting, model, state, shardings, manager) -> Run:
+def programs_of(setting: Setting, model: Model, shardings: TrainState | None) -> Programs:
+    """The jitted steps of a run, not yet compiled."""
     c, mesh = setting.config, setting.mesh
-    teach, teacher_params = teachers.teach_of(c, setting.teachers, setting.terms, model, mesh)
+    teach, _ = teachers.teach_of(c, setting.teachers, setting.terms, model, mesh)
     train_step = make_train_step(
         partial(
             objective, student=model, teach=teach, block_tokens=c.model.block_tokens, mesh=mesh
@@ -188,13 +154,19 @@ def _run(setting, model, state, shardings, manager) -> Run:
         average_decay=c.teacher.average_decay,
         state_shardings=shardings,
     )
-    compared, compared_params = teachers.measure_of(c, setting.teachers)
+    compared, _ = teachers.measure_of(c, setting.judges)
     block_tokens = c.model.block_tokens * batch_ways(mesh)
-    eval_step = make_eval_step(model, compared, block_tokens=block_tokens)
+    return Programs(train_step, make_eval_step(model, compared, block_tokens=block_tokens))
+
+
+def _run(setting, model, state, programs, manager) -> Run:
+    c, mesh = setting.config, setting.mesh
+    _, teacher_params = teachers.teach_of(c, setting.teachers, setting.terms, model, mesh)
+    _, judge_params = teachers.measure_of(c, setting.judges)
 
     def measure(params: Params) -> dict[str, float]:
         batches = data.held_out_batches(c, setting.held_out.rows, mesh)
-        return evaluate(eval_step, params, compared_params, batches).named()
+        return evaluate(programs.eval_step, params, judge_params, batches).named()
 
     o = optim_options(c)
     rate = o.muon_learning_rate if o.name == "muon" else o.learning_rate
@@ -213,7 +185,7 @@ def _run(setting, model, state, shardings, manager) -> Run:
         state=state,
         teacher_params=teacher_params,
         key=jax.random.fold_in(jax.random.key(c.seed), TEACHING),
-        train_step=train_step,
+        train_step=programs.train_step,
         batches=lambda start: data.training_batches(c, setting.training.rows, mesh, start),
         evaluate=measure,
         learning_rate=lambda step: float(schedule(step)),
@@ -233,7 +205,7 @@ def _writers(c: ConfigDict, directory: Path) -> tuple[Writer, ...]:
 
 def _first_samples(setting: Setting, model: Model, params: Params) -> None:
     """The files a fresh run begins with: provenance, and what teacher and student write before."""
-    teacher, lines = setting.teacher, []
+    teacher, lines = setting.teachers.first, []
     if teacher is not None:
         lines += _samples(setting, "teacher", 0, teacher.model, teacher.params)
     lines += _samples(setting, "student before", 0, model, params)
@@ -251,7 +223,7 @@ def _samples(setting, name, step, model, params):
 
 def _finish(setting: Setting, model: Model, params: Params) -> Iterator[str]:
     """The exported student, the report, and the lines a person reads at the end."""
-    c, directory, teacher = setting.config, setting.directory, setting.teacher
+    c, directory, teacher = setting.config, setting.directory, setting.teachers.first
     after = _samples(setting, "student after", c.steps, model, params)
     export_student(
         directory / workdir.STUDENT,

@@ -1,5 +1,7 @@
 """Writes a teacher cache: claimed by one process, filled by any number, marked as complete."""
 
+import hashlib
+import io
 import os
 import shutil
 from collections.abc import Iterable
@@ -142,13 +144,17 @@ def check_disk(directory: Path, needed: int) -> None:
         )
 
 
-def write_head(directory: Path, weight_DV: np.ndarray, bias_V: np.ndarray | None) -> str:
-    """The teacher's head beside its hidden states; gives the digest for the manifest's hashes."""
+def head_file(weight_DV: np.ndarray, bias_V: np.ndarray | None) -> tuple[bytes, str]:
+    """The teacher's head as a file, the same on every process, and its digest for the manifest."""
+    arrays = {"weight": weight_DV} | ({} if bias_V is None else {"bias": bias_V})
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    return content.getvalue(), hashlib.blake2b(content.getbuffer()).hexdigest()
+
+
+def write_head(directory: Path, content: bytes) -> None:
+    """Puts the teacher's head beside its hidden states, once the directory is claimed."""
     part = directory / f"{HEAD}.part"
-    with part.open("wb") as file:
-        arrays = {"weight": weight_DV} | ({} if bias_V is None else {"bias": bias_V})
-        np.savez(file, **arrays)
+    part.write_bytes(content)
     sync(part)
-    digest = digest_of(part)
     os.replace(part, directory / HEAD)
-    return digest

@@ -43,6 +43,12 @@ def batch_at(
     return _load(rows, _train_indices(_order(len(rows), seed), step, batch_size)[row_slice])
 
 
+def train_rows(n_rows: int, steps: int, *, batch_size: int, seed: int) -> list[int]:
+    """The rows that the first `steps` batches have, each once, in order of their numbers."""
+    order = _order(n_rows, seed)
+    return sorted({i for step in range(steps) for i in _train_indices(order, step, batch_size)})
+
+
 def eval_batches(
     rows: Rows, *, batch_size: int, prefetch: int, row_slice: slice = slice(None)
 ) -> Iterator[Batch]:

@@ -278,7 +278,8 @@ def test_the_head_is_checked_too(tmp_path):
     directory = tmp_path / "c"
     directory.mkdir()
     weight = np.arange(WIDTH * 3.0).reshape(WIDTH, 3)
-    digest = cache_writer.write_head(directory, weight, None)
+    content, digest = cache_writer.head_file(weight, None)
+    cache_writer.write_head(directory, content)
     keys = write(directory, manifest(hashes={"head": digest}), text())
     cache_writer.finish(directory, keys)
     np.testing.assert_array_equal(open_cache(directory).head()[0], weight)

@@ -1,0 +1,120 @@
+"""What a training run reads: teachers, tokenizer and text. Runs of one study share it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from distill_jax.build import data, samples, student, teachers
+from distill_jax.build.models import (
+    Source,
+    check_length,
+    check_tokenizers,
+    count,
+    student_source,
+    student_tokenizer,
+)
+from distill_jax.build.teachers import Teachers
+from distill_jax.build.terms import optim_options, plan_of, terms_of
+from distill_jax.config import at_least
+from distill_jax.data.tokenizer import Tokenizer
+from distill_jax.losses.terms import Term
+from distill_jax.optim import make_optimizer
+from distill_jax.sharding import check_batch, make_mesh
+
+
+class Inputs(NamedTuple):
+    """All that does not depend on the seed or on the terms of the loss."""
+
+    mesh: Mesh
+    teachers: Teachers
+    source: Source  # of the student
+    tokenizer: Tokenizer
+    training: data.Text
+    held_out: data.Text
+
+
+class Setting(NamedTuple):
+    """What the parts of one training run share.
+
+    teachers are those that teach; judges are what held-out text is compared with.
+    """
+
+    config: ConfigDict
+    directory: Path
+    mesh: Mesh
+    terms: tuple[Term, ...]
+    teachers: Teachers
+    judges: Teachers
+    source: Source
+    tokenizer: Tokenizer
+    token_ids: dict[str, Any]
+    stop_ids: tuple[int, ...]
+    training: data.Data
+    held_out: data.Data
+
+
+def check(c: ConfigDict) -> Mesh:
+    """Raises UserError for what is cheap to see before anything is read; gives the mesh."""
+    terms = terms_of(c)
+    student.check(c)
+    samples.check(c)
+    at_least("steps", c.steps, 1)
+    make_optimizer(optim_options(c), c.steps)
+    plan_of(c, terms)
+    teachers.check(c, terms)
+    mesh = make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tensor)
+    check_batch("data.batch_size", c.data.batch_size, c.data.microbatches, mesh)
+    check_batch("eval.batch_size", c.eval.batch_size, 1, mesh)
+    return mesh
+
+
+def read_inputs(c: ConfigDict, mesh: Mesh) -> Iterator[str]:
+    """Reads and tokenizes; yields lines a person reads and returns Inputs."""
+    documents, held_out = data.training_documents(c)
+    found = teachers.load_teachers(c, terms_of(c), mesh)
+    for one in found.loaded:
+        check_length(c, one.model.config, one.path)
+        yield f"teacher: {count(one.params) / 1e6:.1f} M parameters, {one.path}"
+    source = student_source(c, found.first)
+    tokenizer = student_tokenizer(c, found.first)
+    for one in found.loaded[1:]:
+        check_tokenizers(tokenizer, one)
+    vocab = min(m.vocab for m in (source.config, *(t.model.config for t in found.loaded)))
+    texts = [data.tokenized(some, tokenizer, vocab) for some in (documents, held_out)]
+    return Inputs(mesh, found, source, tokenizer, *texts)
+
+
+def setting_of(
+    c: ConfigDict, directory: Path, inputs: Inputs, judges: Teachers | None = None
+) -> Setting:
+    """The rows of a run's seed with what a cache has for them. judges: the teachers, unless given.
+
+    Raises UserError where a cache lacks a row that the run reads.
+    """
+    first, judges = inputs.teachers.first, judges or inputs.teachers
+    training = data.packed(c, inputs.training, seed=c.seed)
+    held_out = data.packed(c, inputs.held_out, seed=None)
+    if inputs.teachers.cache is not None:
+        read = data.rows_read(c, training.rows)
+        training = data.with_cache(
+            c, inputs.teachers.cache, inputs.tokenizer, first, training, read
+        )
+    if judges.cache is not None:
+        every = range(len(held_out.rows))
+        held_out = data.with_cache(c, judges.cache, inputs.tokenizer, judges.first, held_out, every)
+    ids = inputs.source.read.token_ids if inputs.source.read else first.token_ids if first else {}
+    return Setting(
+        c, directory, inputs.mesh, terms_of(c), inputs.teachers, judges, inputs.source,
+        inputs.tokenizer, ids, samples.stop_ids(inputs.tokenizer, ids), training, held_out,
+    )  # fmt: skip
+
+
+def description(setting: Setting) -> Iterator[str]:
+    """What a run will read, in lines."""
+    if setting.teachers.cache is not None:
+        yield f"teacher cache: {setting.teachers.cache.manifest.kind} signals"
+    yield f"training text: {data.description(setting.training)}"
+    yield f"held-out text: {data.description(setting.held_out)}"

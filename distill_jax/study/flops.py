@@ -1,0 +1,56 @@
+"""Floating-point operations of the matrix products of a traced program, scans counted in full.
+
+A compiled program's own count takes the body of a scan once, whatever its length; this one reads
+the jaxpr. Everything but matrix products is left out: in a decoder of any size they are nearly all.
+"""
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+
+def program_flops(function: Callable, *arguments: Any) -> int:
+    """matrix_flops of a function traced with arguments, or with their shapes alone."""
+    return matrix_flops(jax.make_jaxpr(function)(*arguments))
+
+
+def matrix_flops(jaxpr: ClosedJaxpr | Jaxpr) -> int:
+    """2 x multiplications of every dot_general, over all devices.
+
+    Those inside a scan are taken times its length, those inside a shard_map times the devices of
+    its mesh. Of a conditional the costliest branch counts. Raises ValueError for products within a
+    while loop, whose number of turns is not known.
+    """
+    jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+    return sum(_equation(equation) for equation in jaxpr.eqns)
+
+
+def steps_for(flops: float, flops_per_step: float) -> int:
+    """The number of steps whose cost is nearest to `flops`, at least one."""
+    return max(1, round(flops / flops_per_step))
+
+
+def _equation(equation) -> int:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        left = equation.invars[0].aval.shape
+        return 2 * prod(equation.outvars[0].aval.shape) * prod(left[i] for i in contracted)
+    inner = [matrix_flops(part) for value in params.values() for part in _jaxprs(value)]
+    if name == "while" and any(inner):
+        raise ValueError("matrix products in a while loop cannot be counted")
+    if name == "cond":
+        return max(inner)
+    times = {"scan": lambda: params["length"], "shard_map": lambda: params["mesh"].size}
+    return sum(inner) * times.get(name, lambda: 1)()
+
+
+def _jaxprs(value):
+    if isinstance(value, ClosedJaxpr | Jaxpr):
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _jaxprs(part)
