@@ -10,10 +10,10 @@ from distill_jax.losses.divergences import DIVERGENCES
 from distill_jax.losses.schedules import ADAPTIVE
 
 
-def get_config() -> ConfigDict:
-    """The defaults. With teacher.path and data.source given it is a usable run."""
+def get_config(variant: str = "train") -> ConfigDict:
+    """The defaults. With teacher.path and data.source given it is a usable run of a job."""
     c = ConfigDict()
-    c.job = "train"  # train | cache | evaluate | export | generate
+    c.job = variant  # train | study | diagnose | cache | evaluate | export | generate
     c.seed = 0  # of initialisation, data order and sampling
     c.steps = 1000  # updates
     c.watchdog_s = 3600  # seconds without a finished step before the run gives up; 0: never
@@ -119,6 +119,20 @@ def get_config() -> ConfigDict:
     c.export = ConfigDict()
     c.export.dtype = "float32"  # float32 | bfloat16 | float16
     c.export.checkpoint = "latest"  # latest | best
+
+    c.study = ConfigDict()  # arms x seeds, and what they say of distillation
+    c.study.arms = ()  # empty: kd, sft, sft_flops, random_teacher and all ablations; also: scratch
+    c.study.ablations = ConfigDict()  # name -> {group: {key: value, or (values of an axis)}}
+    c.study.seeds = 3  # runs an arm: config.seed and those that follow
+    c.study.cache = True  # the teacher runs once over the text that the arms read
+    c.study.margin = 0.0  # nats a token that an effect must exceed
+    c.study.slice_margin = 0.05  # nats a token of harm on a slice that make a failure
+    c.study.confidence = 0.95
+    c.study.gate = False  # exit code 3 where the verdict forbids shipping
+    c.study.prompts = 16  # held-out texts that the models continue; 0: none
+    c.study.prompt_tokens = 32  # tokens of each that are given
+    c.study.new_tokens = 48  # tokens written after it
+    c.study.price_per_hour = 0.0  # of the machine that serves, in your currency; 0: not known
 
     c.mesh = ConfigDict()  # sizes multiply to the number of devices; -1: what is left
     c.mesh.data = -1  # copies of the model, each with its rows

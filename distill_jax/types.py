@@ -32,6 +32,10 @@ class NumbersBrokeDown(Exception):
     """Updates stayed non-finite; rerunning the same command would only repeat it."""
 
 
+class Forbidden(Exception):
+    """config.study.gate is set and the verdict forbids shipping."""
+
+
 class Mean(NamedTuple):
     """An average that is not divided yet, so that parts of a batch merge exactly."""
 

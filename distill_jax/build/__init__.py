@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from distill_jax import workdir
 from distill_jax.build.cache import cache_job
 from distill_jax.build.jobs import evaluate_job, export_job, generate_job
+from distill_jax.build.study import study_job
 from distill_jax.build.training import train_job
 from distill_jax.config import choose, config_diff, flatten
 
@@ -27,6 +28,7 @@ def run_job(c: ConfigDict, base: ConfigDict, directory: Path) -> Iterator[str]:
 
 JOBS = {
     "train": train_job,
+    "study": study_job,
     "cache": cache_job,
     "evaluate": evaluate_job,
     "export": export_job,

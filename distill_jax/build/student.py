@@ -12,7 +12,8 @@ from distill_jax.config import at_least, choose
 from distill_jax.losses.fused import linear_divergence
 from distill_jax.losses.terms import CROSS_ENTROPY, Term
 from distill_jax.models.binding import Model
-from distill_jax.models.prune import PruneOptions, prune
+from distill_jax.models.architecture import ModelConfig
+from distill_jax.models.prune import PruneOptions, prune, pruned_config
 from distill_jax.models.prune_blocks import BLOCK_CRITERIA
 from distill_jax.models.refit import NEURON_CRITERIA
 from distill_jax.types import Batch, Params
@@ -54,10 +55,21 @@ def make_student(
         params = jax.tree.map(lambda x: x.astype(c.student.dtype), teacher.params)
     if c.student.init == "checkpoint":
         return model, params
-    options = PruneOptions(**{name: c.student.prune[name] for name in PruneOptions._fields})
-    smaller, pruned, _ = prune(model, params, calibration(), options, summed_nll(c))
+    smaller, pruned, _ = prune(model, params, calibration(), prune_options(c), summed_nll(c))
     model = bind_config(c, smaller, c.student.dtype)
     return model, place_params(model, pruned, mesh)
+
+
+def student_config(c: ConfigDict, source: Source) -> ModelConfig:
+    """The sizes of the student, before any of its weights are made."""
+    if c.student.init != "prune":
+        return source.config
+    return pruned_config(source.config, prune_options(c))
+
+
+def prune_options(c: ConfigDict) -> PruneOptions:
+    """The `student.prune` part of a config."""
+    return PruneOptions(**{name: c.student.prune[name] for name in PruneOptions._fields})
 
 
 def summed_nll(c: ConfigDict) -> Callable:

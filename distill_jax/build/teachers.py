@@ -93,14 +93,19 @@ def load_teachers(c: ConfigDict, terms: tuple[Term, ...], mesh: Mesh) -> Teacher
     more = [load_model(c, path, dtype, mesh) for path in c.teacher.more if path != AVERAGE]
     first = load_teacher(c, mesh) if c.teacher.path != AVERAGE else None
     loaded = (first, *more) if first else tuple(more)
-    average = AVERAGE in _paths(c)
-    if not c.teacher.cache:
-        return Teachers(loaded, None, None, average)
+    found = Teachers(loaded, None, None, AVERAGE in _paths(c))
+    return read_cache(c, found, terms, mesh) if c.teacher.cache else found
+
+
+def read_cache(
+    c: ConfigDict, teachers: Teachers, terms: tuple[Term, ...], mesh: Mesh
+) -> Teachers:
+    """The same models, whose signals a cache has. Raises UserError where it cannot serve a term."""
     cache = open_cache(Path(c.teacher.cache))
     form = cache.manifest.form
     _check_part(c, cache.manifest.kind, tuple(form["temperatures"]), terms)
     head = cache.head()
-    return Teachers(loaded, cache, head and place_whole(head, mesh), False)
+    return Teachers(teachers.loaded, cache, head and place_whole(head, mesh), False)
 
 
 def teach_of(

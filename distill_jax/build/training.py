@@ -53,13 +53,15 @@ def train_job(c: ConfigDict, directory: Path) -> Iterator[str]:
     inputs = yield from read_inputs(c, check(c))
     setting = setting_of(c, directory, inputs)
     yield from description(setting)
-    yield from train_student(setting, {})
+    model, params = yield from train_student(setting, {})
+    yield from finish(setting, model, params)
 
 
 def train_student(setting: Setting, programs: dict[str, Programs]) -> Iterator[str]:
-    """Trains from the start or the last checkpoint to an exported student and its report.
+    """Trains from the start or the last checkpoint to the last step.
 
-    programs: those of earlier runs by what shapes them; this run's are added.
+    programs: those of earlier runs by what shapes them; this run's are added. Yields lines a
+    person reads and returns (model, params).
     """
     c, directory = setting.config, setting.directory
     manager = open_checkpoints(c, directory)
@@ -83,7 +85,7 @@ def train_student(setting: Setting, programs: dict[str, Programs]) -> Iterator[s
     if shape not in programs:
         programs[shape] = programs_of(setting, model, shardings)
     state = train(_run(setting, model, state, programs[shape], manager))
-    yield from _finish(setting, model, state.params)
+    return model, state.params
 
 
 def start_of(setting: Setting) -> Iterator[str]:
@@ -221,7 +223,7 @@ def _samples(setting, name, step, model, params):
     return of(model, params, setting.tokenizer, setting.stop_ids, time_it=True)
 
 
-def _finish(setting: Setting, model: Model, params: Params) -> Iterator[str]:
+def finish(setting: Setting, model: Model, params: Params) -> Iterator[str]:
     """The exported student, the report, and the lines a person reads at the end."""
     c, directory, teacher = setting.config, setting.directory, setting.teachers.first
     after = _samples(setting, "student after", c.steps, model, params)

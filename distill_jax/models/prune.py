@@ -49,8 +49,8 @@ def prune(
     Raises UserError where more is to be kept than there is.
     """
     config = model.config
-    blocks = _wanted("blocks", options.blocks, config.blocks)
-    neurons = _wanted("neurons", options.neurons, config.neurons)
+    smaller = pruned_config(config, options)
+    blocks, neurons = smaller.blocks, smaller.neurons
     kept = list(range(config.blocks))
     if blocks < config.blocks:
         choose = BLOCK_CRITERIA[options.block_criterion]
@@ -62,8 +62,18 @@ def prune(
         "blocks": jax.tree.map(lambda *leaves: np.stack(leaves), *layers),
     }
     flags = config.local_blocks and tuple(config.local_blocks[i] for i in kept)
-    smaller = dataclasses.replace(config, blocks=blocks, neurons=neurons, local_blocks=flags)
-    return smaller, pruned, kept
+    return dataclasses.replace(smaller, local_blocks=flags), pruned, kept
+
+
+def pruned_config(config: ModelConfig, options: PruneOptions) -> ModelConfig:
+    """The sizes that pruning leads to, whichever blocks stay: the first, until they are chosen.
+
+    Raises UserError where more is to be kept than there is.
+    """
+    blocks = _wanted("blocks", options.blocks, config.blocks)
+    neurons = _wanted("neurons", options.neurons, config.neurons)
+    flags = config.local_blocks and config.local_blocks[:blocks]
+    return dataclasses.replace(config, blocks=blocks, neurons=neurons, local_blocks=flags)
 
 
 def _wanted(name: str, wanted: int, present: int) -> int:
