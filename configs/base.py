@@ -98,6 +98,9 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.eval = ConfigDict()
     c.eval.every = 100  # steps; 0: only before and after
     c.eval.batch_size = 8  # rows of the whole mesh
+    c.eval.tasks = ()  # of lm-evaluation-harness, in the jobs evaluate and study; needs lm_eval
+    c.eval.task_path = ""  # a directory with tasks of your own
+    c.eval.task_limit = 0  # documents a task; 0: all
 
     c.cache = ConfigDict()  # what the job cache writes of teacher.targets
     c.cache.dtype = "bfloat16"  # of hidden: float32 | bfloat16 | int8; of logits: float32 | float16
@@ -125,7 +128,7 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.study.ablations = ConfigDict()  # name -> {group: {key: value, or (values of an axis)}}
     c.study.seeds = 3  # runs an arm: config.seed and those that follow
     c.study.cache = True  # the teacher runs once over the text that the arms read
-    c.study.margin = 0.0  # nats a token that an effect must exceed
+    c.study.margin = 0.01  # nats a token that an effect must exceed
     c.study.slice_margin = 0.05  # nats a token of harm on a slice that make a failure
     c.study.confidence = 0.95
     c.study.gate = False  # exit code 3 where the verdict forbids shipping
@@ -133,6 +136,9 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.study.prompt_tokens = 32  # tokens of each that are given
     c.study.new_tokens = 48  # tokens written after it
     c.study.price_per_hour = 0.0  # of the machine that serves, in your currency; 0: not known
+
+    c.diagnose = ConfigDict()
+    c.diagnose.baseline = ""  # path of a student trained on labels alone, to compare with
 
     c.mesh = ConfigDict()  # sizes multiply to the number of devices; -1: what is left
     c.mesh.data = -1  # copies of the model, each with its rows

@@ -9,6 +9,8 @@ from ml_collections import ConfigDict
 
 from distill_jax import workdir
 from distill_jax.build.cache import cache_job
+from distill_jax.build.diagnose import diagnose_job
+from distill_jax.build.inputs import WATCHED
 from distill_jax.build.jobs import evaluate_job, export_job, generate_job
 from distill_jax.build.study import study_job
 from distill_jax.build.training import train_job
@@ -21,7 +23,7 @@ def run_job(c: ConfigDict, base: ConfigDict, directory: Path) -> Iterator[str]:
     first = jax.process_index() == 0
     with workdir.locked(directory) if first else nullcontext():
         if first:
-            free = MAY_DIFFER | (EXPORT_MAY_DIFFER if c.job == "export" else set())
+            free = WATCHED | JOB_MAY_DIFFER.get(c.job, set())
             workdir.claim(directory, flatten(c), config_diff(c, base), free)
         yield from job(c, directory)
 
@@ -29,11 +31,14 @@ def run_job(c: ConfigDict, base: ConfigDict, directory: Path) -> Iterator[str]:
 JOBS = {
     "train": train_job,
     "study": study_job,
+    "diagnose": diagnose_job,
     "cache": cache_job,
     "evaluate": evaluate_job,
     "export": export_job,
     "generate": generate_job,
 }
-# Keys that change how a run is watched and not what it computes.
-MAY_DIFFER = {"log.every", "log.tensorboard", "log.wandb_project", "watchdog_s", "data.prefetch"}
-EXPORT_MAY_DIFFER = {"job", "export.dtype", "export.checkpoint"}
+JOB_MAY_DIFFER = {
+    "export": {"job", "export.dtype", "export.checkpoint"},
+    # Arms and seeds may be added; margins stand as they were before the first run.
+    "study": {"study.arms", "study.seeds", "study.gate", "study.price_per_hour"},
+}

@@ -24,6 +24,9 @@ from distill_jax.losses.terms import Term
 from distill_jax.optim import make_optimizer
 from distill_jax.sharding import check_batch, make_mesh
 
+# Keys that change how a run is watched and not what it computes.
+WATCHED = {"log.every", "log.tensorboard", "log.wandb_project", "watchdog_s", "data.prefetch"}
+
 
 class Inputs(NamedTuple):
     """All that does not depend on the seed or on the terms of the loss."""

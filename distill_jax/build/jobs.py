@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from distill_jax import checkpoint, workdir
 from distill_jax.build import data, samples
+from distill_jax.build.measure import benchmarks
 from distill_jax.build.models import (
     Loaded,
     check_length,
@@ -56,6 +57,7 @@ def evaluate_job(c: ConfigDict, directory: Path) -> Iterator[str]:
     batches = data.held_out_batches(c, text.rows, mesh)
     teacher_params = (teacher.params,) if teacher else ()
     measured = evaluate(eval_step, subject.params, teacher_params, batches).named()
+    measured |= {f"eval/{name}": value for name, value in benchmarks(c, subject).items()}
     if jax.process_index():
         return
     workdir.write_lines(directory / workdir.METRICS, [{"step": 0, **measured}])
@@ -68,6 +70,7 @@ def evaluate_job(c: ConfigDict, directory: Path) -> Iterator[str]:
     if teacher:
         rows.insert(0, ModelRow.teacher(teacher.path, count(teacher.params), measured))
     yield text_table(rows)
+    yield from (f"{name}: {value:.4g}" for name, value in measured.items() if name.count("/") > 1)
 
 
 def generate_job(c: ConfigDict, directory: Path) -> Iterator[str]:

@@ -11,8 +11,8 @@ from distill_jax.build.models import Loaded, Source, bind_config, check_length, 
 from distill_jax.config import at_least, choose
 from distill_jax.losses.fused import linear_divergence
 from distill_jax.losses.terms import CROSS_ENTROPY, Term
-from distill_jax.models.binding import Model
 from distill_jax.models.architecture import ModelConfig
+from distill_jax.models.binding import Model
 from distill_jax.models.prune import PruneOptions, prune, pruned_config
 from distill_jax.models.prune_blocks import BLOCK_CRITERIA
 from distill_jax.models.refit import NEURON_CRITERIA

@@ -14,8 +14,8 @@ from distill_jax import workdir
 from distill_jax.build import data
 from distill_jax.build.arms import Shared, arm_config, arm_inputs, cacheable, step_flops
 from distill_jax.build.cache import fill_cache
-from distill_jax.build.inputs import Inputs, check, read_inputs, setting_of
-from distill_jax.build.measure import Judge, judge_of, measure_arm
+from distill_jax.build.inputs import WATCHED, Inputs, check, read_inputs, setting_of
+from distill_jax.build.measure import Judge, judge_of, measure_arm, read_cache
 from distill_jax.build.study_report import write_report
 from distill_jax.build.training import finish, start_of, train_student
 from distill_jax.config import at_least, config_diff, flatten
@@ -26,7 +26,6 @@ from distill_jax.study.flops import steps_for
 from distill_jax.types import Batch, Forbidden, NumbersBrokeDown, UserError
 
 PLAN, RESULTS, RESULT = "study.json", "results.jsonl", "result.json"
-WATCHED = {"log.every", "log.tensorboard", "log.wandb_project", "watchdog_s", "data.prefetch"}
 
 
 class Planned(NamedTuple):
@@ -48,11 +47,11 @@ def study_job(c: ConfigDict, directory: Path) -> Iterator[str]:
     seeds = list(range(c.seed, c.seed + c.study.seeds))
     inputs = yield from read_inputs(c, mesh)
     planned = yield from _plan(c, arms, inputs)
-    judge = judge_of(c, directory, inputs)
-    _write_plan(directory, c, planned, seeds, judge)
+    judge = judge_of(c, inputs)
+    plan = _write_plan(directory, c, planned, seeds, judge)
     yield f"held-out text: {data.description(judge.held_out)}"
     shared = yield from _share(c, directory, inputs, planned, seeds, judge)
-    judge = judge_of(c, directory, inputs, shared.cache)
+    judge = read_cache(c, judge, inputs, shared.cache)
     runs = [(p, seed) for seed in seeds for p in planned]
     programs: dict[str, Any] = {}
     for n, (p, seed) in enumerate(runs, 1):
@@ -68,9 +67,20 @@ def study_job(c: ConfigDict, directory: Path) -> Iterator[str]:
             shutil.rmtree(where / workdir.CHECKPOINTS, ignore_errors=True)
     if jax.process_index():
         return
-    ships = yield from write_report(c, directory, planned, seeds, judge)
+    results = _results(directory, runs)
+    ships = yield from write_report(c, directory, plan, results, judge, inputs)
     if c.study.gate and not ships:
         raise Forbidden(f"the verdict forbids shipping: see {directory / 'report.html'}")
+
+
+def _results(directory: Path, runs: list[tuple[Planned, int]]) -> dict[tuple[str, int], dict]:
+    """What every arm x seed left behind, gathered in results.jsonl."""
+    keys = [(p.arm.name, seed) for p, seed in runs]
+    results = {
+        key: json.loads((run_directory(directory, *key) / RESULT).read_text()) for key in keys
+    }
+    workdir.write_lines(directory / RESULTS, list(results.values()))
+    return results
 
 
 def run_directory(directory: Path, arm: str, seed: int) -> Path:
@@ -133,7 +143,7 @@ def _plan(c: ConfigDict, arms: list[Arm], inputs: Inputs) -> Iterator[str]:
 
 def _write_plan(
     directory: Path, c: ConfigDict, planned: list[Planned], seeds: list[int], judge: Judge
-) -> None:
+) -> dict[str, Any]:
     """What was decided before any arm ran: margins, slices, steps. More arms and seeds may come."""
     plan = {
         "arms": {
@@ -150,10 +160,13 @@ def _write_plan(
         "slice_margin": c.study.slice_margin,
         "confidence": c.study.confidence,
         "slices": list(judge.slices),
+        "prompts": len(judge.prompts.prompts) if judge.prompts else 0,
+        "new_tokens": c.study.new_tokens,
         "held_out_sha256": judge.held_out.fingerprint,
     }
     if jax.process_index() == 0:
         workdir.write_json(directory / PLAN, plan)
+    return plan
 
 
 def _share(
@@ -256,4 +269,5 @@ def _run(
             return result | {"failed": str(error)}
         list(finish(setting, model, params))
         del model, params
-    return result | (yield from measure_arm(c, where, judge))
+    wall_s = workdir.read_lines(where / workdir.METRICS)[-1]["wall_s"]
+    return result | {"wall_s": wall_s} | (yield from measure_arm(c, where, judge))

@@ -97,9 +97,7 @@ def load_teachers(c: ConfigDict, terms: tuple[Term, ...], mesh: Mesh) -> Teacher
     return read_cache(c, found, terms, mesh) if c.teacher.cache else found
 
 
-def read_cache(
-    c: ConfigDict, teachers: Teachers, terms: tuple[Term, ...], mesh: Mesh
-) -> Teachers:
+def read_cache(c: ConfigDict, teachers: Teachers, terms: tuple[Term, ...], mesh: Mesh) -> Teachers:
     """The same models, whose signals a cache has. Raises UserError where it cannot serve a term."""
     cache = open_cache(Path(c.teacher.cache))
     form = cache.manifest.form

@@ -27,7 +27,8 @@ from distill_jax.objective import objective
 from distill_jax.optim import make_optimizer, make_schedule
 from distill_jax.sharding import batch_ways, parameter_shardings
 from distill_jax.step import TrainStep, init_state, make_train_step
-from distill_jax.study.report import model_rows, report_html, report_json, samples_text, text_table
+from distill_jax.study.page import page
+from distill_jax.study.report import model_rows, report_json, samples_text, text_table
 from distill_jax.types import Params, TrainState
 from distill_jax.writers import Writer, tensorboard, wandb
 
@@ -248,9 +249,8 @@ def finish(setting: Setting, model: Model, params: Params) -> Iterator[str]:
     facts = json.loads((directory / workdir.PROVENANCE).read_text())
     last = {k: v for k, v in evaluations[-1].items() if k.startswith("eval/")}
     diff = (directory / workdir.CONFIG_DIFF).read_text()
-    page = report_html(rows, history, lines, diff, facts)
-    workdir.write_text(directory / "report.html", page)
-    report = report_json(rows, last, lines, flatten(c), facts)
+    report = report_json(rows, last, lines, flatten(c), facts, history=history, config_diff=diff)
+    workdir.write_text(directory / "report.html", page(report))
     workdir.write_json(directory / workdir.REPORT, report)
     yield samples_text(lines)
     yield text_table(rows)

@@ -130,6 +130,26 @@ def _best_fit(lengths: list[int], capacity: int) -> np.ndarray:
     return placed
 
 
+def places(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """(document_NT, position_NT) of the label at every place of N rows, int32.
+
+    The document is its index in the source, -1 for padding; the position is the label's within its
+    whole document, whatever windows it was cut into: 1 for the second token, 0 for padding.
+    """
+    lengths = rows.piece_lengths
+    before = np.cumsum(lengths) - lengths  # inputs of all pieces before this one
+    row_of_piece = np.repeat(np.arange(len(rows)), np.diff(rows.row_starts))
+    in_row = before - before[rows.row_starts[:-1]][row_of_piece]
+    within = np.arange(lengths.sum()) - np.repeat(before, lengths)
+    index = np.repeat(row_of_piece * rows.seq_len + in_row, lengths) + within
+    first = rows.piece_starts - rows.tokenized.offsets[rows.piece_documents]
+    shape = (len(rows), rows.seq_len)
+    document_NT, position_NT = np.full(shape, -1, np.int32), np.zeros(shape, np.int32)
+    document_NT.flat[index] = np.repeat(rows.piece_documents, lengths)
+    position_NT.flat[index] = np.repeat(first + 1, lengths) + within
+    return document_NT, position_NT
+
+
 class Epoch(NamedTuple):
     """What one pass over packed rows holds, for the log."""
 

@@ -1,13 +1,12 @@
-"""The page and the numbers of one run: report.json, and report.html without any network."""
+"""report.json of a single run, and what a terminal shows of a run or a study."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
-
-import jinja2
 
 from distill_jax.evals.likelihood import perplexity
 from distill_jax.progress import table
+from distill_jax.study.charts import COMPARISONS
+from distill_jax.study.page import finite
 
 # A run alone has no arm to compare with, and its page must not suggest otherwise.
 NO_VERDICT = (
@@ -15,6 +14,9 @@ NO_VERDICT = (
     " it cannot tell whether distillation helped against plain fine-tuning at equal steps or"
     " equal FLOPs."
 )
+STUDY_COMMAND = "the same command with --config.job=study and another --workdir"
+SCHEMA = 1  # version of the structure that report.schema.json describes
+CURVE_POINTS = 500  # lines of metrics.jsonl that a report keeps, besides the evaluations
 
 
 class ModelRow(NamedTuple):
@@ -77,15 +79,14 @@ HEADER = (
 
 def row_cells(row: ModelRow) -> list[str]:
     """A row as the text of each column of HEADER."""
-    or_dash = lambda value, form: "-" if value is None else format(value, form)
     return [
         row.name,
         "-" if row.parameters is None else f"{row.parameters / 1e6:.1f} M",
         f"{row.nll:.3f}",
         f"{perplexity(row.nll):.2f}",
-        or_dash(row.forward_kl, ".3f"),
-        or_dash(row.agreement_top1, ".1%"),
-        or_dash(row.decode_tokens_per_s, ",.0f"),
+        _or_dash(row.forward_kl, ".3f"),
+        _or_dash(row.agreement_top1, ".1%"),
+        _or_dash(row.decode_tokens_per_s, ",.0f"),
     ]
 
 
@@ -106,73 +107,110 @@ def samples_text(samples: Sequence[dict[str, Any]]) -> str:
 def report_json(
     rows: Sequence[ModelRow],
     evaluation: dict[str, float],
-    samples: Sequence[dict[str, str]],
+    samples: Sequence[dict[str, Any]],
     config: dict[str, Any],
     provenance: dict[str, Any],
+    *,
+    history: Sequence[dict[str, Any]] = (),
+    config_diff: str = "",
+    study_command: str = STUDY_COMMAND,
 ) -> dict[str, Any]:
-    """Every number of the page; the held-out metrics stand flat, under their names."""
+    """report.json of one training run (report.schema.json); page() makes report.html of it.
+
+    evaluation: the held-out metrics at the end, which also stand flat under their names. history:
+    the lines of metrics.jsonl. study_command: what would tell whether distillation helped.
+    """
+    absent = ("verdict", "slices", "behaviour", "calibration", "cost", "diagnose")
+    return finite(
+        {
+            **evaluation,
+            "schema": SCHEMA,
+            "kind": "run",
+            "statement": NO_VERDICT,
+            "study_command": study_command,
+            **dict.fromkeys(absent),
+            "arms": [],
+            "teacher": teacher_of(rows),
+            "curves": [{"arm": "student", "seed": config.get("seed", 0), "points": points(history)}]
+            if history
+            else [],
+            "metrics": {"student after": means(evaluation)} if evaluation else {},
+            "options": [],
+            "config": config,
+            "config_diff": config_diff,
+            "provenance": provenance,
+            "models": [row._asdict() | {"perplexity": perplexity(row.nll)} for row in rows],
+            "samples": list(samples),
+            "table": text_table(rows),
+        }
+    )
+
+
+def teacher_of(rows: Sequence[ModelRow]) -> dict[str, Any] | None:
+    """What a run knows of its teacher; None where it has none."""
+    found = [row for row in rows if row.name == "teacher"]
+    return {"nll": found[0].nll, "parameters": found[0].parameters} if found else None
+
+
+def means(evaluation: dict[str, float]) -> dict[str, Any]:
+    """Metrics by their short names; one run gives no interval."""
     return {
-        **evaluation,
-        "statement": NO_VERDICT,
-        "table": text_table(rows),
-        "models": [row._asdict() | {"perplexity": perplexity(row.nll)} for row in rows],
-        "samples": list(samples),
-        "config": config,
-        "provenance": provenance,
+        name.removeprefix("eval/"): {"mean": value, "low": None, "high": None}
+        for name, value in evaluation.items()
     }
 
 
-def report_html(
-    rows: Sequence[ModelRow],
-    history: Sequence[dict[str, Any]],
-    samples: Sequence[dict[str, str]],
-    config_diff: str,
-    provenance: dict[str, Any],
-) -> str:
-    """The page. Everything a model or a data set wrote is escaped."""
-    folder = Path(__file__).parent
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    curves = [
-        curve("Training loss", points(history, "train/loss"), "nats a token"),
-        curve(
-            "Held-out KL(teacher || student)", points(history, "eval/forward_kl"), "nats a token"
-        ),
-        curve("Held-out NLL", points(history, "eval/nll"), "nats a token"),
+def points(history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The learning curve of a run: about CURVE_POINTS lines, all evaluations and the last kept."""
+    stride = max(1, len(history) // CURVE_POINTS)
+    last = len(history) - 1
+    return [
+        {
+            "step": line["step"],
+            "flops": line.get("flops"),
+            "nll": line.get("eval/nll"),
+            "forward_kl": line.get("eval/forward_kl"),
+            "loss": line.get("train/loss"),
+        }
+        for i, line in enumerate(history)
+        if i % stride == 0 or i == last or "eval/nll" in line
     ]
-    return environment.get_template("report.html.j2").render(
-        statement=NO_VERDICT,
-        header=HEADER,
-        rows=[row_cells(row) for row in rows],
-        curves=[c for c in curves if c],
-        samples=samples,
-        config_diff=config_diff,
-        provenance=provenance,
-    )
 
 
-def points(history: Sequence[dict[str, Any]], name: str) -> list[tuple[int, float]]:
-    """(step, value) of one metric, where a line has it."""
-    return [(line["step"], line[name]) for line in history if line.get(name) is not None]
+def study_table(report: dict[str, Any]) -> str:
+    """A study for a terminal: a line an arm, then the verdict at equal steps and equal FLOPs."""
+    header = ("arm", "seeds", "NLL", "from", "to", "KL to teacher", "top-1 agreement", "FLOPs")
+    of = lambda value, key: None if value is None else value[key]
+    rows = [
+        [
+            arm["arm"],
+            str(len(arm["seeds"])),
+            _or_dash(of(arm["nll"], "mean"), ".4f"),
+            _or_dash(of(arm["nll"], "low"), ".4f"),
+            _or_dash(of(arm["nll"], "high"), ".4f"),
+            _or_dash(of(arm["forward_kl"], "mean"), ".4f"),
+            _or_dash(of(arm["agreement_top1"], "mean"), ".1%"),
+            _or_dash(arm["flops"], ".3g"),
+        ]
+        for arm in report["arms"]
+    ]
+    if report["teacher"]:
+        nll = _or_dash(report["teacher"]["nll"], ".4f")
+        rows.insert(0, ["teacher", "-", nll, "-", "-", "-", "-", "-"])
+    return "\n".join([table(header, rows), "", *verdict_lines(report["verdict"])])
 
 
-def curve(title: str, data: Sequence[tuple[int, float]], unit: str) -> dict[str, Any] | None:
-    """Coordinates of a line plot in a 600 x 200 box; None with fewer than two points."""
-    if len(data) < 2:
-        return None
-    xs, ys = zip(*data, strict=True)
-    low, high = min(ys), max(ys)
-    span = (high - low) or 1.0
-    width = (xs[-1] - xs[0]) or 1
-    place = lambda x, y: f"{60 + 520 * (x - xs[0]) / width:.1f},{170 - 150 * (y - low) / span:.1f}"
-    return {
-        "title": title,
-        "unit": unit,
-        "line": " ".join(place(x, y) for x, y in data),
-        "low": f"{low:.3g}",
-        "high": f"{high:.3g}",
-        "first": xs[0],
-        "last": xs[-1],
-        "end": f"{ys[-1]:.4g}",
-    }
+def verdict_lines(verdict: dict[str, Any] | None) -> list[str]:
+    """A line for each comparison, and whether the student is fit to ship."""
+    if verdict is None:
+        return ["no verdict"]
+    lines = [
+        f"at {text}: {one['label']}. {one['reason']}"
+        for name, text in COMPARISONS.items()
+        if (one := verdict[name])
+    ]
+    return [*lines, f"fit to ship: {'yes' if verdict['ships'] else 'no'}"]
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

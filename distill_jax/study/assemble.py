@@ -1,0 +1,281 @@
+"""From what the arms of a study left behind to its report.json: every number, no drawing."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from distill_jax.evals.fidelity import by_slice, flips
+from distill_jax.evals.records_file import Records
+from distill_jax.evals.slices import verdict_table
+from distill_jax.study.arms import EQUAL_FLOPS, EQUAL_STEPS, TREATMENT
+from distill_jax.study.behaviour import behaviour_section
+from distill_jax.study.facts import facts_of
+from distill_jax.study.findings import findings
+from distill_jax.study.options import options
+from distill_jax.study.student_t import t_quantile
+from distill_jax.study.verdict import Verdict, ships, slice_rows, verdict, verdict_dict
+
+Key = tuple[str, int]  # (arm, seed)
+SLICED = ("nll", "forward_kl", "reverse_kl", "accuracy_top1", "agreement_top1", "ece", "acceptance")
+TEACHER = "teacher"
+
+
+class Study(NamedTuple):
+    """All that was measured. Records and curves are of the runs that did not break down.
+
+    plan       study.json: arms with what, steps, flops_per_step; seeds, margins, slices
+    results    of each arm x seed: metrics, behaviour, parameters, wall_s, workdir
+    curves     the lines of metrics.jsonl that have eval/nll
+    written    behaviour of the teacher, and of the data as if a model had written it
+    serving    the part `cost`
+    invalid    why nothing can be compared, where the caller knows of a reason
+    """
+
+    plan: Mapping[str, Any]
+    results: Mapping[Key, Mapping[str, Any]]
+    records: Mapping[Key, Records]
+    curves: Mapping[Key, Sequence[Mapping[str, Any]]]
+    written: Mapping[str, Mapping[str, float | None]]
+    serving: Mapping[str, Any] | None
+    teacher_parameters: int | None
+    invalid: str | None
+    text_of: Callable[[int], str]
+    document_labels: Sequence[str]
+    config: Mapping[str, Any]
+    config_diff: str
+    provenance: Mapping[str, Any]
+    run: Mapping[str, Any]  # what options.py asks of a run beside config and cost
+
+
+def study_report(study: Study) -> dict[str, Any]:
+    """report.json of a study, as report.schema.json describes it."""
+    plan = study.plan
+    table = verdict_table(study.records) if study.records else {}
+    decide = lambda treatment, baseline: verdict(
+        table,
+        treatment=treatment,
+        baseline=baseline,
+        margin=plan["margin"],
+        slice_margin=plan["slice_margin"],
+        confidence=plan["confidence"],
+        registered=tuple(plan["slices"]),
+        invalid=study.invalid,
+    )
+    steps = decide(TREATMENT, EQUAL_STEPS)
+    flops = decide(TREATMENT, EQUAL_FLOPS) if EQUAL_FLOPS in plan["arms"] else None
+    others = [a for a in plan["arms"] if a not in (TREATMENT, EQUAL_STEPS, EQUAL_FLOPS)]
+    ship = ships(steps, flops)
+    rows = slice_rows(steps, "equal_steps")
+    if flops is not None:
+        rows += slice_rows(flops, "equal_flops")
+    report = {
+        "schema": 1,
+        "kind": "study",
+        "statement": statement(steps, flops, ship),
+        "verdict": {
+            "ships": ship,
+            "equal_steps": verdict_dict(steps),
+            "equal_flops": flops and verdict_dict(flops),
+        },
+        "comparisons": [verdict_dict(decide(arm, TREATMENT)) for arm in others],
+        "arms": [_arm(study, name) for name in plan["arms"]],
+        "teacher": _teacher(study),
+        "curves": [_curve(study, key) for key in study.curves],
+        "slices": {"margin": plan["slice_margin"], "rows": rows},
+        "metrics": _metrics(study),
+        "flips": _flips(study),
+        "by_slice": _by_slice(study),
+        "behaviour": _behaviour(study),
+        **_findings(study),
+        "cost": study.serving,
+        "options": [],
+        "config": dict(study.config),
+        "config_diff": study.config_diff,
+        "provenance": dict(study.provenance),
+        "models": [],
+        "samples": [],
+        "table": "",
+    }
+    arm = plan["arms"].get(TREATMENT)
+    if arm is not None:
+        report["options"] = options(
+            facts_of(report),
+            config=study.config,
+            steps=arm["steps"],
+            flops_per_step=arm["flops_per_step"],
+            **study.run,
+        )
+    return report
+
+
+def statement(steps: Verdict, flops: Verdict | None, ship: bool) -> str:
+    """The verdict in one line: both comparisons, and what follows."""
+    parts = [f"Against labels alone at equal steps: {steps.label}."]
+    if flops is not None:
+        parts.append(f"At equal FLOPs: {flops.label}.")
+    parts.append("Ship it." if ship else "Do not ship it on this evidence.")
+    return " ".join(parts)
+
+
+def interval(values: Sequence[float | None], confidence: float) -> dict[str, float | None] | None:
+    """Mean and Student's t interval over seeds; no bounds for one seed, None where all are absent.
+
+    It is of the seeds alone: the documents are the same for all.
+    """
+    known = np.array([value for value in values if value is not None], np.float64)
+    if not len(known):
+        return None
+    mean = float(known.mean())
+    if len(known) == 1:
+        return {"mean": mean, "low": None, "high": None}
+    half = t_quantile((1 + confidence) / 2, len(known) - 1)
+    half *= float(known.std(ddof=1)) / math.sqrt(len(known))
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def _of(study: Study, arm: str, *path: str) -> list[float | None]:
+    """A number of every seed of an arm that has it."""
+    values = []
+    for (name, _), result in study.results.items():
+        if name == arm and "failed" not in result:
+            value: Any = result
+            for key in path:
+                value = value.get(key) if value is not None else None
+            values.append(value)
+    return values
+
+
+def _arm(study: Study, name: str) -> dict[str, Any]:
+    plan = study.plan["arms"][name]
+    own = {seed: result for (arm, seed), result in study.results.items() if arm == name}
+    over_seeds = lambda *path: interval(_of(study, name, *path), study.plan["confidence"])
+    return {
+        "arm": name,
+        "what": plan["what"],
+        "seeds": sorted(own),
+        "steps": plan["steps"],
+        "flops": plan["steps"] * plan["flops_per_step"],
+        "parameters": next((p for p in _of(study, name, "parameters") if p), None),
+        **{m: over_seeds("metrics", m) for m in ("nll", "forward_kl", "agreement_top1")},
+        "runs": [
+            {
+                "seed": seed,
+                "nll": result.get("metrics", {}).get("nll"),
+                "forward_kl": result.get("metrics", {}).get("forward_kl"),
+                "wall_s": result.get("wall_s"),
+                "workdir": result["workdir"],
+            }
+            for seed, result in sorted(own.items())
+        ],
+    }
+
+
+def _teacher(study: Study) -> dict[str, Any] | None:
+    values = _teacher_metrics(study)
+    return values and {"parameters": study.teacher_parameters, **values}
+
+
+def _teacher_metrics(study: Study) -> dict[str, float]:
+    """The teacher's own numbers, which every run has measured alike."""
+    first = next((r["metrics"] for r in study.results.values() if "metrics" in r), {})
+    prefix = "teacher_"
+    return {k.removeprefix(prefix): v for k, v in first.items() if k.startswith(prefix)}
+
+
+def _metrics(study: Study) -> dict[str, dict[str, Any]]:
+    """Every aggregate of every arm over its seeds."""
+    rows = {}
+    for arm in study.plan["arms"]:
+        names = dict.fromkeys(
+            name
+            for (of, _), result in study.results.items()
+            if of == arm
+            for name in result.get("metrics", {})
+            if not name.startswith("teacher_")
+        )
+        confidence = study.plan["confidence"]
+        rows[arm] = {n: interval(_of(study, arm, "metrics", n), confidence) for n in names}
+    teacher = {name: interval([v], 0.95) for name, v in _teacher_metrics(study).items()}
+    return rows | ({TEACHER: teacher} if teacher else {})
+
+
+def _flips(study: Study) -> dict[str, dict[str, Any]]:
+    """Tokens that each arm has wrong and sft of the same seed right, and the reverse."""
+    rows: dict[str, dict[str, Any]] = {}
+    for arm in (name for name in study.plan["arms"] if name != EQUAL_STEPS):
+        found = [
+            flips(own.columns, study.records[EQUAL_STEPS, seed].columns)
+            for (of, seed), own in study.records.items()
+            if of == arm and (EQUAL_STEPS, seed) in study.records
+        ]
+        if found:
+            confidence = study.plan["confidence"]
+            rows[arm] = {n: interval([f[n] for f in found], confidence) for n in found[0]}
+    return rows
+
+
+def _by_slice(study: Study) -> dict[str, dict[str, dict[str, Any]]]:
+    """The metrics of SLICED by arm and slice, means over seeds, and the tokens of a slice."""
+    rows: dict[str, dict[str, dict[str, Any]]] = {}
+    for arm in study.plan["arms"]:
+        parts = [by_slice(r) for (of, _), r in study.records.items() if of == arm]
+        rows[arm] = {
+            name: {
+                key: _mean([part[name].get(key) for part in parts if name in part])
+                for key in ("tokens", *SLICED)
+            }
+            for name in (parts[0] if parts else ())
+        }
+    return rows
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _behaviour(study: Study) -> dict[str, Any] | None:
+    plan, confidence = study.plan, study.plan["confidence"]
+    if not plan["prompts"]:
+        return None
+    rows = {
+        name: {key: interval([value], confidence) for key, value in values.items()}
+        for name, values in study.written.items()
+    }
+    for arm in plan["arms"]:
+        names = dict.fromkeys(
+            n for (a, _), r in study.results.items() if a == arm for n in r.get("behaviour", {})
+        )
+        rows[arm] = {n: interval(_of(study, arm, "behaviour", n), confidence) for n in names}
+    return behaviour_section(rows, prompts=plan["prompts"], new_tokens=plan["new_tokens"])
+
+
+def _curve(study: Study, key: Key) -> dict[str, Any]:
+    arm, seed = key
+    cost = study.plan["arms"][arm]["flops_per_step"]
+    points = [
+        {
+            "step": line["step"],
+            "flops": line["step"] * cost,
+            "nll": line["eval/nll"],
+            "forward_kl": line.get("eval/forward_kl"),
+        }
+        for line in study.curves[key]
+    ]
+    return {"arm": arm, "seed": seed, "points": points}
+
+
+def _findings(study: Study) -> dict[str, Any]:
+    of = lambda arm: [r for (a, _), r in sorted(study.records.items()) if a == arm]
+    mean = lambda name: (interval(_of(study, TREATMENT, "behaviour", name), 0.95) or {}).get("mean")
+    return findings(
+        of(TREATMENT),
+        of(EQUAL_STEPS),
+        names=(TREATMENT, EQUAL_STEPS),
+        text_of=study.text_of,
+        document_labels=study.document_labels,
+        kl_own=mean("kl_own"),
+        kl_data=mean("kl_data"),
+    )

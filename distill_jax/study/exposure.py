@@ -1,0 +1,120 @@
+"""The exposure gap: how much further a student is from its teacher on its own text than on data.
+
+Shapes: types.py.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from distill_jax.evals.metrics import METRICS, token_metrics
+from distill_jax.losses.reduce import weighted_mean
+from distill_jax.models.binding import Model
+from distill_jax.objective import teacher_targets
+from distill_jax.sampling import PROMPT_STEP
+from distill_jax.types import Batch, Mean, Params, UserError
+
+Ids = Sequence[int]
+# (student_params, teacher_params, batch) -> the divergence of student and teacher, not divided yet
+Divergence = Callable[[Params, Params, Batch], Mean]
+
+# What exposure_gap gives: name -> what it is, which side is good.
+EXPOSURE: dict[str, tuple[str, str]] = {
+    "kl_own": ("divergence from the teacher on the model's own text, nats a token", "lower"),
+    "kl_data": ("the same on the data after the same prompts", "lower"),
+    "exposure_gap": ("their difference: what the model's own text costs", "lower"),
+}
+
+
+def make_divergence(
+    student: Model, teacher: Model, name: str, *, block_tokens: int = 256
+) -> Divergence:
+    """Builds diverge(params, teacher_params, batch), jitted. Both models run.
+
+    `name` is forward_kl, KL(teacher || student), or reverse_kl, at temperature 1; UserError
+    otherwise.
+    """
+    if name not in ("forward_kl", "reverse_kl") or name not in METRICS:
+        raise UserError(f"divergence {name!r} is unknown: use forward_kl or reverse_kl")
+
+    @jax.jit
+    def diverge(params, teacher_params, batch):
+        hidden = student.apply(params, batch.tokens_BT, batch.segment_BT, batch.position_BT)
+        values = token_metrics(
+            hidden.last_BTD,
+            student.unembed(params),
+            teacher_targets(teacher, teacher_params, batch),
+            batch.labels_BT,
+            block_tokens=block_tokens,
+        )
+        return weighted_mean(values[name], batch.weight_BT)
+
+    return diverge
+
+
+def exposure_gap(
+    diverge: Divergence,
+    params: Params,
+    teacher_params: Params,
+    *,
+    prompts: Sequence[Ids],
+    own: Sequence[Ids],
+    data: Sequence[Ids],
+    limit: int,
+    batch_size: int,
+) -> dict[str, float | None]:
+    """Mean divergence on the model's own continuations, on the data's, and the difference.
+
+    For each prompt the same places count on both sides: as many as the shorter continuation has,
+    so that neither a place nor a prompt weighs more on one side. An own text shorter than `limit`
+    has stopped, and has one place more than tokens: where its stop token stands. At the first
+    place both sides have the same context. All None where nothing counts.
+    """
+    places = [
+        min(len(mine) + (len(mine) < limit), len(theirs))
+        for mine, theirs in zip(own, data, strict=True)
+    ]
+    if not sum(places):
+        return dict.fromkeys(EXPOSURE)
+    sides = {}
+    for name, texts in (("kl_own", own), ("kl_data", data)):
+        total, count = 0.0, 0.0  # float64 on the host
+        for batch in continuation_batches(prompts, texts, places, limit, batch_size):
+            part = diverge(params, teacher_params, batch)
+            total, count = total + float(part.total), count + float(part.count)
+        sides[name] = total / count
+    return sides | {"exposure_gap": sides["kl_own"] - sides["kl_data"]}
+
+
+def continuation_batches(
+    prompts: Sequence[Ids],
+    texts: Sequence[Ids],
+    places: Sequence[int],
+    limit: int,
+    batch_size: int,
+) -> list[Batch]:
+    """Prompts with their texts, as rows of one shape.
+
+    After prompt i the first places[i] predictions count. Labels are left at 0: a divergence does
+    not look at them.
+    """
+    longest = max(map(len, prompts)) + limit - 1
+    length = -(-longest // PROMPT_STEP) * PROMPT_STEP
+    rows = -(-len(prompts) // batch_size) * batch_size
+    tokens_BT = np.zeros((rows, length), np.int32)
+    segment_BT = np.zeros((rows, length), np.int32)
+    weight_BT = np.zeros((rows, length), np.float32)
+    for row, (prompt, text, count) in enumerate(zip(prompts, texts, places, strict=True)):
+        if count:
+            ids = [*prompt, *text[: count - 1]]
+            tokens_BT[row, : len(ids)] = ids
+            segment_BT[row, : len(ids)] = 1
+            weight_BT[row, len(ids) - count : len(ids)] = 1
+    position_BT = np.ascontiguousarray(
+        np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length))
+    )
+    labels_BT = np.zeros_like(tokens_BT)
+    whole = Batch(tokens_BT, labels_BT, weight_BT, segment_BT, position_BT, segment_BT - 1)
+    cut = lambda start: jax.tree.map(lambda x: x[start : start + batch_size], whole)
+    return [cut(start) for start in range(0, rows, batch_size)]

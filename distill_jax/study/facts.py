@@ -1,0 +1,204 @@
+"""The numbers of a report that options are triggered by, each with where it comes from.
+
+One function and one line in FACTS each. A fact whose parts a report lacks is absent.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+Report = Mapping[str, Any]
+
+
+class Fact(NamedTuple):
+    """A number of a report: in words, with its unit, and how it is read (report, student's arm)."""
+
+    what: str
+    of: Callable[[Report, str], float | None]
+
+
+def facts_of(report: Report, *, student: str = "kd") -> dict[str, float]:
+    """Every fact that a report.json holds about an arm, by its name in FACTS."""
+    values = {name: fact.of(report, student) for name, fact in FACTS.items()}
+    return {name: float(value) for name, value in values.items() if value is not None}
+
+
+def _at(tree: Any, *keys: str | int) -> Any:
+    """What stands at a path; None where a step of it is missing."""
+    for key in keys:
+        if isinstance(tree, Mapping):
+            tree = tree.get(key)
+        elif isinstance(tree, Sequence) and isinstance(key, int) and key < len(tree):
+            tree = tree[key]
+        else:
+            return None
+    return tree
+
+
+def _row(rows: Sequence[Report] | None, key: str, value: str) -> Report | None:
+    """The first row of that name."""
+    return next((row for row in rows or () if row.get(key) == value), None)
+
+
+def _number(value: Any) -> float | None:
+    """A number, or the mean of an interval over seeds."""
+    return value.get("mean") if isinstance(value, Mapping) else value
+
+
+def _difference(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
+
+
+def _metric(report: Report, model: str, name: str) -> float | None:
+    value = _number(_at(report, "metrics", model, name))
+    return _number(_at(_row(report.get("arms"), "arm", model), name)) if value is None else value
+
+
+def _effect(comparison: str) -> Callable[[Report, str], float | None]:
+    return lambda report, student: _at(report, "verdict", comparison, "effect")
+
+
+def _seeds_missing(report: Report, student: str) -> float | None:
+    """Of the comparisons that are inconclusive, the one that lacks most."""
+    verdicts = [_at(report, "verdict", name) or {} for name in ("equal_steps", "equal_flops")]
+    missing = [
+        _difference(v.get("seeds_needed"), v.get("seeds"))
+        for v in verdicts
+        if v.get("label") == "INCONCLUSIVE"
+    ]
+    return max((m for m in missing if m is not None), default=None)
+
+
+def _harmed(report: Report, student: str) -> float | None:
+    rows = _at(report, "slices", "rows")
+    return len({row["slice"] for row in rows if row["harmed"]}) if rows else None
+
+
+def _teacher_gap(report: Report, student: str) -> float | None:
+    teacher = _at(report, "teacher", "nll")
+    return _difference(_metric(report, student, "nll"), _number(teacher))
+
+
+def _class_share(name: str) -> Callable[[Report, str], float | None]:
+    def of(report: Report, student: str) -> float | None:
+        rows = _at(report, "diagnose", "classes") or ()
+        total = sum(row["share_of_kl"] or 0.0 for row in rows)
+        row = _row(rows, "class", name)
+        return row["share_of_kl"] / total if row and total > 0 else None
+
+    return of
+
+
+def _rare(report: Report, student: str) -> float | None:
+    rows = _at(report, "diagnose", "slices") or ()
+    # Codes go from the rarest decile up, and rows from the first code up.
+    rarest = next((row for row in rows if row["slice"].startswith("frequency:")), None)
+    if rarest is None or rarest["share_of_kl"] is None:
+        return None
+    return rarest["share_of_kl"] / rarest["share_of_tokens"]
+
+
+def _overconfidence(report: Report, model: str) -> float | None:
+    """Mean confidence minus accuracy of the reliability bins."""
+    bins = _at(_row(_at(report, "calibration", "models"), "model", model), "bins") or ()
+    bins = [b for b in bins if b["count"]]
+    count = sum(b["count"] for b in bins)
+    excess = sum(b["count"] * (b["confidence"] - b["accuracy"]) for b in bins)
+    return excess / count if count else None
+
+
+def _ece(report: Report, model: str) -> float | None:
+    return _at(_row(_at(report, "calibration", "models"), "model", model), "ece")
+
+
+def _exposure(report: Report, student: str) -> float | None:
+    row = _row(_at(report, "behaviour", "models"), "model", student)
+    gap, data = _number(_at(row, "exposure_gap")), _number(_at(row, "kl_data"))
+    return gap / data if gap is not None and data else None
+
+
+def _curves(report: Report, student: str) -> list[list[tuple[float, float]]]:
+    """(step, held-out NLL) of each seed with at least three evaluations."""
+    curves = [c["points"] for c in report.get("curves") or () if c["arm"] == student]
+    measured = [[(p["step"], p["nll"]) for p in c if p.get("nll") is not None] for c in curves]
+    return [sorted(points) for points in measured if len(points) >= 3]
+
+
+def _late_fall(report: Report, student: str) -> float | None:
+    falls = []
+    for points in _curves(report, student):
+        last, nll = points[-1]
+        # The evaluation next before the last quarter; one before half-way would say too little.
+        earlier = [value for step, value in points if 0.5 * last <= step <= 0.75 * last]
+        if earlier:
+            falls.append(earlier[-1] - nll)
+    return _mean(falls)
+
+
+def _late_rise(report: Report, student: str) -> float | None:
+    curves = _curves(report, student)
+    return _mean([points[-1][1] - min(nll for _, nll in points) for points in curves])
+
+
+def _best_step(report: Report, student: str) -> float | None:
+    curves = _curves(report, student)
+    return _mean([min(points, key=lambda point: point[1])[0] for points in curves])
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+FACTS: dict[str, Fact] = {
+    "effect_equal_steps": Fact(
+        "verdict.equal_steps.effect: mean NLL minus the baseline's, nats a token",
+        _effect("equal_steps"),
+    ),
+    "effect_equal_flops": Fact("verdict.equal_flops.effect, the same", _effect("equal_flops")),
+    "seeds_missing": Fact(
+        "verdict.*.seeds_needed minus seeds, where the label is INCONCLUSIVE; the larger of both",
+        _seeds_missing,
+    ),
+    "harmed_slices": Fact("how many slices of slices.rows are harmed", _harmed),
+    "forward_kl": Fact(
+        "metrics.<arm>.forward_kl or arms[].forward_kl, nats a token",
+        lambda report, student: _metric(report, student, "forward_kl"),
+    ),
+    "teacher_gap": Fact("the arm's nll minus teacher.nll, nats a token", _teacher_gap),
+    "entropy_gap": Fact(
+        "metrics.<arm>.entropy_gap: mean entropy minus the teacher's, nats",
+        lambda report, student: _metric(report, student, "entropy_gap"),
+    ),
+    **{
+        f"share_{name}": Fact(
+            "share of that class in the KL of the hot spots, diagnose.classes", _class_share(name)
+        )
+        for name in ("teacher_wrong", "distillation_made", "capacity", "student_wrong", "tail")
+    },
+    "rare_kl_ratio": Fact(
+        "share_of_kl / share_of_tokens of the rarest decile, diagnose.slices", _rare
+    ),
+    "overconfidence": Fact(
+        "mean confidence minus accuracy, less the teacher's, calibration.models[].bins",
+        lambda report, student: _difference(
+            _overconfidence(report, student), _overconfidence(report, "teacher")
+        ),
+    ),
+    "ece_excess": Fact(
+        "expected calibration error minus the teacher's, calibration.models[].ece",
+        lambda report, student: _difference(_ece(report, student), _ece(report, "teacher")),
+    ),
+    "exposure_share": Fact(
+        "exposure_gap / kl_data of the arm, behaviour.models[]: how much larger the KL on its own"
+        " text is",
+        _exposure,
+    ),
+    "late_fall": Fact(
+        "fall of the held-out NLL over about the last quarter of the steps, curves, mean over"
+        " seeds, nats",
+        _late_fall,
+    ),
+    "late_rise": Fact(
+        "last held-out NLL minus the lowest, curves, mean over seeds, nats", _late_rise
+    ),
+    "best_step": Fact("step of the lowest held-out NLL, curves, mean over seeds", _best_step),
+}

@@ -1,0 +1,228 @@
+"""Where a student is far from its teacher, and which of a few causes fits each such token.
+
+Everything is NumPy on the columns of evals/records.py. n counts tokens; several records are the
+seeds of one arm on the same tokens: nats are averaged over seeds, and a model is right or wrong at
+a token where most of its seeds are (with half of them each, neither).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+Columns = Mapping[str, np.ndarray]
+
+SURE = 0.5  # the teacher's largest probability from which its top-1 counts as confident
+NATS = 1.0  # so much more NLL than the student makes the teacher the worse guide: a factor e
+TAIL = 0.5  # share of a token's KL from which its place is the teacher's tail
+EXPOSURE = 0.5  # KL on the student's own text above that on the data, as a share of the latter
+TINY = 1e-12  # the least probability that is divided by
+
+
+class Evidence(NamedTuple):
+    """What the rules look at, one entry a token. NLL and KL in nats, the rest shares or bool."""
+
+    forward_kl_n: np.ndarray
+    tail_n: np.ndarray  # share of forward_kl that the teacher's tail carries
+    agrees_n: np.ndarray  # share of seeds whose top-1 is the teacher's
+    nll_n: np.ndarray
+    right_n: np.ndarray  # share of seeds whose top-1 is the label
+    teacher_nll_n: np.ndarray
+    teacher_right_n: np.ndarray  # bool
+    teacher_confidence_n: np.ndarray
+    sft_right_n: np.ndarray | None
+
+
+class HotSpot(NamedTuple):
+    """A cause in words, and its rule: bool [n], or None where the evidence cannot tell."""
+
+    what: str
+    rule: Callable[[Evidence], np.ndarray | None]
+
+
+def gather_evidence(kd: Sequence[Columns], sft: Sequence[Columns] | None = None) -> Evidence:
+    """Averages over the seeds of the distilled arm, and of plain fine-tuning where it is given."""
+    teacher = kd[0]
+    kl_n = mean_over_seeds(kd, forward_kl)
+    tail_n = mean_over_seeds(kd, tail_kl) / np.where(kl_n > 0, kl_n, 1.0)
+    return Evidence(
+        forward_kl_n=kl_n,
+        tail_n=tail_n,
+        agrees_n=mean_over_seeds(kd, lambda c: c["top5"][:, 0] == c["teacher_top5"][:, 0]),
+        nll_n=mean_over_seeds(kd, lambda c: c["nll"]),
+        right_n=mean_over_seeds(kd, right),
+        teacher_nll_n=teacher["teacher_nll"].astype(np.float64),
+        teacher_right_n=teacher["teacher_top5"][:, 0] == teacher["token"],
+        teacher_confidence_n=teacher["teacher_confidence"].astype(np.float64),
+        sft_right_n=mean_over_seeds(sft, right) if sft else None,
+    )
+
+
+def mean_over_seeds(seeds: Sequence[Columns], value: Callable[[Columns], np.ndarray]) -> np.ndarray:
+    """The float64 mean [n] of a value of each seed."""
+    return np.mean([np.asarray(value(columns), np.float64) for columns in seeds], axis=0)
+
+
+def right(columns: Columns) -> np.ndarray:
+    """Whether the likeliest token is the label."""
+    return columns["top5"][:, 0] == columns["token"]
+
+
+def forward_kl(columns: Columns) -> np.ndarray:
+    """Nats; what rounding made negative is 0."""
+    return np.maximum(columns["forward_kl"].astype(np.float64), 0.0)
+
+
+def tail_kl(columns: Columns) -> np.ndarray:
+    """The part of each token's KL(teacher || student) that is not about the teacher's top 5, nats.
+
+    With H the teacher's top 5, P and Q their mass in teacher and student, the chain rule gives
+    KL(p || q) = P KL(p|H || q|H) + KL(P || Q) + (1-P) KL(p|not H || q|not H), three parts none of
+    which is negative. The first is the order within the top 5; the other two, how much mass lies
+    outside and where, are the tail's. An entry of H that is neither the label nor in the student's
+    own top 5 has an unknown q: it is taken as the largest that the student's top 5 leaves room for.
+    """
+    p_n5 = columns["teacher_top5_probability"].astype(np.float64)
+    q_n5 = _student_probability(columns)
+    mass_n = p_n5.sum(1)
+    ratio_n = np.maximum(mass_n, TINY) / np.maximum(q_n5.sum(1), TINY)
+    log_n5 = np.log(np.maximum(p_n5, TINY)) - np.log(np.maximum(q_n5, TINY))
+    order_n = (p_n5 * log_n5).sum(1) - mass_n * np.log(ratio_n)
+    total_n = forward_kl(columns)
+    return np.clip(total_n - order_n, 0.0, total_n)
+
+
+def _student_probability(columns: Columns) -> np.ndarray:
+    """The student's probability of each of the teacher's top 5, [n, 5]."""
+    ids_n5, known_n5 = columns["teacher_top5"], columns["top5"]
+    own_n5 = columns["top5_probability"].astype(np.float64)
+    same_n55 = ids_n5[:, :, None] == known_n5[:, None, :]
+    q_n5 = (same_n55 * own_n5[:, None, :]).sum(2)
+    label_n5 = ids_n5 == columns["token"][:, None]
+    q_n5 = np.where(label_n5, np.exp(-columns["nll"].astype(np.float64))[:, None], q_n5)
+    unknown_n5 = ~(same_n55.any(2) | label_n5)
+    left_n = np.maximum(1.0 - own_n5.sum(1), 0.0) / np.maximum(unknown_n5.sum(1), 1)
+    return np.where(unknown_n5, np.minimum(own_n5[:, -1], left_n)[:, None], q_n5)
+
+
+def hot_mask(kl_n: np.ndarray) -> np.ndarray:
+    """The fewest tokens that carry half of the KL, bool [n]; equal ones: the earlier first.
+
+    Not one where there is no KL.
+    """
+    hot_n = np.zeros(kl_n.shape, bool)
+    order = np.argsort(-kl_n, kind="stable")
+    carried = np.cumsum(kl_n[order])
+    if kl_n.size and carried[-1] > 0:
+        hot_n[order[: np.searchsorted(carried, carried[-1] / 2) + 1]] = True
+    return hot_n
+
+
+def classify(evidence: Evidence) -> np.ndarray:
+    """The class of each token, as its place in CLASSES: the first whose rule holds. int [n]."""
+    rules = [hot_spot.rule(evidence) for hot_spot in CLASSES.values()]
+    nowhere = np.zeros(evidence.forward_kl_n.shape, bool)
+    return np.argmax([nowhere if rule is None else rule for rule in rules], axis=0)
+
+
+def told_apart(evidence: Evidence) -> tuple[str, ...]:
+    """The classes that this evidence can tell apart."""
+    return tuple(name for name, spot in CLASSES.items() if spot.rule(evidence) is not None)
+
+
+def exposure(kl_own: float | None, kl_data: float | None) -> dict[str, object] | None:
+    """Whether the student drifts on its own text: a finding about a run, not about a token.
+
+    Records are of the data's own text, on which no student error enters the context, so that no
+    rule on them can see it. Given are the KL a token to the teacher on the student's own and on
+    the data's continuations of the same prompts, nats; None: not measured.
+    """
+    if kl_own is None or kl_data is None:
+        return None
+    gap = float(kl_own - kl_data)
+    return {
+        "kl_own": float(kl_own),
+        "kl_data": float(kl_data),
+        "gap": gap,
+        "threshold": EXPOSURE,
+        "found": gap > 0 and gap >= EXPOSURE * kl_data,
+        "what": EXPOSURE_WHAT,
+    }
+
+
+def teacher_wrong(e: Evidence) -> np.ndarray:
+    """Confidently another token than the label, or far less likely than the student finds it, or
+    a mistake that the student copied and plain fine-tuning did not make."""
+    sure = ~e.teacher_right_n & (e.teacher_confidence_n >= SURE)
+    worse = e.teacher_nll_n - e.nll_n >= NATS
+    if e.sft_right_n is None:
+        return sure | worse
+    return sure | worse | (~e.teacher_right_n & (e.agrees_n > 0.5) & (e.sft_right_n > 0.5))
+
+
+def distillation_made(e: Evidence) -> np.ndarray | None:
+    """Plain fine-tuning is right and the distilled student wrong."""
+    return None if e.sft_right_n is None else (e.sft_right_n > 0.5) & (e.right_n < 0.5)
+
+
+def capacity(e: Evidence) -> np.ndarray | None:
+    """The teacher is right, and both students of this size are wrong."""
+    if e.sft_right_n is None:
+        return None
+    return e.teacher_right_n & (e.right_n < 0.5) & (e.sft_right_n < 0.5)
+
+
+def student_wrong(e: Evidence) -> np.ndarray | None:
+    """The teacher is right and the student wrong, and no fine-tuned student to compare with."""
+    return None if e.sft_right_n is not None else e.teacher_right_n & (e.right_n < 0.5)
+
+
+def tail(e: Evidence) -> np.ndarray:
+    """Both have the same top-1, and at least half of the KL is outside the teacher's top 5."""
+    return (e.agrees_n > 0.5) & (e.tail_n >= TAIL)
+
+
+def other(e: Evidence) -> np.ndarray:
+    """What no rule before it names."""
+    return np.ones(e.forward_kl_n.shape, bool)
+
+
+EXPOSURE_WHAT = (
+    "On its own text the student is further from its teacher than on the data: errors add up while"
+    " it writes, which training on the data's text alone never shows it."
+)
+
+# The order is the precedence: a token has the first class whose rule holds.
+CLASSES: dict[str, HotSpot] = {
+    "teacher_wrong": HotSpot(
+        f"The teacher's top-1 is not the label at a confidence of at least {SURE:.0%}, or it gives"
+        f" the label {NATS:g} nat or more above the student's NLL, or the student copied its"
+        " mistake where SFT is right: following the teacher hurts here. Even a calibrated teacher"
+        " is wrong in 1 - confidence of the cases.",
+        teacher_wrong,
+    ),
+    "distillation_made": HotSpot(
+        "SFT's top-1 is the label and the distilled student's is not: distilling lost it.",
+        distillation_made,
+    ),
+    "capacity": HotSpot(
+        "The teacher's top-1 is the label and neither student's is: a student of this size and"
+        " training does not get it from labels either.",
+        capacity,
+    ),
+    "student_wrong": HotSpot(
+        "The teacher's top-1 is the label and the student's is not. Without an SFT student, too"
+        " small a student and what distilling broke cannot be told apart.",
+        student_wrong,
+    ),
+    "tail": HotSpot(
+        f"Student and teacher have the same top-1, and at least {TAIL:.0%} of the KL is about the"
+        " mass outside the teacher's top 5.",
+        tail,
+    ),
+    "other": HotSpot(
+        "No rule fits: mostly tokens that nobody predicts, or whose KL is the order within the"
+        " teacher's top 5.",
+        other,
+    ),
+}

@@ -1,0 +1,275 @@
+"""Charts as SVG text: numbers in, markup out. Colors are classes, which templates/charts.css fills.
+
+Every string is escaped. A point with an absent or non-finite coordinate is not drawn. Text that
+stands in a report carries its path there (data-path); labels of axes have the class `tick`.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from markupsafe import Markup
+
+WIDTH, HEIGHT = 400, 250  # of a chart, in the units that its text is 12 high in
+LETTER = 7.2  # what a letter takes at most on average, also where text is larger on a phone
+LEFT, RIGHT, BOTTOM = 48, 16, 42  # margins of the plotted area
+ROW = 17  # height of a line of the legend
+
+
+class Text(NamedTuple):
+    """A label, and where in the report it stands; no path for words of the page itself."""
+
+    text: str
+    path: str = ""
+
+
+class Line(NamedTuple):
+    """Points in order. style: a class of charts.css; shown: has a place in the legend."""
+
+    name: Text
+    style: str
+    points: Sequence[tuple[float | None, float | None]]
+    shown: bool = True
+
+
+class Scale(NamedTuple):
+    """Values low..high lie on the units start..end."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def at(self, value: float) -> float:
+        """Where a value lies."""
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+
+def tag(name: str, *children: str, **attributes) -> Markup:
+    """An element. `_` in an attribute's name is `-`, one at its end is dropped; None: left out."""
+    shown = [
+        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _plain(value))
+        for key, value in attributes.items()
+        if value is not None
+    ]
+    inside = Markup("").join(children)
+    return Markup("<{0}{1}>{2}</{0}>").format(name, Markup("").join(shown), inside)
+
+
+def _plain(value) -> str:
+    return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+
+
+def finite(*values: float | None) -> bool:
+    """None of them is absent, infinite or not a number."""
+    return all(v is not None and math.isfinite(v) for v in values)
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """About `count` round numbers (1, 2, 2.5 or 5 times a power of ten) within low..high."""
+    rough = (high - low) / max(count - 1, 1)
+    unit = 10.0 ** math.floor(math.log10(rough))
+    step = unit * next((m for m in (1, 2, 2.5, 5) if m * unit >= rough * (1 - 1e-9)), 10)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [i * step for i in range(first, last + 1)]
+
+
+def tick_text(values: Sequence[float]) -> list[str]:
+    """The same number of decimals for all, and one letter for thousands, millions, ..."""
+    largest = max(abs(v) for v in values)
+    power = min(max(int(math.log10(largest) // 3), 0), 6) if largest >= 10_000 else 0
+    scaled = [v / 1000.0**power for v in values]
+    decimals = next((d for d in range(7) if all(abs(v - round(v, d)) < 1e-9 for v in scaled)), 7)
+    minus = lambda text: text.replace("-", "\N{MINUS SIGN}")
+    letter = " kMGTPE"[power].strip()
+    return [minus(f"{v + 0.0:.{decimals}f}") + letter if v else "0" for v in scaled]
+
+
+def span(values: Sequence[float], pad: float = 0.06) -> tuple[float, float]:
+    """A range around values that is never empty."""
+    low, high = min(values), max(values)
+    room = (high - low) * pad or abs(high) * 0.1 or 1.0
+    return low - room, high + room
+
+
+def chart(width: float, height: float, describe: str, *children: str, class_="chart") -> Markup:
+    """The outer element. `describe` is what someone who cannot see it is told."""
+    return tag(
+        "svg", tag("rect", class_="paper", width=width, height=height), *children,
+        class_=class_, viewBox=f"0 0 {width:g} {height:g}", role="img", aria_label=describe,
+        xmlns="http://www.w3.org/2000/svg",
+    )  # fmt: skip
+
+
+def label(text: Text, x: float, y: float, class_: str = "label", anchor: str = "start") -> Markup:
+    """A text; a tick where its class says so."""
+    return tag(
+        "text", text.text, x=x, y=y, class_=class_, text_anchor=anchor, data_path=text.path or None
+    )
+
+
+def legend(names: Sequence[tuple[Text, str, str]]) -> tuple[Markup, float]:
+    """Each (name, style, remark) with a piece of its line, in lines as needed; their height."""
+    parts, x, y = [], 10.0, ROW - 4.0
+    for name, style, remark in names:
+        needed = 30 + LETTER * (len(name.text) + len(remark))
+        if x > 10 and x + needed > WIDTH:
+            x, y = 10.0, y + ROW
+        parts.append(tag("line", class_=f"line {style}", x1=x, x2=x + 20, y1=y - 4, y2=y - 4))
+        parts.append(label(name, x + 25, y))
+        if remark:
+            parts.append(label(Text(remark), x + needed, y, "tick", "end"))
+        x += needed + 8
+    return Markup("").join(parts), y + 10
+
+
+def percent(values: Sequence[float]) -> list[str]:
+    """Shares as whole percentages, or with one decimal where they are closer than that."""
+    whole = all(abs(100 * v - round(100 * v)) < 1e-6 for v in values)
+    return [f"{v:.0%}" if whole else f"{v:.1%}" for v in values]
+
+
+def axes(
+    x: Scale, y: Scale, x_name: str, y_name: str, x_text=tick_text, y_text=tick_text
+) -> Markup:
+    """Both axes. x_text, y_text: from values to their texts."""
+    return upward(x, y, y_name, y_text) + across(x, y.start, x_name, x_text)
+
+
+def upward(x: Scale, y: Scale, name: str, text=tick_text) -> Markup:
+    """A vertical axis: grid lines over the width of x, numbers and name."""
+    parts = []
+    values = ticks(y.low, y.high)
+    for value, shown in zip(values, text(values), strict=True):
+        at = y.at(value)
+        parts.append(tag("line", class_="grid", x1=x.start, x2=x.end, y1=at, y2=at))
+        parts.append(label(Text(shown), x.start - 6, at + 4, "tick", "end"))
+    parts.append(label(Text(name), 10, y.end - 12, "tick"))
+    return Markup("").join(parts)
+
+
+def across(x: Scale, height: float, name: str, text=tick_text) -> Markup:
+    """A horizontal axis: its line, numbers and name."""
+    parts = [tag("line", class_="axis", x1=x.start, x2=x.end, y1=height, y2=height)]
+    values = ticks(x.low, x.high)
+    for value, shown in zip(values, text(values), strict=True):
+        at = x.at(value)
+        parts.append(tag("line", class_="axis", x1=at, x2=at, y1=height, y2=height + 4))
+        parts.append(label(Text(shown), at, height + 16, "tick", "middle"))
+    parts.append(label(Text(name), (x.start + x.end) / 2, height + 34, "tick", "middle"))
+    return Markup("").join(parts)
+
+
+def polyline(points: Sequence[tuple[float, float]], x: Scale, y: Scale, class_: str) -> Markup:
+    """A line through points."""
+    places = " ".join(f"{x.at(a):.2f},{y.at(b):.2f}" for a, b in points)
+    return tag("polyline", class_=class_, points=places)
+
+
+def clipped(x: Scale, y: Scale, *children: str) -> Markup:
+    """What lies outside the plotted area is not shown; coordinates stay those of the chart."""
+    w, h = x.end - x.start, y.start - y.end
+    return tag(
+        "svg", *children, x=x.start, y=y.end, width=w, height=h,
+        viewBox=f"{x.start:g} {y.end:g} {w:g} {h:g}", overflow="hidden",
+    )  # fmt: skip
+
+
+def lines(drawn: Sequence[Line], x_name: str, y_name: str, describe: str) -> Markup | None:
+    """Several lines over one axis. None with no line of two points.
+
+    One bad arm or a steep start must not flatten what matters. See `heights`.
+    """
+    kept = [(d, [p for p in d.points if finite(*p)]) for d in drawn]
+    kept = [(d, points) for d, points in kept if len(points) > 1]
+    if not kept:
+        return None
+    low, high = heights([[b for _, b in points] for _, points in kept])
+    above = lambda points: " (higher)" if min(b for _, b in points) > high else ""
+    names, top = legend([(d.name, d.style, above(points)) for d, points in kept if d.shown])
+    across_all = [a for _, points in kept for a, _ in points]
+    ends = min(across_all), max(across_all)
+    x = Scale(*(ends if ends[1] > ends[0] else span(ends)), LEFT, WIDTH - RIGHT)
+    y = Scale(*span([low, high]), top + HEIGHT - BOTTOM, top + 24)
+    plotted = [polyline(points, x, y, f"line {d.style}") for d, points in kept]
+    area = clipped(x, y, *plotted)
+    return chart(WIDTH, top + HEIGHT, describe, names, axes(x, y, x_name, y_name), area)
+
+
+def heights(series: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """The range that a vertical axis should hold.
+
+    Left out: a line that lies wholly above the ends of three quarters of the lines by more than
+    those spread, and of the others what lies above three times the range of their lower three
+    quarters.
+    """
+    quarter = lambda values: sorted(values)[(3 * (len(values) - 1)) // 4]
+    lowest = [min(s) for s in series]
+    most = quarter(lowest)
+    reach = max(max(s) for s, low in zip(series, lowest, strict=True) if low <= most)
+    kept = [v for s, low in zip(series, lowest, strict=True) if low <= reach for v in s]
+    low, upper = min(kept), quarter(kept)
+    return low, min(max(kept), low + 3 * (upper - low)) if upper > low else max(kept)
+
+
+class Interval(NamedTuple):
+    """A line of a forest plot. low and high may be absent; style: good, bad or flat."""
+
+    name: Text
+    effect: float | None
+    low: float | None
+    high: float | None
+    style: str
+
+
+def strip(row: Interval, x: Scale, middle: float) -> Markup:
+    """One interval with its effect as a square, on a given height; nothing where it is absent."""
+    parts = []
+    if finite(row.low, row.high):
+        ends = {"x1": x.at(row.low), "x2": x.at(row.high)}
+        parts.append(tag("line", class_=f"bar {row.style}", y1=middle, y2=middle, **ends))
+    if finite(row.effect):
+        parts.append(
+            tag(
+                "rect", class_=f"dot {row.style}", x=x.at(row.effect) - 4, y=middle - 4,
+                width=8, height=8,
+            )
+        )  # fmt: skip
+    return Markup("").join(parts)
+
+
+def forest_scale(
+    rows: Sequence[Interval], margins: Sequence[float], start: float, end: float
+) -> Scale:
+    """The axis that holds 0, the margins and every interval."""
+    ends = [v for row in rows for v in (row.effect, row.low, row.high) if finite(v)]
+    return Scale(*span([0.0, *margins, *ends]), start, end)
+
+
+def rulers(x: Scale, margin: float | None, top: float, bottom: float) -> Markup:
+    """The line of no difference, and the margin beyond which there is harm."""
+    parts = [tag("line", class_="axis", x1=x.at(0), x2=x.at(0), y1=top, y2=bottom)]
+    if finite(margin):
+        parts.append(
+            tag("line", class_="margin", x1=x.at(margin), x2=x.at(margin), y1=top, y2=bottom)
+        )
+    return Markup("").join(parts)
+
+
+def forest(rows: Sequence[Interval], margin: float | None, x_name: str, describe: str) -> Markup:
+    """Effects with their intervals, a line each, over one axis."""
+    first = max(70.0, LETTER * max(len(row.name.text) for row in rows) + 18)
+    width, height = first + 290, 22.0 * len(rows) + 14
+    x = forest_scale(rows, [margin] if finite(margin) else [], first, width - RIGHT)
+    parts = [rulers(x, margin, 8, height)]
+    for i, row in enumerate(rows):
+        parts.append(label(row.name, 10, 22 * i + 26))
+        parts.append(strip(row, x, 22.0 * i + 22))
+    parts.append(across(x, height, x_name))
+    return chart(width, height + 42, describe, *parts)
+
+
+def whisker(row: Interval, x: Scale, margin: float | None, describe: str) -> Markup:
+    """One line of a forest plot for a cell of a table."""
+    inside = (rulers(x, margin, 0, 22), strip(row, x, 11))
+    return chart(x.end + x.start, 22, describe, *inside, class_="whisker")

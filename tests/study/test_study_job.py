@@ -1,0 +1,206 @@
+"""The job study as a user meets it: arms, resuming, one report, a gate."""
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from distill_jax.evals.records import read_records
+from tests import cli
+
+ARMS = ("kd", "sft", "sft_flops", "random_teacher")
+STUDY = (
+    "--config.job=study", "--config.study.seeds=2", "--config.study.prompts=3",
+    "--config.study.prompt_tokens=4", "--config.study.new_tokens=4", "--config.eval.every=3",
+)  # fmt: skip
+
+
+def said(done, code=0):
+    assert done.returncode == code, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def study(flags, tmp_path_factory):
+    """A finished study of the four arms."""
+    root = tmp_path_factory.mktemp("study") / "s"
+    out = said(cli.run(f"--workdir={root}", *flags, *STUDY, timeout=600))
+    return root, out
+
+
+def result(root, arm, seed):
+    return json.loads((root / "arms" / arm / f"seed-{seed}" / "result.json").read_text())
+
+
+def report(root):
+    return json.loads((root / "report.json").read_text())
+
+
+def test_every_arm_and_seed_has_a_line_a_workdir_and_records(study):
+    root, _ = study
+    lines = [json.loads(line) for line in (root / "results.jsonl").read_text().splitlines()]
+    assert {(line["arm"], line["seed"]) for line in lines} == {(a, s) for a in ARMS for s in (0, 1)}
+    tokens = {len(read_records(root / line["workdir"] / "tokens.parquet").columns["token"])
+              for line in lines}  # fmt: skip
+    assert len(tokens) == 1
+    for line in lines:
+        run = root / line["workdir"]
+        assert (run / "student" / "model.safetensors").exists()
+        assert not (run / "checkpoints").exists()
+
+
+def test_the_records_say_what_the_last_evaluation_said(study):
+    """The exported student, measured again token by token, is the one that was trained."""
+    root, _ = study
+    for arm in ARMS:
+        for seed in (0, 1):
+            last = cli.metrics(root / "arms" / arm / f"seed-{seed}")[-1]
+            metrics = result(root, arm, seed)["metrics"]
+            np.testing.assert_allclose(metrics["nll"], last["eval/nll"], rtol=1e-5)
+            np.testing.assert_allclose(metrics["forward_kl"], last["eval/forward_kl"], rtol=1e-4)
+
+
+def test_arms_of_a_seed_see_the_same_order_and_seeds_another(study):
+    root, _ = study
+    order = {
+        (arm, seed): [line["train/batch"] for line in cli.metrics(root / "arms" / arm / f"seed-{seed}")
+                      if "train/batch" in line]
+        for arm in ARMS for seed in (0, 1)
+    }  # fmt: skip
+    for seed in (0, 1):
+        for arm in ARMS:
+            n = len(order["kd", seed])
+            assert order[arm, seed][:n] == order["kd", seed]
+    assert order["kd", 0] != order["kd", 1]
+
+
+def test_a_random_teacher_teaches_something_else_and_is_judged_by_the_real_one(study):
+    root, _ = study
+    kd, random = (cli.metrics(root / "arms" / arm / "seed-0") for arm in ("kd", "random_teacher"))
+    assert kd[0]["eval/teacher_nll"] == random[0]["eval/teacher_nll"]
+    assert kd[1]["train/forward_kl"] != random[1]["train/forward_kl"]
+
+
+def test_flops_are_matched_and_stated(study):
+    root, out = study
+    plan = json.loads((root / "study.json").read_text())
+    cost = {arm: p["steps"] * p["flops_per_step"] for arm, p in plan["arms"].items()}
+    one_step = plan["arms"]["sft"]["flops_per_step"]
+    assert abs(cost["sft_flops"] - cost["kd"]) <= one_step / 2
+    assert plan["arms"]["sft"]["steps"] == plan["arms"]["kd"]["steps"] == 6
+    assert "sft_flops: " in out
+
+
+def test_two_seeds_are_inconclusive_and_say_so(study):
+    found = report(study[0])
+    assert found["verdict"]["equal_steps"]["label"] == "INCONCLUSIVE"
+    assert found["verdict"]["equal_flops"]["label"] == "INCONCLUSIVE"
+    assert found["verdict"]["ships"] is False
+    assert [v["treatment"] for v in found["comparisons"]] == ["random_teacher"]
+    assert (study[0] / "report.html").exists()
+
+
+def test_a_finished_study_is_not_run_again_and_the_gate_forbids(study, flags):
+    root, _ = study
+    before = {p: p.stat().st_mtime_ns for p in root.glob("arms/*/*/result.json")}
+    done = cli.run(f"--workdir={root}", *flags, *STUDY, "--config.study.gate=true")
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-1].startswith("error: the verdict forbids shipping")
+    assert done.stdout.count("done already") == 8
+    assert before == {p: p.stat().st_mtime_ns for p in root.glob("arms/*/*/result.json")}
+
+
+def test_a_study_killed_at_any_time_goes_on(study, flags, tmp_path):
+    """Killed three times at growing distances, it ends in the same numbers."""
+    command = cli.command(f"--workdir={tmp_path / 's'}", *flags, *STUDY)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    for results in (0, 1, 3):
+        process = subprocess.Popen(command, cwd=cli.ROOT, env=cli.environment(), **quiet)
+        deadline = time.monotonic() + 300
+        count = lambda: len(list((tmp_path / "s").glob("arms/*/*/result.json")))
+        while count() < results or not (tmp_path / "s" / "study.json").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "s").glob("arms/*/*/result.json")}
+    assert kept
+    said(cli.run(f"--workdir={tmp_path / 's'}", *flags, *STUDY, timeout=600))
+    assert all(p.stat().st_mtime_ns == at for p, at in kept.items())
+    for arm in ARMS:
+        for seed in (0, 1):
+            there, here = result(study[0], arm, seed), result(tmp_path / "s", arm, seed)
+            assert there["metrics"] == here["metrics"], (arm, seed)
+
+
+def test_more_seeds_may_be_added_and_other_margins_may_not(study, flags, tmp_path):
+    shutil.copytree(study[0], tmp_path / "s")
+    lowered = cli.run(f"--workdir={tmp_path / 's'}", *flags, *STUDY, "--config.study.margin=0.5")
+    assert lowered.returncode == 2
+    assert "study.margin" in lowered.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("--config.study.arms=('kd','stf')", "use some of kd, sft"),
+        ("--config.study.seeds=0", "study.seeds is 0: use at least 1"),
+        ("--config.study.confidence=95.0", "study.confidence is 95.0: use 0.5"),
+        ("--config.study.prompt_tokens=5000", "gives a prompt"),
+        ("--config.teacher.path=", "teacher.path is empty"),
+    ],
+)
+def test_mistakes_are_one_line(flags, tmp_path, more, said):
+    done = cli.run(f"--workdir={tmp_path / 's'}", *flags, *STUDY, more)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert said in line
+
+
+def test_an_ablation_of_a_config_file_is_an_arm(flags, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from configs.base import get_config as base\n"
+        "def get_config(variant='train'):\n"
+        "    c = base(variant)\n"
+        "    c.study.ablations.hot = {'terms': {'forward_kl': {'temperature': (1.0, 4.0)}}}\n"
+        "    return c\n"
+    )
+    small = [f for f in STUDY if "job" not in f and "seeds" not in f]
+    out = said(
+        cli.run(
+            f"--workdir={tmp_path / 's'}", *flags, *small, "--config.study.seeds=1",
+            "--config.study.arms=('kd','sft','hot')", config=f"{file}:study", timeout=600,
+        )
+    )  # fmt: skip
+    assert "hot-temperature=4.0" in out
+    same, hot = (cli.metrics(tmp_path / "s" / "arms" / f"hot-temperature={t}" / "seed-0")
+                 for t in ("1.0", "4.0"))  # fmt: skip
+    kd = cli.metrics(tmp_path / "s" / "arms" / "kd" / "seed-0")
+    loss = lambda lines: [line["train/loss"] for line in lines if "train/loss" in line]
+    assert loss(same) == loss(kd)
+    assert loss(hot) != loss(kd)
+
+
+def test_diagnose_needs_no_more_than_teacher_student_and_text(world, study, tmp_path):
+    student = study[0] / "arms" / "kd" / "seed-0" / "student"
+    common = (
+        "--config.job=diagnose", f"--config.teacher.path={world / 'teacher'}",
+        f"--config.student.path={student}", f"--config.data.source={world / 'text.jsonl'}",
+        "--config.data.seq_len=32", "--config.study.prompts=2", "--config.study.prompt_tokens=4",
+        "--config.study.new_tokens=4",
+    )  # fmt: skip
+    said(cli.run(f"--workdir={tmp_path / 'd'}", *common))
+    alone = report(tmp_path / "d")
+    assert alone["kind"] == "run"
+    assert alone["diagnose"]["tokens"] == alone["eval/tokens"]
+    assert all(example["sft"] is None for example in alone["diagnose"]["worst"])
+    baseline = study[0] / "arms" / "sft" / "seed-0" / "student"
+    said(cli.run(f"--workdir={tmp_path / 'b'}", *common, f"--config.diagnose.baseline={baseline}"))
+    assert all(example["sft"] for example in report(tmp_path / "b")["diagnose"]["worst"])
