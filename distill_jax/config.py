@@ -8,7 +8,6 @@ from ml_collections import ConfigDict
 
 from distill_jax.types import UserError
 
-
 OPEN = "study.ablations."  # the one group whose names base does not fix
 
 

@@ -2,8 +2,8 @@
 
     python -m distill_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-Exit codes: 0 done, 2 the input or config is wrong, 3 the verdict forbids shipping, 70 an unexpected failure, 74 no progress,
-75 stopped by a signal after saving, 76 the numbers broke down.
+Exit codes: 0 done, 2 the input or config is wrong, 3 the verdict forbids shipping, 70 an unexpected
+failure, 74 no progress, 75 stopped by a signal after saving, 76 the numbers broke down.
 """
 
 import importlib.util

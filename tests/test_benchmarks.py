@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from distill_jax.losses.divergences import DIVERGENCES
+from distill_jax.study.flops import matrix_flops
 from experiments.benchmarks import contenders, programs, pytorch, report, run
 from experiments.benchmarks.contenders import CONTENDERS, PARTS, PRODUCTS
-from distill_jax.study.flops import matrix_flops
 from experiments.benchmarks.plot import Bar, bars_svg, tick_step
 from experiments.benchmarks.probes import compile_seconds, memory
 from experiments.benchmarks.ratios import Spec, by_name, interval, paired, ratios

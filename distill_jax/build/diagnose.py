@@ -100,6 +100,7 @@ def _report(c, directory, judge: Judge, models, records, written) -> dict:
     student, first = models["student"], models["teacher"]
     metrics = aggregate(records["student"].columns)
     evaluation = {f"eval/{name}": value for name, value in metrics.items()}
+    evaluation["eval/tokens"] = len(records["student"].columns["token"])
     rows = [
         ModelRow.teacher(first.path, count(first.params), evaluation),
         ModelRow.of(student.path, count(student.params), evaluation),

@@ -19,12 +19,13 @@ from distill_jax.evals.records_file import read_records
 from distill_jax.study.arms import TREATMENT
 from distill_jax.study.assemble import Study, study_report
 from distill_jax.study.behaviour import data_metrics
-from distill_jax.study.page import page
+from distill_jax.study.charts import svg_files
+from distill_jax.study.page import finite, page
 from distill_jax.study.report import study_table
 from distill_jax.study.serving import compare_serving
-from distill_jax.study.charts import svg_files
 
 SERVING, PAGE = "serving.json", "report.html"
+SAMPLES = 3  # prompts whose continuations the page shows
 
 
 def write_report(
@@ -48,22 +49,25 @@ def write_report(
     first = judge.teachers.first
     facts = teachers.facts(judge.teachers)
     parts = {"eval": judge.held_out}
-    report = study_report(
-        Study(
-            plan=plan,
-            results=results,
-            records={key: read_records(where[key] / TOKENS) for key in done},
-            curves={key: [x for x in lines[key] if "eval/nll" in x] for key in done},
-            written={name: row for name, row in written.items() if row},
-            serving=_serving(c, directory, judge, where, done),
-            teacher_parameters=first and count(first.params),
-            invalid=_mismatch(inputs),
-            text_of=text_of(inputs.tokenizer),
-            document_labels=judge.labels,
-            config=flatten(c),
-            config_diff=(directory / workdir.CONFIG_DIFF).read_text(),
-            provenance=provenance(judge.mesh, inputs.tokenizer, facts, parts),
-            run=run_facts(c, judge),
+    report = finite(
+        study_report(
+            Study(
+                plan=plan,
+                results=results,
+                records={key: read_records(where[key] / TOKENS) for key in done},
+                curves={key: [x for x in lines[key] if "eval/nll" in x] for key in done},
+                written={name: row for name, row in written.items() if row},
+                serving=_serving(c, directory, judge, where, done),
+                teacher_parameters=first and count(first.params),
+                invalid=_mismatch(inputs),
+                text_of=text_of(inputs.tokenizer),
+                document_labels=judge.labels,
+                config=flatten(c),
+                config_diff=(directory / workdir.CONFIG_DIFF).read_text(),
+                provenance=provenance(judge.mesh, inputs.tokenizer, facts, parts),
+                run=run_facts(c, judge),
+                samples=_samples(directory, plan, where, done),
+            )
         )
     )
     table = study_table(report)
@@ -71,7 +75,7 @@ def write_report(
     workdir.write_json(directory / workdir.REPORT, report)
     workdir.write_text(directory / PAGE, page(report))
     for name, text in svg_files(report).items():
-        workdir.write_text(directory / f"{name}.svg", text)
+        workdir.write_text(directory / name, text)
     yield table
     yield f"\nreport: {directory / PAGE}"
     return report["verdict"]["ships"]
@@ -88,6 +92,25 @@ def _teacher_texts(c: ConfigDict, directory: Path, judge: Judge) -> dict[str, An
     path.parent.mkdir(exist_ok=True)
     workdir.write_json(path, measured)
     return measured["metrics"]
+
+
+def _samples(directory: Path, plan: dict, where: dict, done: dict) -> list[dict[str, Any]]:
+    """The first prompts, continued by the teacher and by each arm's first seed, and the data."""
+    paths = {"teacher": directory / "teacher"}
+    for arm, seed in sorted(done, key=lambda key: key[1]):
+        paths.setdefault(arm, where[arm, seed])
+    lines = []
+    for name in ("teacher", *plan["arms"]):
+        path = paths.get(name, directory) / BEHAVIOUR
+        texts = json.loads(path.read_text())["texts"] if path.exists() else []
+        step = plan["arms"][name]["steps"] if name in plan["arms"] else 0
+        told = [{"model": name, "step": step, **text} for text in texts[:SAMPLES]]
+        if not lines:
+            lines += [
+                line | {"model": "data", "step": 0, "text": line["reference"]} for line in told
+            ]
+        lines += told
+    return [{key: line[key] for key in ("model", "step", "prompt", "text")} for line in lines]
 
 
 def _data_texts(c: ConfigDict, judge: Judge) -> dict[str, Any]:

@@ -43,9 +43,7 @@ def arms_of(
     names = list(chosen) or [*DEFAULT, *ablations]
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise UserError(
-            f"config.study.arms names {unknown[0]!r}: use some of {', '.join(known)}"
-        )
+        raise UserError(f"config.study.arms names {unknown[0]!r}: use some of {', '.join(known)}")
     if len(set(names)) < len(names):
         raise UserError(f"config.study.arms names an arm twice: {', '.join(names)}")
     arms = [arm for name in names for arm in known[name]]

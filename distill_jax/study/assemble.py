@@ -18,7 +18,7 @@ from distill_jax.study.student_t import t_quantile
 from distill_jax.study.verdict import Verdict, ships, slice_rows, verdict, verdict_dict
 
 Key = tuple[str, int]  # (arm, seed)
-SLICED = ("nll", "forward_kl", "reverse_kl", "accuracy_top1", "agreement_top1", "ece", "acceptance")
+SLICED = ("nll", "forward_kl", "accuracy_top1", "agreement_top1", "ece")
 TEACHER = "teacher"
 
 
@@ -47,6 +47,7 @@ class Study(NamedTuple):
     config_diff: str
     provenance: Mapping[str, Any]
     run: Mapping[str, Any]  # what options.py asks of a run beside config and cost
+    samples: Sequence[Mapping[str, Any]]  # what some models wrote after the same prompts
 
 
 def study_report(study: Study) -> dict[str, Any]:
@@ -79,7 +80,7 @@ def study_report(study: Study) -> dict[str, Any]:
             "equal_steps": verdict_dict(steps),
             "equal_flops": flops and verdict_dict(flops),
         },
-        "comparisons": [verdict_dict(decide(arm, TREATMENT)) for arm in others],
+        "comparisons": [_in_short(decide(arm, TREATMENT)) for arm in others],
         "arms": [_arm(study, name) for name in plan["arms"]],
         "teacher": _teacher(study),
         "curves": [_curve(study, key) for key in study.curves],
@@ -95,7 +96,7 @@ def study_report(study: Study) -> dict[str, Any]:
         "config_diff": study.config_diff,
         "provenance": dict(study.provenance),
         "models": [],
-        "samples": [],
+        "samples": list(study.samples),
         "table": "",
     }
     arm = plan["arms"].get(TREATMENT)
@@ -108,6 +109,11 @@ def study_report(study: Study) -> dict[str, Any]:
             **study.run,
         )
     return report
+
+
+def _in_short(v: Verdict) -> dict[str, Any]:
+    keys = ("label", "reason", "treatment", "baseline", "effect", "low", "high")
+    return {key: verdict_dict(v)[key] for key in keys}
 
 
 def statement(steps: Verdict, flops: Verdict | None, ship: bool) -> str:

@@ -14,9 +14,9 @@ import optax
 from jax.lax import optimization_barrier
 
 from distill_jax.losses.divergences import DIVERGENCES
+from distill_jax.study.flops import matrix_flops
 from distill_jax.types import Array
 from experiments.benchmarks import programs, pytorch
-from distill_jax.study.flops import matrix_flops
 from experiments.benchmarks.shapes import Case, Pair
 from experiments.benchmarks.timing import Program
 

@@ -82,6 +82,16 @@ def study(seed=0):
         "curves": [curve(name, s, rng) for name in ARMS for s in SEEDS],
         "slices": {"margin": 0.05, "rows": rows},
         "metrics": metrics(rng),
+        "comparisons": [in_short(comparison("kd", 3.61, 0.11, "WORSE"), "random_teacher")],
+        "flips": {
+            arm: {
+                "right_to_wrong": interval(0.031, 0.004),
+                "wrong_to_right": interval(0.052, 0.003),
+            }
+            for arm in ARMS
+            if arm != "sft"
+        },
+        "by_slice": {arm: sliced(rng) for arm in ARMS},
         "behaviour": behaviour(rng),
         "calibration": {"models": [calibrated(m, rng) for m in ("teacher", "kd", "sft")]},
         "cost": cost(),
@@ -175,6 +185,24 @@ def slice_rows(rng):
             )
     rows[11].update(effect=None, low=None, high=None, adjusted_p=None, tokens=12)
     rows[11].update(documents=1, untestable="1 document, fewer than the 5 it takes")
+    return rows
+
+
+def in_short(v, treatment):
+    """A line of the comparisons."""
+    keys = ("label", "reason", "baseline", "effect", "low", "high")
+    return {"treatment": treatment} | {key: v[key] for key in keys}
+
+
+def sliced(rng):
+    """Metrics on each slice; where it is empty for a model they are absent."""
+    keys = ("nll", "forward_kl", "accuracy_top1", "agreement_top1", "ece")
+    rows = {
+        name: {key: float(rng.uniform(0.1, 0.9)) for key in keys}
+        | {"tokens": int(rng.integers(30, 4000))}
+        for name in ("all", *SLICES[:3])
+    }
+    rows[SLICES[0]]["forward_kl"] = None
     return rows
 
 

@@ -11,6 +11,7 @@ from distill_jax.study.diagnose import MINIMUM_COUNT, diagnose
 from distill_jax.study.hot_spots import (
     CLASSES,
     EXPOSURE,
+    Evidence,
     classify,
     exposure,
     gather_evidence,
@@ -214,6 +215,46 @@ def test_half_of_the_seeds_are_no_majority():
     assert "distillation_made" not in np.array(list(CLASSES))[classify(mixed)]
 
 
+def one_token(**changes):
+    """Evidence of one token of no class but `other`, with an SFT student."""
+    plain = {
+        "forward_kl_n": 1.0, "tail_n": 0.0, "agrees_n": 0.0, "nll_n": 3.0, "right_n": 0.0,
+        "teacher_nll_n": 3.0, "teacher_right_n": False, "teacher_confidence_n": 0.2,
+        "sft_right_n": 0.0,
+    }  # fmt: skip
+    values = plain | changes
+    as_array = lambda value: None if value is None else np.array([value])
+    return Evidence(**{name: as_array(value) for name, value in values.items()})
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "other"),
+        ({"teacher_confidence_n": 0.5}, "teacher_wrong"),
+        ({"teacher_confidence_n": 0.49}, "other"),
+        ({"teacher_confidence_n": 0.5, "teacher_right_n": True}, "capacity"),
+        ({"teacher_nll_n": 4.0}, "teacher_wrong"),
+        ({"teacher_nll_n": 3.99}, "other"),
+        ({"sft_right_n": 1.0}, "distillation_made"),
+        ({"sft_right_n": 1.0, "agrees_n": 1.0}, "teacher_wrong"),
+        ({"sft_right_n": 1.0, "teacher_right_n": True}, "distillation_made"),
+        ({"sft_right_n": 0.5, "teacher_right_n": True}, "other"),
+        ({"sft_right_n": 1.0, "right_n": 0.5}, "other"),
+        ({"teacher_right_n": True}, "capacity"),
+        ({"teacher_right_n": True, "sft_right_n": None}, "student_wrong"),
+        ({"sft_right_n": None}, "other"),
+        ({"tail_n": 0.5, "agrees_n": 1.0}, "tail"),
+        ({"tail_n": 0.49, "agrees_n": 1.0}, "other"),
+        ({"tail_n": 0.9, "agrees_n": 0.5}, "other"),
+        ({"tail_n": 0.9, "agrees_n": 1.0, "teacher_confidence_n": 0.6}, "teacher_wrong"),
+        ({"right_n": 1.0, "teacher_right_n": True, "sft_right_n": 1.0}, "other"),
+    ],
+)
+def test_thresholds_and_precedence(changes, expected):
+    assert list(CLASSES)[classify(one_token(**changes))[0]] == expected
+
+
 # The tail ------------------------------------------------------------------------------------
 
 
@@ -371,6 +412,25 @@ def test_vocabulary_is_ranked_by_its_share():
     for row in rows:
         assert row["share_of_kl"] == pytest.approx(totals[row["text"]] / kl.sum())
         assert row["mean_kl"] * row["count"] == pytest.approx(totals[row["text"]])
+
+
+def test_a_label_seen_too_seldom_is_not_listed():
+    kd, _ = arms(n=400, sft_seeds=0)
+    token, kl = (kd[0].columns[name].copy() for name in ("token", "forward_kl"))
+    seldom, often = 2 * VOCAB, 2 * VOCAB + 1
+    token[: MINIMUM_COUNT - 1], kl[: MINIMUM_COUNT - 1] = seldom, 50.0
+    token[-MINIMUM_COUNT:], kl[-MINIMUM_COUNT:] = often, 40.0
+    found = diagnose([change(kd[0], token=token, forward_kl=kl)], text_of=text_of)
+    texts = [row["text"] for row in found["vocabulary"]]
+    assert texts[0] == text_of(often)
+    assert text_of(seldom) not in texts
+
+
+def test_one_terrible_document_does_not_fill_the_examples():
+    kd, sft = arms(n=800)
+    kl = kd[0].columns["forward_kl"] + 5.0 * (kd[0].columns["document"] == 7)
+    rows = diagnose([change(kd[0], forward_kl=kl)], sft, text_of=text_of)["worst"]
+    assert [row["document"] for row in rows].count(7) == examples.A_DOCUMENT
 
 
 def test_positions_fall_into_powers_of_two():
