@@ -143,6 +143,38 @@ def test_a_damaged_cache_is_one_line(flags, caches, tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+def test_a_refused_job_leaves_another_teachers_cache_whole(flags, caches, tmp_path):
+    cli.write_model(tmp_path / "other", seed=8, width=24, blocks=3)
+    shutil.copytree(caches / "hidden", tmp_path / "c")
+    (tmp_path / "c" / "config.json").unlink()
+    head = (tmp_path / "c" / "head.npz").read_bytes()
+    done = cli.run(
+        f"--workdir={tmp_path / 'c'}", *flags, "--config.job=cache", "--config.cache.dtype=float32",
+        f"--config.teacher.path={tmp_path / 'other'}",
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert (tmp_path / "c" / "head.npz").read_bytes() == head
+
+
+def test_a_run_needs_only_the_pieces_it_reads(flags, tmp_path):
+    """A cache of half of the text serves as many steps as stay within it, and no more."""
+    cli.write_text(tmp_path / "text.jsonl")
+    lines = (tmp_path / "text.jsonl").read_text().splitlines(keepends=True)
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text("".join(lines[:6]))
+    (tmp_path / "half.jsonl").write_text("".join(lines[6:40]))
+    (tmp_path / "all.jsonl").write_text("".join(lines[6:]))
+    of = lambda name: (
+        f"--config.data.source={tmp_path / name}.jsonl", f"--config.data.eval_source={held_out}"
+    )  # fmt: skip
+    said(cli.run(f"--workdir={tmp_path / 'c'}", *flags, "--config.job=cache", *of("half")))
+    cached = f"--config.teacher.cache={tmp_path / 'c'}"
+    said(cli.run(f"--workdir={tmp_path / 'one'}", *flags, cached, *of("half")))
+    done = cli.run(f"--workdir={tmp_path / 'two'}", *flags, cached, *of("all"))
+    assert done.returncode == 2
+    assert "pieces of this text: run the job cache again" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

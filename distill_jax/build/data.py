@@ -100,6 +100,11 @@ def with_cache(
     return part._replace(rows=CachedRows(part.rows, cache))
 
 
+def plain(rows: Rows | CachedRows) -> Rows:
+    """The rows without what a cache has for them."""
+    return rows.rows if isinstance(rows, CachedRows) else rows
+
+
 def rows_read(c: ConfigDict, rows: Rows) -> list[int]:
     """The rows that config.steps updates read, each once."""
     if c.steps * c.data.batch_size >= len(rows):
@@ -167,7 +172,7 @@ def held_out_batches(c: ConfigDict, rows: Rows, mesh: Mesh) -> Iterator[Batch]:
 
 def description(part: Data) -> str:
     """One line about packed text."""
-    epoch = describe(getattr(part.rows, "rows", part.rows))
+    epoch = describe(plain(part.rows))
     return (
         f"{part.documents:,} documents, {epoch.trained_tokens:,} tokens,"
         f" {epoch.rows:,} rows of {part.rows.seq_len} ({epoch.fill:.1%} filled)"

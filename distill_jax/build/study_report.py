@@ -163,7 +163,7 @@ def run_facts(c: ConfigDict, judge: Judge) -> dict[str, Any]:
     """What an option may depend on beside the config: the teacher's size, what was learned from."""
     cache, first = judge.teachers.cache, judge.teachers.first
     return {
-        "targets": c.teacher.targets,
+        "targets": cache.manifest.kind if c.teacher.cache else c.teacher.targets,
         "cache_dtype": cache and cache.manifest.form["dtype"],
         "teacher_blocks": first and first.model.config.blocks,
         "teacher_neurons": first and first.model.config.neurons,

@@ -98,7 +98,9 @@ def start_of(setting: Setting) -> Iterator[str]:
             f"pruning to {p.blocks or 'all'} blocks and {p.neurons or 'all'} neurons a block"
             f" by {p.calibration_tokens:,} tokens"
         )
-    calibration = lambda: data.calibration_batches(c, setting.training.rows, setting.mesh)
+    # Pruning asks no teacher, and may look at text that a cache has nothing for.
+    rows = data.plain(setting.training.rows)
+    calibration = lambda: data.calibration_batches(c, rows, setting.mesh)
     teacher = setting.teachers.first
     return student.make_student(c, setting.source, teacher, setting.mesh, calibration)
 

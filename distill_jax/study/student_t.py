@@ -74,7 +74,7 @@ def sum_quantile(probability: float, first: T, second: T) -> float:
     low, high = 0.0, sum(t.scale * t_quantile(probability, t.dof) for t in (first, second))
     while sum_tail(high, first, second) > 1 - probability and high > 0:
         high *= 2
-    for _ in range(45):
+    for _ in range(32):
         middle = (low + high) / 2
         if sum_tail(middle, first, second) > 1 - probability:
             low = middle

@@ -7,7 +7,7 @@ import pytest
 
 from distill_jax.data.encode import Tokenized
 from distill_jax.data.pack import pack
-from distill_jax.data.pipeline import batch_at, eval_batches, train_batches
+from distill_jax.data.pipeline import batch_at, eval_batches, train_batches, train_rows
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,12 @@ def documents(batches):
 def test_a_batch_is_a_function_of_seed_and_step(rows):
     alone = [batch_at(rows, step, batch_size=4, seed=0) for step in reversed(range(20))]
     assert_equal(train(rows), alone[::-1])
+
+
+@pytest.mark.parametrize("steps", [1, 5, 20])
+def test_the_rows_of_some_steps_are_those_of_their_batches(rows, steps):
+    seen = set(documents(train(rows, stop=steps)).tolist())
+    assert train_rows(len(rows), steps, batch_size=4, seed=0) == sorted(seen)
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 3, 16])

@@ -19,9 +19,11 @@ def study(
     by_both=0.1,
     effect=0.0,
     lengths="lognormal",
+    count_D=None,
 ):
     """The table of kd and sft. by_*: nats a token, standard deviations of the arms' difference."""
-    count_D = LENGTHS[lengths](rng, documents)
+    if count_D is None:
+        count_D = LENGTHS[lengths](rng, documents)
     hard_D = rng.normal(3.0, 0.5, documents)
     nll_ASD = np.tile(hard_D, (2, seeds, 1))
     nll_ASD += rng.normal(0, by_seed / np.sqrt(2), (2, seeds, 1))
