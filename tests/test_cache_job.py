@@ -156,25 +156,6 @@ def test_a_refused_job_leaves_another_teachers_cache_whole(flags, caches, tmp_pa
     assert (tmp_path / "c" / "head.npz").read_bytes() == head
 
 
-def test_a_run_needs_only_the_pieces_it_reads(flags, tmp_path):
-    """A cache of half of the text serves as many steps as stay within it, and no more."""
-    cli.write_text(tmp_path / "text.jsonl")
-    lines = (tmp_path / "text.jsonl").read_text().splitlines(keepends=True)
-    held_out = tmp_path / "held_out.jsonl"
-    held_out.write_text("".join(lines[:6]))
-    (tmp_path / "half.jsonl").write_text("".join(lines[6:40]))
-    (tmp_path / "all.jsonl").write_text("".join(lines[6:]))
-    of = lambda name: (
-        f"--config.data.source={tmp_path / name}.jsonl", f"--config.data.eval_source={held_out}"
-    )  # fmt: skip
-    said(cli.run(f"--workdir={tmp_path / 'c'}", *flags, "--config.job=cache", *of("half")))
-    cached = f"--config.teacher.cache={tmp_path / 'c'}"
-    said(cli.run(f"--workdir={tmp_path / 'one'}", *flags, cached, *of("half")))
-    done = cli.run(f"--workdir={tmp_path / 'two'}", *flags, cached, *of("all"))
-    assert done.returncode == 2
-    assert "pieces of this text: run the job cache again" in done.stderr
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

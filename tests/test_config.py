@@ -8,23 +8,23 @@ from distill_jax.config import check_keys, choose, config_diff, flatten, unknown
 from distill_jax.types import UserError
 
 KEYS = """
-cache.batch_size cache.dtype cache.shard_tokens
-checkpoint.every checkpoint.keep_best checkpoint.keep_last checkpoint.metric data.batch_size
-data.eval_source data.held_out_fraction data.microbatches data.prefetch data.seq_len data.source
-diagnose.baseline eval.batch_size eval.every eval.task_limit eval.task_path eval.tasks export.checkpoint export.dtype generate.batch_size
-generate.max_new_tokens generate.prompts generate.temperature job log.every log.tensorboard
-log.wandb_project mesh.data mesh.fsdp mesh.tensor model.block_tokens model.compute_dtype
-model.remat optim.beta1 optim.beta2 optim.clip_norm optim.decay_steps optim.epsilon
-optim.final_fraction optim.frozen optim.learning_rate optim.max_skipped optim.muon_iterations
-optim.muon_learning_rate optim.muon_momentum optim.name optim.schedule optim.warmup_steps
-optim.weight_decay seed steps student.dtype student.init student.path
+cache.batch_size cache.dtype cache.shard_tokens checkpoint.every checkpoint.keep_best
+checkpoint.keep_last checkpoint.metric data.batch_size data.eval_source data.held_out_fraction
+data.microbatches data.prefetch data.seq_len data.source diagnose.baseline eval.batch_size
+eval.every eval.task_limit eval.task_path eval.tasks export.checkpoint export.dtype
+generate.batch_size generate.max_new_tokens generate.prompts generate.temperature job log.every
+log.tensorboard log.wandb_project mesh.data mesh.fsdp mesh.tensor model.block_tokens
+model.compute_dtype model.remat optim.beta1 optim.beta2 optim.clip_norm optim.decay_steps
+optim.epsilon optim.final_fraction optim.frozen optim.learning_rate optim.max_skipped
+optim.muon_iterations optim.muon_learning_rate optim.muon_momentum optim.name optim.schedule
+optim.warmup_steps optim.weight_decay seed steps student.dtype student.init student.path
 student.prune.attention_ridge student.prune.block_criterion student.prune.blocks
 student.prune.calibration_tokens student.prune.neuron_criterion student.prune.neurons
-student.prune.ranking_tokens student.prune.refit student.prune.ridge
-study.arms study.cache study.confidence study.gate study.margin study.new_tokens
-study.price_per_hour study.prompt_tokens study.prompts study.seeds study.slice_margin
-teacher.average_decay teacher.cache teacher.draws teacher.dtype teacher.init teacher.k teacher.mix
-teacher.more teacher.path teacher.policy teacher.targets teacher.weights watchdog_s
+student.prune.ranking_tokens student.prune.refit student.prune.ridge study.arms study.cache
+study.confidence study.gate study.margin study.new_tokens study.price_per_hour study.prompt_tokens
+study.prompts study.seeds study.slice_margin teacher.average_decay teacher.cache teacher.draws
+teacher.dtype teacher.init teacher.k teacher.mix teacher.more teacher.path teacher.policy
+teacher.targets teacher.weights watchdog_s
 """
 
 

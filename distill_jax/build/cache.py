@@ -149,7 +149,7 @@ def _write(setting: Setting, manifest: Manifest) -> Iterator[str]:
         claim(directory, manifest)
         if head is not None:
             write_head(directory, head)
-    _meet("claimed")
+    meet("cache claimed")
     done = shard_keys(directory)
     left = sum(n for key, n in tokens.items() if key.hex() not in done)
     check_disk(directory, round(left * size))
@@ -157,17 +157,17 @@ def _write(setting: Setting, manifest: Manifest) -> Iterator[str]:
         yield f"{total - left:,} tokens are there already"
     writer = open_writer(directory, manifest, process=process, shard_tokens=c.cache.shard_tokens)
     todo = [i for i, row in enumerate(pieces) if any(key.hex() not in done for _, key in row)]
-    _meet("read")
+    meet("cache read")
     try:
         yield from _batches(setting, writer, pieces, todo)
     except Stopped:
         writer.commit()
         raise Stopped("stopped by a signal; the signals so far are saved") from None
     writer.commit()
-    _meet("written")
+    meet("cache written")
     if process == 0:
         finish(directory, set(tokens))
-    _meet("finished")
+    meet("cache finished")
 
 
 def _batches(
@@ -255,7 +255,7 @@ def _lost(setting: Setting, cache, batch: Batch) -> float:
     return float(mean.total) / float(mean.count)
 
 
-def _meet(name: str) -> None:
+def meet(name: str) -> None:
     """All processes wait for each other; what one wrote before, the others then see."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"cache {name}")
+        multihost_utils.sync_global_devices(name)

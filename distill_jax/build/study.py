@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from distill_jax import workdir
 from distill_jax.build import data
 from distill_jax.build.arms import Shared, arm_config, arm_inputs, cacheable, step_flops
-from distill_jax.build.cache import fill_cache
+from distill_jax.build.cache import fill_cache, meet
 from distill_jax.build.inputs import WATCHED, Inputs, check, read_inputs, setting_of
 from distill_jax.build.measure import Judge, judge_of, measure_arm, read_cache
 from distill_jax.build.study_report import write_report
@@ -22,7 +22,7 @@ from distill_jax.config import at_least, config_diff, flatten
 from distill_jax.data.cache import pieces_of
 from distill_jax.export import export_student
 from distill_jax.study.arms import Arm, arms_of
-from distill_jax.study.flops import steps_for
+from distill_jax.study.flops import steps_for, written
 from distill_jax.types import Batch, Forbidden, NumbersBrokeDown, UserError
 
 PLAN, RESULTS, RESULT = "study.json", "results.jsonl", "result.json"
@@ -64,7 +64,7 @@ def study_job(c: ConfigDict, directory: Path) -> Iterator[str]:
         if jax.process_index() == 0:
             workdir.write_json(where / RESULT, result)
             # The exported student stays; what a resumed run would need is not needed any more.
-            shutil.rmtree(where / workdir.CHECKPOINTS, ignore_errors=True)
+            shutil.rmtree(where / workdir.CHECKPOINTS)
     if jax.process_index():
         return
     results = _results(directory, runs)
@@ -135,8 +135,8 @@ def _plan(c: ConfigDict, arms: list[Arm], inputs: Inputs) -> Iterator[str]:
         planned[arm.name] = Planned(arm, steps, costs[shape])
     for p in (planned[arm.name] for arm in arms):
         yield (
-            f"{p.arm.name}: {p.steps} steps of {p.step_flops / 1e9:,.1f} GFLOP,"
-            f" {p.steps * p.step_flops / 1e12:,.2f} TFLOP ({p.arm.what})"
+            f"{p.arm.name}: {p.steps} steps of {written(p.step_flops)},"
+            f" {written(p.steps * p.step_flops)} in all ({p.arm.what})"
         )
     return [planned[arm.name] for arm in arms]
 
@@ -226,12 +226,14 @@ def _start(
     model, params = yield from start_of(setting)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    if jax.process_index() == 0 and part.exists():
+        shutil.rmtree(part)
     export_student(
         part, model.config, params, setting.tokenizer, setting.token_ids, dtype=c.student.dtype
     )
     if jax.process_index() == 0:
         os.replace(part, target)
+    meet(f"start of seed {seed}")
     return str(target)
 
 
@@ -269,5 +271,6 @@ def _run(
             return result | {"failed": str(error)}
         list(finish(setting, model, params))
         del model, params
+        meet(f"end of {p.arm.name}, seed {seed}")
     wall_s = workdir.read_lines(where / workdir.METRICS)[-1]["wall_s"]
     return result | {"wall_s": wall_s} | (yield from measure_arm(c, where, judge))

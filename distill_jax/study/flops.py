@@ -4,12 +4,15 @@ A compiled program's own count takes the body of a scan once, whatever its lengt
 the jaxpr. Everything but matrix products is left out: in a decoder of any size they are nearly all.
 """
 
+import math
 from collections.abc import Callable
 from math import prod
 from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
+
+PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
 def program_flops(function: Callable, *arguments: Any) -> int:
@@ -31,6 +34,12 @@ def matrix_flops(jaxpr: ClosedJaxpr | Jaxpr) -> int:
 def steps_for(flops: float, flops_per_step: float) -> int:
     """The number of steps whose cost is nearest to `flops`, at least one."""
     return max(1, round(flops / flops_per_step))
+
+
+def written(flops: float) -> str:
+    """Operations for a reader, such as `724 GFLOP`."""
+    power = min(len(PREFIXES) - 1, int(math.log10(flops)) // 3) if flops >= 1 else 0
+    return f"{flops / 1000**power:.3g} {PREFIXES[power]}FLOP"
 
 
 def _equation(equation) -> int:

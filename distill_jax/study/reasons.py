@@ -54,7 +54,9 @@ def plural(number: int, word: str) -> str:
 def measured(v: Verdict, spread: Spread, repeats: int) -> str:
     low, high = v.interval
     bounds = (
-        "no interval" if low is None else f"{v.confidence:.4g} interval {low:+.4g} to {high:+.4g}"
+        "no interval"
+        if low is None
+        else f"{100 * v.confidence:g}% interval {low:+.4g} to {high:+.4g}"
     )
     again = f", {plural(repeats, 'repeated one')} left out" if repeats else ""
     return (

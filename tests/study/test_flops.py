@@ -9,7 +9,7 @@ from distill_jax.losses.terms import CROSS_ENTROPY, Term
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.binding import bind
 from distill_jax.objective import live_teacher, objective
-from distill_jax.study.flops import matrix_flops, program_flops, steps_for
+from distill_jax.study.flops import matrix_flops, program_flops, steps_for, written
 from tests import tiny
 
 WIDTH, BLOCKS, HEADS, KV, HEAD, NEURONS, VOCAB = 128, 3, 4, 2, 32, 352, 512
@@ -111,6 +111,13 @@ def test_a_shard_map_counts_every_device():
 @pytest.mark.parametrize(("paid", "each", "steps"), [(100, 10, 10), (7, 10, 1), (26, 10, 3)])
 def test_the_nearest_number_of_steps(paid, each, steps):
     assert steps_for(paid, each) == steps
+
+
+@pytest.mark.parametrize(
+    ("flops", "text"), [(0, "0 FLOP"), (999, "999 FLOP"), (1000, "1 kFLOP"), (724.4e9, "724 GFLOP")]
+)
+def test_operations_are_written_with_a_prefix(flops, text):
+    assert written(flops) == text
 
 
 @pytest.mark.parametrize("steps", range(25, 400, 25))

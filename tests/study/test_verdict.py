@@ -195,8 +195,11 @@ def test_swapping_the_arms_turns_the_sign(table):
     assert {there.label, back.label} in ({HELPS, WORSE}, {INCONCLUSIVE})
 
 
-def test_what_both_arms_share_changes_nothing(table):
-    harder = {**table, "nll_total": table["nll_total"] + 5.0 * table["count"]}
+@pytest.mark.parametrize("shared", ["nothing", "seed", "document"])
+def test_what_both_arms_share_changes_nothing(table, shared):
+    by = np.array([0.0, 1.0, 7.0])[table["seed"]] if shared == "seed" else 0.0
+    by = table["document"] / 10 if shared == "document" else by
+    harder = {**table, "nll_total": table["nll_total"] + (5.0 + by) * table["count"]}
     same(judge(harder), judge(table))
 
 
