@@ -8,14 +8,14 @@ import jax
 from jax.sharding import Mesh
 
 from distill_jax import __version__
-from distill_jax.build.data import Data, template_hash
+from distill_jax.build.data import Data, Text, template_hash
 from distill_jax.data.tokenizer import Tokenizer
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
 
 
 def provenance(
-    mesh: Mesh, tokenizer: Tokenizer, teachers: dict[str, str | None], data: dict[str, Data]
+    mesh: Mesh, tokenizer: Tokenizer, teachers: dict[str, str | None], data: dict[str, Data | Text]
 ) -> dict[str, Any]:
     """Flat, so that two runs compare line by line. teachers: what identifies them, by name."""
     return {

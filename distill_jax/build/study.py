@@ -64,9 +64,9 @@ def study_job(c: ConfigDict, directory: Path) -> Iterator[str]:
         if jax.process_index() == 0:
             workdir.write_json(where / RESULT, result)
             # The exported student stays; what a resumed run would need is not needed any more.
-            shutil.rmtree(where / workdir.CHECKPOINTS)
-    if jax.process_index():
-        return
+            if (where / workdir.CHECKPOINTS).exists():
+                shutil.rmtree(where / workdir.CHECKPOINTS)
+    meet("arms")
     results = _results(directory, runs)
     ships = yield from write_report(c, directory, plan, results, judge, inputs)
     if c.study.gate and not ships:
@@ -79,7 +79,8 @@ def _results(directory: Path, runs: list[tuple[Planned, int]]) -> dict[tuple[str
     results = {
         key: json.loads((run_directory(directory, *key) / RESULT).read_text()) for key in keys
     }
-    workdir.write_lines(directory / RESULTS, list(results.values()))
+    if jax.process_index() == 0:
+        workdir.write_lines(directory / RESULTS, list(results.values()))
     return results
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from distill_jax import workdir
@@ -39,7 +40,7 @@ def write_report(
     """Writes report.json and report.html of all finished runs.
 
     results: by (arm, seed). Yields lines a person reads and returns whether the verdict allows
-    shipping.
+    shipping. Every process takes part in what runs a model, and decides alike.
     """
     yield "measuring what the teacher writes, and what serving costs"
     written = {"teacher": _teacher_texts(c, directory, judge), "data": _data_texts(c, judge)}
@@ -47,8 +48,12 @@ def write_report(
     where = {key: directory / result["workdir"] for key, result in results.items()}
     lines = {key: workdir.read_lines(path / workdir.METRICS) for key, path in where.items()}
     first = judge.teachers.first
-    facts = teachers.facts(judge.teachers)
-    parts = {"eval": judge.held_out}
+    facts = provenance(
+        judge.mesh,
+        inputs.tokenizer,
+        teachers.facts(judge.teachers),
+        {"train": inputs.training, "eval": judge.held_out},
+    )
     report = finite(
         study_report(
             Study(
@@ -64,7 +69,7 @@ def write_report(
                 document_labels=judge.labels,
                 config=flatten(c),
                 config_diff=(directory / workdir.CONFIG_DIFF).read_text(),
-                provenance=provenance(judge.mesh, inputs.tokenizer, facts, parts),
+                provenance=facts,
                 run=run_facts(c, judge),
                 samples=_samples(directory, plan, where, done),
             )
@@ -72,13 +77,17 @@ def write_report(
     )
     table = study_table(report)
     report["table"] = table
+    ships = report["verdict"]["ships"]
+    if jax.process_index():
+        return ships
+    workdir.write_json(directory / workdir.PROVENANCE, facts)
     workdir.write_json(directory / workdir.REPORT, report)
     workdir.write_text(directory / PAGE, page(report))
     for name, text in svg_files(report).items():
         workdir.write_text(directory / name, text)
     yield table
     yield f"\nreport: {directory / PAGE}"
-    return report["verdict"]["ships"]
+    return ships
 
 
 def _teacher_texts(c: ConfigDict, directory: Path, judge: Judge) -> dict[str, Any]:
@@ -89,8 +98,9 @@ def _teacher_texts(c: ConfigDict, directory: Path, judge: Judge) -> dict[str, An
     if judge.teachers.first is None or judge.prompts is None:
         return {}
     measured = measure_texts(c, judge.teachers.first, judge)
-    path.parent.mkdir(exist_ok=True)
-    workdir.write_json(path, measured)
+    if jax.process_index() == 0:
+        path.parent.mkdir(exist_ok=True)
+        workdir.write_json(path, measured)
     return measured["metrics"]
 
 
@@ -142,7 +152,8 @@ def _serving(c: ConfigDict, directory: Path, judge: Judge, where: dict, done: di
         cache_dtype=c.model.compute_dtype,
         seed=c.seed,
     )
-    workdir.write_json(path, measured)
+    if jax.process_index() == 0:
+        workdir.write_json(path, measured)
     return measured
 
 

@@ -90,7 +90,7 @@ def wanted(v: Verdict, spread: Spread, target: float) -> str:
     """How large a study would decide."""
     power = f"{POWER:.0%} power finds {v.minimum_detectable_effect:.4g} nats or more"
     if v.seeds_needed is not None:
-        return f"{power}, run {plural(v.seeds_needed, 'seed')}"
+        return f"{power}, run at least {plural(v.seeds_needed, 'seed')}"
     if target == 0:
         return f"{power}, set a margin above 0"
     enough = documents_for(spread, target, v.confidence)

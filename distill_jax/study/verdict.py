@@ -137,10 +137,14 @@ def decide(bounds: tuple[float, float], margin: float) -> str:
 def seeds_needed(
     spread: Spread, margin: float, confidence: float, minimum_seeds: int
 ) -> int | None:
-    """The fewest seeds that would decide; with unknown variances the minimum, None: no number."""
-    if not spread.known:
-        return minimum_seeds if spread.documents > 1 else None
-    return seeds_for(spread, target_of(spread, margin), confidence, minimum_seeds)
+    """The fewest seeds that would decide; None where no number of them does.
+
+    Below the minimum that many are needed in any case, before anything else can be said.
+    """
+    found = seeds_for(spread, target_of(spread, margin), confidence, minimum_seeds)
+    if found is None and spread.seeds < minimum_seeds and spread.documents > 1:
+        return minimum_seeds
+    return found
 
 
 def target_of(spread: Spread, margin: float) -> float:

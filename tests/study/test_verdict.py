@@ -271,7 +271,10 @@ def test_few_seeds_are_inconclusive_however_large_the_effect():
     assert v.minimum_detectable_effect > 0
     assert v.seeds_needed >= 3
     assert "minimum of 3" in v.reason
+    assert f"run at least {v.seeds_needed} seeds" in v.reason
     assert judge(table, minimum_seeds=2).label == HELPS
+    limited = study(np.random.default_rng(23), seeds=2, by_document=2.0, documents=20)
+    assert judge(limited).seeds_needed >= 3  # though documents forbid a decision
     assert not ships(v, None)
 
 
