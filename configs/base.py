@@ -131,6 +131,7 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.study.margin = 0.01  # nats a token that an effect must exceed
     c.study.slice_margin = 0.05  # nats a token of harm on a slice that make a failure
     c.study.confidence = 0.95
+    c.study.one_token_documents = False  # documents of one counted token are no mistake
     c.study.gate = False  # exit code 3 where the verdict forbids shipping
     c.study.prompts = 16  # held-out texts that the models continue; 0: none
     c.study.prompt_tokens = 32  # tokens of each that are given

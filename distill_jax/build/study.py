@@ -160,6 +160,7 @@ def _write_plan(
         "margin": c.study.margin,
         "slice_margin": c.study.slice_margin,
         "confidence": c.study.confidence,
+        "one_token_documents": c.study.one_token_documents,
         "slices": list(judge.slices),
         "prompts": len(judge.prompts.prompts) if judge.prompts else 0,
         "new_tokens": c.study.new_tokens,

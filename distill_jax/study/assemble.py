@@ -62,6 +62,7 @@ def study_report(study: Study) -> dict[str, Any]:
         slice_margin=plan["slice_margin"],
         confidence=plan["confidence"],
         registered=tuple(plan["slices"]),
+        one_token_documents=plan["one_token_documents"],
         invalid=study.invalid,
     )
     steps = decide(TREATMENT, EQUAL_STEPS)

@@ -220,5 +220,5 @@ def check_documents(count_D: np.ndarray, one_token_documents: bool) -> None:
     if suspect and not one_token_documents:
         raise Incomparable(
             f"{single:.0%} of {len(count_D)} documents have one counted token: tokens are not "
-            "documents; give whole documents, or set one_token_documents if the data is so"
+            "documents; give whole documents, or set study.one_token_documents if the data is so"
         )
