@@ -232,7 +232,10 @@ def score(
     harness = _harness()
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=include_path)
+    # Reading the harness' own list takes seconds, so it is read only where it is needed.
+    manager = TaskManager(include_path=include_path, include_defaults=False)
+    if not all(manager.match_tasks([task]) for task in tasks):
+        manager = TaskManager(include_path=include_path)
     unknown = [task for task in tasks if not manager.match_tasks([task])]
     if unknown or not tasks:
         raise UserError(

@@ -143,7 +143,7 @@ def found(tmp_path_factory):
         env=os.environ | {"JAX_PLATFORMS": "cpu"} | offline,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert run.returncode == 0, run.stderr[-3000:]
