@@ -113,7 +113,7 @@ def study_report(study: Study) -> dict[str, Any]:
 
 
 def _in_short(v: Verdict) -> dict[str, Any]:
-    keys = ("label", "reason", "treatment", "baseline", "effect", "low", "high")
+    keys = ("label", "treatment", "baseline", "effect", "low", "high")
     return {key: verdict_dict(v)[key] for key in keys}
 
 

@@ -78,9 +78,9 @@ def decided(v: Verdict, spread: Spread, target: float, minimum_seeds: int) -> st
     if spread.seeds < minimum_seeds:
         return f"fewer seeds than the minimum of {minimum_seeds}: {wanted(v, spread, target)}"
     if high < -v.margin:
-        return f"an improvement beyond the margin of {v.margin:g} is certain"
+        return f"an improvement beyond the margin of {v.margin:g} is shown"
     if low > v.margin:
-        return f"harm beyond the margin of {v.margin:g} is certain: do not ship {v.treatment}"
+        return f"harm beyond the margin of {v.margin:g} is shown: do not ship {v.treatment}"
     if low >= -v.margin:
         return f"an improvement beyond the margin of {v.margin:g} is excluded: keep {v.baseline}"
     return f"against the margin of {v.margin:g} this decides nothing: {wanted(v, spread, target)}"

@@ -190,7 +190,7 @@ def slice_rows(rng):
 
 def in_short(v, treatment):
     """A line of the comparisons."""
-    keys = ("label", "reason", "baseline", "effect", "low", "high")
+    keys = ("label", "baseline", "effect", "low", "high")
     return {"treatment": treatment} | {key: v[key] for key in keys}
 
 
