@@ -29,7 +29,8 @@ Distil a language model: a teacher, text, and a smaller student.
 
   python -m distill_jax.main --config=FILE[:VARIANT] --workdir=DIR [--config.KEY=VALUE ...]
 
-  --config    a file that builds a config, such as configs/quickstart.py or configs/base.py
+  --config    a file that builds a config, such as configs/quickstart.py or configs/base.py;
+              the variant is the job: configs/quickstart.py:study
   --workdir   where the run writes; the same command again resumes it
   --config.KEY=VALUE
               any key of configs/base.py, which states each default, meaning and unit:

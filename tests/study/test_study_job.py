@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import time
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from distill_jax.evals.records_file import read_records
+from experiments.quickstart_study.collect import collect
 from tests import cli
 
 ARMS = ("kd", "sft", "sft_flops", "random_teacher")
@@ -137,6 +139,44 @@ def test_a_study_killed_at_any_time_goes_on(study, flags, tmp_path):
         for seed in (0, 1):
             there, here = result(study[0], arm, seed), result(tmp_path / "s", arm, seed)
             assert there["metrics"] == here["metrics"], (arm, seed)
+
+
+def test_two_processes_find_what_one_finds(study, flags, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    small = [flag for flag in STUDY if "seeds" not in flag]
+    command = cli.command(
+        f"--workdir={tmp_path / 's'}", *flags, *small, "--config.study.seeds=1",
+        "--config.study.arms=('kd','sft')", f"--coordinator=localhost:{port}", "--processes=2",
+    )  # fmt: skip
+    both = [
+        subprocess.Popen(
+            [*command, f"--process={i}"], cwd=cli.ROOT, env=cli.environment(),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    told = [process.communicate(timeout=600) for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    assert "report: " in told[0][0]
+    assert "report: " not in told[1][0]
+    for arm in ("kd", "sft"):
+        one, two = result(study[0], arm, 0)["metrics"], result(tmp_path / "s", arm, 0)["metrics"]
+        for name in one:
+            np.testing.assert_allclose(two[name], one[name], rtol=1e-4, err_msg=f"{arm} {name}")
+
+
+def test_what_is_kept_of_a_study_quotes_nobody(study, tmp_path):
+    collect(study[0], tmp_path)
+    kept, whole = report(tmp_path), report(study[0])
+    assert kept["verdict"] == whole["verdict"]
+    assert kept["metrics"] == whole["metrics"]
+    assert whole["samples"]
+    assert not kept["samples"]
+    assert not kept["diagnose"]["worst"]
+    assert not kept["diagnose"]["passages"]
+    assert (tmp_path / "results.jsonl").read_text() == (study[0] / "results.jsonl").read_text()
 
 
 def test_more_seeds_may_be_added_and_other_margins_may_not(study, flags, tmp_path):
