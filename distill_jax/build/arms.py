@@ -17,6 +17,7 @@ from distill_jax.config import check_keys, flatten
 from distill_jax.losses.terms import CROSS_ENTROPY, needs_teacher
 from distill_jax.study.arms import Arm
 from distill_jax.study.flops import program_flops
+from distill_jax.types import UserError
 
 # Keys that decide what a run reads; an arm that changes none of them shares what the study read.
 READ = ("data.", "teacher.path", "teacher.more", "teacher.dtype", "mesh.")
@@ -77,6 +78,11 @@ def arm_inputs(c: ConfigDict, mine: ConfigDict, inputs: Inputs) -> Iterator[str]
     if not needs_teacher(terms_of(mine)):
         found = found._replace(cache=None, head=None)
     elif mine.teacher.init != c.teacher.init:
+        if found.first is None:
+            raise UserError(
+                f"config.teacher.path is {c.teacher.path!r}, which has no architecture of its own"
+                " for random weights: leave random_teacher out of config.study.arms"
+            )
         first = without_knowledge(mine, found.first, inputs.mesh)
         found = Teachers((first, *found.loaded[1:]), None, None, found.average)
     elif mine.teacher.cache != c.teacher.cache:
