@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from distill_jax.sampling import generate, make_continue
+from distill_jax.study import serving
 from distill_jax.study.serving import (
     compare_serving,
     make_programs,
@@ -62,17 +63,18 @@ def test_size_is_counted_from_the_shapes(models):
 
 
 def test_what_is_timed_is_greedy_generation(models):
+    """Over enough tokens that a position off by one would change some."""
     model, params = models["teacher"]
-    prompts = np.random.default_rng(0).integers(0, 61, (3, 6), np.int32)
-    programs = make_programs(model, **SHAPE, cache_dtype="float32")
+    prompts = np.random.default_rng(0).integers(0, 61, (64, 6), np.int32)
+    programs = make_programs(model, prompt_tokens=6, new_tokens=19, cache_dtype="float32")
     first, cache = programs.prefill(params, prompts)
     rest = programs.decode(params, first, cache)
     never = (10**6,)
     run = make_continue(
-        model, max_new_tokens=6, temperature=0.0, stop_ids=never, cache_dtype="float32"
+        model, max_new_tokens=20, temperature=0.0, stop_ids=never, cache_dtype="float32"
     )
     texts = generate(
-        run, params, prompts.tolist(), jax.random.key(0), batch_size=3, max_new_tokens=6,
+        run, params, prompts.tolist(), jax.random.key(0), batch_size=64, max_new_tokens=20,
         max_positions=64, stop_ids=never,
     )  # fmt: skip
     assert np.column_stack([first, rest]).tolist() == texts
@@ -150,6 +152,17 @@ def test_ratios_are_of_the_same_turn(models):
     for key in ("first_token_ms", "decode_tokens_per_s_1", "decode_tokens_per_s_8"):
         assert cost["ratio"][key] == pytest.approx(1)
     assert cost["ratio"]["cost_per_million_tokens"] is None
+
+
+def test_ratios_are_medians_over_turns_not_quotients_of_medians(models, monkeypatch):
+    keys = ("first_token_ms", "decode_tokens_per_s_1", "decode_tokens_per_s_8")
+    turns = {"teacher": [1.0, 10.0, 100.0], "student": [30.0, 3.0, 200.0]}
+    planted = {name: dict.fromkeys(keys, values) for name, values in turns.items()}
+    monkeypatch.setattr(serving, "_turns", lambda *_, **__: planted)
+    cost = compare(models, price=1.0)
+    assert [cost["ratio"][key] for key in keys] == [2, 2, 2]
+    assert cost["ratio"]["cost_per_million_tokens"] == 0.5
+    assert [row["first_token_ms"] for row in cost["models"]] == [10, 30]
 
 
 def test_the_first_turn_does_not_count(models):
