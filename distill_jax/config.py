@@ -11,15 +11,23 @@ from distill_jax.types import UserError
 OPEN = "study.ablations."  # the one group whose names base does not fix
 
 
-def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """Nested keys as `a.b.c`, in order; tuples as lists, as JSON has them."""
+def leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Nested keys as `a.b.c`, in order, with their values as they are."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, ConfigDict):
-            flat |= flatten(value, f"{prefix}{key}.")
+            flat |= leaves(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple | list) else value
+            flat[prefix + key] = value
     return flat
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+    """Nested keys as `a.b.c`, in order; tuples as lists, as JSON has them."""
+    return {
+        key: list(value) if isinstance(value, tuple | list) else value
+        for key, value in leaves(config).items()
+    }
 
 
 def unknown_key(key: str, known: Iterable[str]) -> UserError:

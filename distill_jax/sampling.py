@@ -91,7 +91,8 @@ def generate(
 ) -> list[list[int]]:
     """New tokens of each prompt, up to and without a stop token.
 
-    Raises UserError for an empty prompt, or one that leaves no room in the model's positions.
+    The last batch is filled up, so that it needs no program of its own. Raises UserError for an
+    empty prompt, or one that leaves no room in the model's positions.
     """
     for i, prompt in enumerate(prompts):
         if not 1 <= len(prompt) <= max_positions - max_new_tokens:
@@ -100,17 +101,21 @@ def generate(
                 f" {max_new_tokens}: together they must fit {max_positions} positions,"
                 " and a prompt needs at least 1 token"
             )
-    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(prompts)))
+    if not prompts:
+        return []
+    size = min(batch_size, len(prompts))
+    filled = [*prompts, *[prompts[0]] * (-len(prompts) % size)]
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(filled)))
     texts: list[list[int]] = []
-    for start in range(0, len(prompts), batch_size):
-        chunk = prompts[start : start + batch_size]
+    for start in range(0, len(filled), size):
+        chunk = filled[start : start + size]
         rows = np.zeros((len(chunk), _padded(max(map(len, chunk)))), np.int32)
         for row, prompt in zip(rows, chunk, strict=True):
             row[: len(prompt)] = prompt
         lengths = np.array([len(prompt) for prompt in chunk], np.int32)
-        new = np.asarray(run(params, rows, lengths, keys[start : start + len(chunk)]))
+        new = np.asarray(run(params, rows, lengths, keys[start : start + size]))
         texts += [_until(row, stop_ids) for row in new.tolist()]
-    return texts
+    return texts[: len(prompts)]
 
 
 def _padded(length: int) -> int:

@@ -13,7 +13,7 @@ from distill_jax.types import UserError
 
 CONFIG, CONFIG_DIFF, PROVENANCE = "config.json", "config_diff.txt", "provenance.json"
 METRICS, CHECKPOINTS, STUDENT, REPORT = "metrics.jsonl", "checkpoints", "student", "report.json"
-SAMPLES = "samples.jsonl"
+SAMPLES, PAGE = "samples.jsonl", "report.html"
 
 
 @contextmanager

@@ -66,9 +66,12 @@ def cacheable(c: ConfigDict, mine: ConfigDict) -> bool:
     return alone and same_text and whole and not mine.teacher.more and not mine.teacher.cache
 
 
-def arm_inputs(c: ConfigDict, mine: ConfigDict, inputs: Inputs) -> Iterator[str]:
+def arm_inputs(
+    c: ConfigDict, mine: ConfigDict, inputs: Inputs, judges: Teachers | None = None
+) -> Iterator[str]:
     """What an arm reads: the study's, with its own student, and its own teacher where it differs.
 
+    judges: the study's teacher with the cache that the study has made, which is not opened again.
     Yields lines a person reads and returns Inputs.
     """
     own, study = flatten(mine), flatten(c)
@@ -85,6 +88,8 @@ def arm_inputs(c: ConfigDict, mine: ConfigDict, inputs: Inputs) -> Iterator[str]
             )
         first = without_knowledge(mine, found.first, inputs.mesh)
         found = Teachers((first, *found.loaded[1:]), None, None, found.average)
+    elif judges and judges.cache and mine.teacher.cache == str(judges.cache.directory):
+        found = judges
     elif mine.teacher.cache != c.teacher.cache:
         found = teachers.read_cache(mine, found, terms_of(mine), inputs.mesh)
     source = inputs.source

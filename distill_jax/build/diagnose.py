@@ -63,10 +63,10 @@ def diagnose_job(c: ConfigDict, directory: Path) -> Iterator[str]:
     write_records(directory / TOKENS, records["student"])
     report = _report(c, directory, judge, models, records, written)
     workdir.write_json(directory / workdir.REPORT, report)
-    workdir.write_text(directory / "report.html", page(report))
+    workdir.write_text(directory / workdir.PAGE, page(report))
     yield report["table"]
     yield from _lines(report)
-    yield f"\nreport: {directory / 'report.html'}"
+    yield f"\nreport: {directory / workdir.PAGE}"
 
 
 def _models(c: ConfigDict, mesh: Mesh) -> dict[str, Loaded]:

@@ -38,6 +38,12 @@ class Inputs(NamedTuple):
     training: data.Text
     held_out: data.Text
 
+    @property
+    def token_ids(self) -> dict[str, Any]:
+        """The student's special tokens, or else the teacher's."""
+        first = self.teachers.first
+        return self.source.read.token_ids if self.source.read else first.token_ids if first else {}
+
 
 class Setting(NamedTuple):
     """What the parts of one training run share.
@@ -97,22 +103,27 @@ def setting_of(
 
     Raises UserError where a cache lacks a row that the run reads.
     """
-    first, judges = inputs.teachers.first, judges or inputs.teachers
+    judges, ids = judges or inputs.teachers, inputs.token_ids
     training = data.packed(c, inputs.training, seed=c.seed)
-    held_out = data.packed(c, inputs.held_out, seed=None)
     if inputs.teachers.cache is not None:
         read = data.rows_read(c, training.rows)
         training = data.with_cache(
-            c, inputs.teachers.cache, inputs.tokenizer, first, training, read
+            c, inputs.teachers.cache, inputs.tokenizer, inputs.teachers.first, training, read
         )
-    if judges.cache is not None:
-        every = range(len(held_out.rows))
-        held_out = data.with_cache(c, judges.cache, inputs.tokenizer, judges.first, held_out, every)
-    ids = inputs.source.read.token_ids if inputs.source.read else first.token_ids if first else {}
+    held_out = held_out_of(c, inputs, judges)
     return Setting(
         c, directory, inputs.mesh, terms_of(c), inputs.teachers, judges, inputs.source,
         inputs.tokenizer, ids, samples.stop_ids(inputs.tokenizer, ids), training, held_out,
     )  # fmt: skip
+
+
+def held_out_of(c: ConfigDict, inputs: Inputs, judges: Teachers) -> data.Data:
+    """The held-out rows, with what a cache of the judges has for them."""
+    held_out = data.packed(c, inputs.held_out, seed=None)
+    if judges.cache is None:
+        return held_out
+    every = range(len(held_out.rows))
+    return data.with_cache(c, judges.cache, inputs.tokenizer, judges.first, held_out, every)
 
 
 def description(setting: Setting) -> Iterator[str]:

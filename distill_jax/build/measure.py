@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from distill_jax import workdir
 from distill_jax.build import data, samples, teachers
-from distill_jax.build.inputs import Inputs
+from distill_jax.build.inputs import Inputs, held_out_of
 from distill_jax.build.models import Loaded, count, load_model
 from distill_jax.build.teachers import Teachers
 from distill_jax.build.terms import terms_of
@@ -52,9 +52,7 @@ def judge_of(c: ConfigDict, inputs: Inputs) -> Judge:
     found, text = inputs.teachers, inputs.held_out.tokenized
     counts_V = training_counts(inputs.training.tokenized)
     lengths = np.diff(text.offsets)
-    first = found.first
-    ids = inputs.source.read.token_ids if inputs.source.read else first.token_ids if first else {}
-    stop_ids = samples.stop_ids(inputs.tokenizer, ids)
+    stop_ids = samples.stop_ids(inputs.tokenizer, inputs.token_ids)
     prompts = None
     if c.study.prompts:
         prompts = prompts_of(
@@ -72,7 +70,7 @@ def judge_of(c: ConfigDict, inputs: Inputs) -> Judge:
     return Judge(
         inputs.mesh,
         found,
-        with_signals(c, inputs, found),
+        held_out_of(c, inputs, found),
         counts_V,
         lengths,
         text.labels,
@@ -84,15 +82,6 @@ def judge_of(c: ConfigDict, inputs: Inputs) -> Judge:
     )
 
 
-def with_signals(c: ConfigDict, inputs: Inputs, found: Teachers) -> data.Data:
-    """The held-out rows, with what a cache has for them."""
-    held_out = data.packed(c, inputs.held_out, seed=None)
-    if found.cache is None:
-        return held_out
-    every = range(len(held_out.rows))
-    return data.with_cache(c, found.cache, inputs.tokenizer, found.first, held_out, every)
-
-
 def read_cache(c: ConfigDict, judge: Judge, inputs: Inputs, cache: str) -> Judge:
     """The same judge, whose teacher does not run any more because a cache has what it says."""
     if not cache:
@@ -100,7 +89,7 @@ def read_cache(c: ConfigDict, judge: Judge, inputs: Inputs, cache: str) -> Judge
     mine = c.copy_and_resolve_references()
     mine.teacher.cache = cache
     found = teachers.read_cache(mine, judge.teachers, terms_of(mine), judge.mesh)
-    return judge._replace(teachers=found, held_out=with_signals(mine, inputs, found))
+    return judge._replace(teachers=found, held_out=held_out_of(mine, inputs, found))
 
 
 def measure_arm(c: ConfigDict, where: Path, judge: Judge) -> Iterator[str]:

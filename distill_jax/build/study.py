@@ -18,7 +18,7 @@ from distill_jax.build.inputs import WATCHED, Inputs, check, read_inputs, settin
 from distill_jax.build.measure import Judge, judge_of, measure_arm, read_cache
 from distill_jax.build.study_report import write_report
 from distill_jax.build.training import finish, start_of, train_student
-from distill_jax.config import at_least, config_diff, flatten
+from distill_jax.config import at_least, config_diff, flatten, leaves
 from distill_jax.data.cache import pieces_of
 from distill_jax.export import export_student
 from distill_jax.study.arms import Arm, arms_of
@@ -43,7 +43,8 @@ def study_job(c: ConfigDict, directory: Path) -> Iterator[str]:
     """
     _check(c)
     mesh = check(c)
-    arms = arms_of(c.study.arms, _ablations(c), flatten(c))
+    ablations = {name: leaves(overrides) for name, overrides in c.study.ablations.items()}
+    arms = arms_of(c.study.arms, ablations, flatten(c))
     seeds = list(range(c.seed, c.seed + c.study.seeds))
     inputs = yield from read_inputs(c, mesh)
     planned = yield from _plan(c, arms, inputs)
@@ -70,7 +71,7 @@ def study_job(c: ConfigDict, directory: Path) -> Iterator[str]:
     results = _results(directory, runs)
     ships = yield from write_report(c, directory, plan, results, judge, inputs)
     if c.study.gate and not ships:
-        raise Forbidden(f"the verdict forbids shipping: see {directory / 'report.html'}")
+        raise Forbidden(f"the verdict forbids shipping: see {directory / workdir.PAGE}")
 
 
 def _results(directory: Path, runs: list[tuple[Planned, int]]) -> dict[tuple[str, int], dict]:
@@ -100,21 +101,6 @@ def _check(c: ConfigDict) -> None:
         raise UserError(f"config.study.confidence is {s.confidence}: use 0.5 to less than 1")
     if not c.teacher.path and not c.teacher.cache:
         raise UserError("config.teacher.path is empty: a study needs --config.teacher.path=PATH")
-
-
-def _ablations(c: ConfigDict) -> dict[str, dict[str, Any]]:
-    """Overrides by name, with flat keys and tuples as tuples."""
-    return {name: _flat(overrides) for name, overrides in c.study.ablations.items()}
-
-
-def _flat(tree: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, ConfigDict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _plan(c: ConfigDict, arms: list[Arm], inputs: Inputs) -> Iterator[str]:
@@ -264,7 +250,7 @@ def _run(
         "workdir": str(where.relative_to(where.parents[2])),
     }
     if not (where / workdir.REPORT).exists():
-        read = yield from arm_inputs(c, mine, inputs)
+        read = yield from arm_inputs(c, mine, inputs, judge.teachers)
         setting = setting_of(mine, where, read, judge.teachers)
         try:
             model, params = yield from train_student(setting, programs)

@@ -25,7 +25,7 @@ from distill_jax.study.page import finite, page
 from distill_jax.study.report import study_table
 from distill_jax.study.serving import compare_serving
 
-SERVING, PAGE = "serving.json", "report.html"
+SERVING = "serving.json"
 SAMPLES = 3  # prompts whose continuations the page shows
 
 
@@ -82,11 +82,11 @@ def write_report(
         return ships
     workdir.write_json(directory / workdir.PROVENANCE, facts)
     workdir.write_json(directory / workdir.REPORT, report)
-    workdir.write_text(directory / PAGE, page(report))
+    workdir.write_text(directory / workdir.PAGE, page(report))
     for name, text in svg_files(report).items():
         workdir.write_text(directory / name, text)
     yield table
-    yield f"\nreport: {directory / PAGE}"
+    yield f"\nreport: {directory / workdir.PAGE}"
     return ships
 
 

@@ -252,8 +252,8 @@ def finish(setting: Setting, model: Model, params: Params) -> Iterator[str]:
     last = {k: v for k, v in evaluations[-1].items() if k.startswith("eval/")}
     diff = (directory / workdir.CONFIG_DIFF).read_text()
     report = report_json(rows, last, lines, flatten(c), facts, history=history, config_diff=diff)
-    workdir.write_text(directory / "report.html", page(report))
+    workdir.write_text(directory / workdir.PAGE, page(report))
     workdir.write_json(directory / workdir.REPORT, report)
     yield samples_text(lines)
     yield text_table(rows)
-    yield f"\nstudent: {directory / workdir.STUDENT}\nreport:  {directory / 'report.html'}"
+    yield f"\nstudent: {directory / workdir.STUDENT}\nreport:  {directory / workdir.PAGE}"

@@ -191,20 +191,22 @@ def _teacher_metrics(study: Study) -> dict[str, float]:
     return {k.removeprefix(prefix): v for k, v in first.items() if k.startswith(prefix)}
 
 
+def _over_seeds(study: Study, arm: str, part: str) -> dict[str, dict[str, Any] | None]:
+    """Every number of a part of an arm's results (metrics, behaviour), by name."""
+    own = [result for (name, _), result in study.results.items() if name == arm]
+    names = dict.fromkeys(name for result in own for name in result.get(part, {}))
+    confidence = study.plan["confidence"]
+    return {name: interval(_of(study, arm, part, name), confidence) for name in names}
+
+
 def _metrics(study: Study) -> dict[str, dict[str, Any]]:
-    """Every aggregate of every arm over its seeds."""
+    """Every aggregate of every arm over its seeds; the teacher's own stand once."""
     rows = {}
     for arm in study.plan["arms"]:
-        names = dict.fromkeys(
-            name
-            for (of, _), result in study.results.items()
-            if of == arm
-            for name in result.get("metrics", {})
-            if not name.startswith("teacher_")
-        )
-        confidence = study.plan["confidence"]
-        rows[arm] = {n: interval(_of(study, arm, "metrics", n), confidence) for n in names}
-    teacher = {name: interval([v], 0.95) for name, v in _teacher_metrics(study).items()}
+        found = _over_seeds(study, arm, "metrics")
+        rows[arm] = {n: value for n, value in found.items() if not n.startswith("teacher_")}
+    confidence = study.plan["confidence"]
+    teacher = {name: interval([v], confidence) for name, v in _teacher_metrics(study).items()}
     return rows | ({TEACHER: teacher} if teacher else {})
 
 
@@ -251,11 +253,7 @@ def _behaviour(study: Study) -> dict[str, Any] | None:
         name: {key: interval([value], confidence) for key, value in values.items()}
         for name, values in study.written.items()
     }
-    for arm in plan["arms"]:
-        names = dict.fromkeys(
-            n for (a, _), r in study.results.items() if a == arm for n in r.get("behaviour", {})
-        )
-        rows[arm] = {n: interval(_of(study, arm, "behaviour", n), confidence) for n in names}
+    rows |= {arm: _over_seeds(study, arm, "behaviour") for arm in plan["arms"]}
     return behaviour_section(rows, prompts=plan["prompts"], new_tokens=plan["new_tokens"])
 
 
@@ -276,7 +274,7 @@ def _curve(study: Study, key: Key) -> dict[str, Any]:
 
 def _findings(study: Study) -> dict[str, Any]:
     of = lambda arm: [r for (a, _), r in sorted(study.records.items()) if a == arm]
-    mean = lambda name: (interval(_of(study, TREATMENT, "behaviour", name), 0.95) or {}).get("mean")
+    mean = lambda name: _mean(_of(study, TREATMENT, "behaviour", name))
     return findings(
         of(TREATMENT),
         of(EQUAL_STEPS),

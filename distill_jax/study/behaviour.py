@@ -115,19 +115,16 @@ def _write(
     key: Array,
     batch_size: int,
 ) -> list[list[int]]:
-    # Whole batches only, so that the last one needs no program of its own.
-    filler = prompts.prompts[:1] * (-len(prompts.prompts) % batch_size)
-    texts = generate(
+    return generate(
         run,
         params,
-        prompts.prompts + filler,
+        prompts.prompts,
         key,
         batch_size=batch_size,
         max_new_tokens=programs.limit,
         max_positions=programs.max_positions,
         stop_ids=programs.stop_ids,
     )
-    return texts[: len(prompts.prompts)]
 
 
 def data_metrics(prompts: Prompts, limit: int, training: Ngrams | None) -> dict[str, float | None]:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from distill_jax.evals.metrics import METRICS, token_metrics
-from distill_jax.losses.reduce import weighted_mean
+from distill_jax.evals.likelihood import make_eval_step
+from distill_jax.evals.metrics import METRICS
 from distill_jax.models.binding import Model
-from distill_jax.objective import teacher_targets
+from distill_jax.objective import live_teacher
 from distill_jax.sampling import PROMPT_STEP
 from distill_jax.types import Batch, Mean, Params, UserError
 
@@ -38,17 +38,11 @@ def make_divergence(
     if name not in ("forward_kl", "reverse_kl") or name not in METRICS:
         raise UserError(f"divergence {name!r} is unknown: use forward_kl or reverse_kl")
 
-    @jax.jit
+    eval_step = make_eval_step(student, live_teacher(teacher), block_tokens=block_tokens)
+
+    @jax.jit  # so that the other metrics are not computed
     def diverge(params, teacher_params, batch):
-        hidden = student.apply(params, batch.tokens_BT, batch.segment_BT, batch.position_BT)
-        values = token_metrics(
-            hidden.last_BTD,
-            student.unembed(params),
-            teacher_targets(teacher, teacher_params, batch),
-            batch.labels_BT,
-            block_tokens=block_tokens,
-        )
-        return weighted_mean(values[name], batch.weight_BT)
+        return eval_step(params, (teacher_params,), batch)[0][name]
 
     return diverge
 

@@ -62,18 +62,17 @@ def written(
             stop_ids=stop_ids,
             cache_dtype=cache_dtype,
         )
-        prompts = [requests[i].prompt[-room:] for i in members]
         new = generate(
             run,
             params,
-            prompts + prompts[-1:] * (-len(prompts) % batch_size),
+            [requests[i].prompt[-room:] for i in members],
             jax.random.key(seed),
             batch_size=batch_size,
             max_new_tokens=new_tokens,
             max_positions=model.config.max_positions,
             stop_ids=stop_ids,
         )
-        for i, ids in zip(members, new, strict=False):  # what fills the last batch is left out
+        for i, ids in zip(members, new, strict=True):
             texts[i] = _cut(tokenizer.backend.decode(list(ids)), requests[i].until)
     return texts
 

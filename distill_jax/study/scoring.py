@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from distill_jax.evals.metrics import token_metrics
+from distill_jax.evals.likelihood import make_eval_step
 from distill_jax.models.binding import Model
 from distill_jax.types import Array, Batch, Params, UserError
 
@@ -21,16 +21,11 @@ ScoreStep = Callable[[Params, Batch], tuple[Array, Array]]
 def make_score_step(model: Model, *, block_tokens: int = 256) -> ScoreStep:
     """Builds score(params, batch) -> (nll_BT in nats, 1 where greedy decoding gives the label)."""
 
+    eval_step = make_eval_step(model, None, block_tokens=block_tokens)
+
     @jax.jit
     def score_step(params, batch):
-        hidden = model.apply(params, batch.tokens_BT, batch.segment_BT, batch.position_BT)
-        values = token_metrics(
-            hidden.last_BTD,
-            model.unembed(params),
-            None,
-            batch.labels_BT,
-            block_tokens=block_tokens,
-        )
+        values = eval_step(params, (), batch)[1]
         return values["nll"], values["accuracy_top1"]
 
     return score_step

@@ -69,34 +69,10 @@ def make_programs(
     return Programs(prefill, decode)
 
 
-def measure_serving(
-    model: Model,
-    params: Params,
-    *,
-    prompt_tokens: int,
-    new_tokens: int,
-    batch_sizes: Sequence[int] = (1, 8),
-    repeats: int = 5,
-    cache_dtype: str = "float32",
-    seed: int = 0,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, float]:
-    """Parameters, bytes, milliseconds to the first token (one prompt), tokens a second.
-
-    Medians over `repeats`; compilation is over before the first. Raises UserError where prompt and
-    new tokens do not fit the model's positions.
-    """
-    turns = _turns(
-        {"model": (model, params)},
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
-        batch_sizes=batch_sizes,
-        repeats=repeats,
-        cache_dtype=cache_dtype,
-        seed=seed,
-        clock=clock,
-    )
-    return sizes(params) | _medians(turns["model"])
+def measure_serving(model: Model, params: Params, **options: Any) -> dict[str, float]:
+    """One model's row of compare_serving, whose options it takes, without a price."""
+    (row,) = compare_serving({"model": (model, params)}, **options)["models"]
+    return {key: row[key] for key in row if key not in ("model", "cost_per_million_tokens")}
 
 
 def compare_serving(
@@ -117,7 +93,9 @@ def compare_serving(
 
     price_per_hour: of the machine that this runs on; without it no cost is given. The cost of a
     million tokens is at the largest batch size. Without both of the two models there is no ratio
-    (None). Ratios of times are medians over turns, in which both ran one after the other.
+    (None). Times are medians over `repeats`, their ratios over turns, in which both ran one after
+    the other; compilation is over before the first. Raises UserError where prompt and new tokens do
+    not fit a model's positions.
     """
     turns = _turns(
         models,

@@ -18,7 +18,7 @@ def one_side(z, labels, prefix):
         f"{prefix}nll": -log[np.arange(len(z)), labels],
         f"{prefix}confidence": q.max(-1),
         f"{prefix}entropy": -(q * log).sum(-1),
-        f"{prefix}brier": ((q - np.eye(VOCAB)[labels]) ** 2).sum(-1),
+        f"{prefix}brier": ((q - np.eye(z.shape[1])[labels]) ** 2).sum(-1),
         f"{prefix}top5": best.astype(np.int32),
         f"{prefix}top5_probability": np.take_along_axis(q, best, -1),
     }

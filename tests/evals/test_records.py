@@ -18,6 +18,7 @@ from distill_jax.objective import cached_teacher, live_teacher, mixed_teachers
 from distill_jax.sharding import to_global
 from distill_jax.types import UserError
 from tests import tiny
+from tests.evals.random_records import log_softmax, one_side
 
 SEQ_LEN = 16
 # Student and teacher vocabularies: equal, and padded on either side.
@@ -60,11 +61,6 @@ def reference(teacher_vocab=61):
     return measure(pair(teacher_vocab), seed=3)
 
 
-def log_softmax(z):
-    z = z - z.max(-1, keepdims=True)
-    return z - np.log(np.exp(z).sum(-1, keepdims=True))
-
-
 def windows(text):
     """(document, position of the first label, tokens of the window with its last label)."""
     for d in range(len(text.offsets) - 1):
@@ -83,20 +79,6 @@ def logits_of(model, params, windows_inputs):
     hidden = jax.jit(model.apply)(params, padded, segment, place).last_BTD
     logits = np.asarray(head_logits(hidden, model.unembed(params)), np.float64)
     return [row[:length] for row, length in zip(logits, lengths, strict=True)]
-
-
-def one_side(z, labels, prefix):
-    log = log_softmax(z)
-    q = np.exp(log)
-    best = np.argsort(-z, -1, kind="stable")[:, :5]
-    return {
-        f"{prefix}nll": -log[np.arange(len(z)), labels],
-        f"{prefix}confidence": q.max(-1),
-        f"{prefix}entropy": -(q * log).sum(-1),
-        f"{prefix}brier": ((q - np.eye(z.shape[1])[labels]) ** 2).sum(-1),
-        f"{prefix}top5": best,
-        f"{prefix}top5_probability": np.take_along_axis(q, best, -1),
-    }
 
 
 def oracle(models, text=TEXT):
