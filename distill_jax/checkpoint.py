@@ -14,6 +14,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 from distill_jax.types import TrainState
 
 STATE = "state"
+CheckpointManager = ocp.CheckpointManager
 
 
 def open_manager(

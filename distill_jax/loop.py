@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from distill_jax import checkpoint
 from distill_jax.losses.reduce import finish
-from distill_jax.progress import progress_line
+from distill_jax.progress import progress_line, say
 from distill_jax.types import Array, Batch, Mean, NumbersBrokeDown, Params, Stopped, TrainState
 from distill_jax.workdir import METRICS, rewind
 from distill_jax.writers import Writer
@@ -181,15 +181,10 @@ class _Log:
         if self.bar is not None:
             self.bar.write(text, file=sys.stderr)
         else:
-            _say(text)
+            say(text, sys.stderr)
 
 
 SHOWN_EVALUATION = ("eval/nll", "eval/forward_kl", "eval/agreement_top1", "eval/teacher_nll")
-
-
-def _say(text: str) -> None:
-    if jax.process_index() == 0:
-        print(text, file=sys.stderr, flush=True)
 
 
 def _number(value: Any) -> float | None:

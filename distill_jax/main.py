@@ -132,11 +132,9 @@ def _run(command: Command) -> int:
         jax.distributed.initialize()
     elif command.processes > 1:
         jax.distributed.initialize(command.coordinator, command.processes, command.process)
-    from distill_jax import build
+    from distill_jax.jobs.run import run_job
 
-    for line in build.run_job(command.config, command.base, command.workdir):
-        if jax.process_index() == 0:
-            print(line, flush=True)
+    run_job(command.config, command.base, command.workdir)
     return 0
 
 

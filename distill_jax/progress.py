@@ -1,6 +1,16 @@
-"""What a person watching a run reads, as text: progress lines, tables. Nothing here prints."""
+"""What a person watching a run reads: progress lines, tables, and the one function that prints."""
 
+import sys
 from collections.abc import Sequence
+from typing import TextIO
+
+import jax
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Prints a line, once for all processes; to stdout unless another stream is given."""
+    if jax.process_index() == 0:
+        print(text, file=stream or sys.stdout, flush=True)
 
 
 def duration(seconds: float) -> str:

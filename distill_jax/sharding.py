@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from distill_jax.types import Batch, UserError, path_name
@@ -120,3 +121,9 @@ def place(tree: Any, shardings: Any) -> Any:
         tree,
         shardings,
     )
+
+
+def barrier(name: str) -> None:
+    """All processes wait for each other; what one wrote before, the others then see."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

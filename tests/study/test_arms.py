@@ -3,8 +3,8 @@
 import pytest
 
 from configs.base import get_config
-from distill_jax.build.arms import Shared, arm_config, cacheable
 from distill_jax.config import flatten
+from distill_jax.setup.arm_config import Shared, arm_config, cacheable
 from distill_jax.study.arms import ARMS, DEFAULT, arms_of
 from distill_jax.types import UserError
 

@@ -1,0 +1,158 @@
+"""A model writes after held-out prompts, and is measured by what it writes. Shapes: types.py."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from distill_jax.evals.exposure import EXPOSURE, Divergence, exposure_gap, make_divergence
+from distill_jax.evals.prompts import Prompts
+from distill_jax.evals.text_measures import BEHAVIOUR, Ids, Ngrams, Sample, aggregate
+from distill_jax.models.binding import Model
+from distill_jax.sampling import Continue, generate, make_continue
+from distill_jax.types import Array, Params
+
+
+class Programs(NamedTuple):
+    """What an architecture compiles once; models that differ in parameters alone share it.
+
+    write     the texts that are measured
+    draw      texts at temperature 1, for the exposure gap
+    diverge   None without a teacher
+    limit     new tokens of a text
+    """
+
+    write: Continue
+    draw: Continue
+    diverge: Divergence | None
+    limit: int
+    stop_ids: tuple[int, ...]
+    max_positions: int
+
+
+class Measured(NamedTuple):
+    """Measures by name (None where absent), and the texts they were taken from, as token ids."""
+
+    metrics: dict[str, float | None]
+    generated: list[list[int]]
+
+
+def make_programs(
+    model: Model,
+    teacher: Model | None,
+    *,
+    max_new_tokens: int,
+    stop_ids: tuple[int, ...],
+    temperature: float = 0.0,
+    divergence: str = "forward_kl",
+    cache_dtype: str = "float32",
+    block_tokens: int = 256,
+) -> Programs:
+    """The programs that measure_behaviour runs. `teacher`: for the exposure gap, or None.
+
+    divergence: forward_kl (teacher, student) or reverse_kl of that gap; UserError otherwise.
+    """
+    write, draw = (
+        make_continue(
+            model,
+            max_new_tokens=max_new_tokens,
+            temperature=t,
+            stop_ids=stop_ids,
+            cache_dtype=cache_dtype,
+        )
+        for t in (temperature, 1.0)
+    )
+    diverge = teacher and make_divergence(model, teacher, divergence, block_tokens=block_tokens)
+    return Programs(write, draw, diverge, max_new_tokens, stop_ids, model.config.max_positions)
+
+
+def measure_behaviour(
+    programs: Programs,
+    params: Params,
+    teacher_params: Params | None = None,
+    *,
+    prompts: Prompts,
+    training: Ngrams | None = None,
+    verify: Callable[[int, Ids], float] | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> Measured:
+    """Everything in BEHAVIOUR, and what is in EXPOSURE where there is a teacher.
+
+    verify(index of the prompt, generated ids) -> score from 0 to 1. The same seed gives the same
+    texts, whatever the batch size. Raises UserError where a prompt does not fit the model.
+    """
+    write_key, draw_key = (jax.random.fold_in(jax.random.key(seed), i) for i in range(2))
+    generated = _write(programs, programs.write, params, prompts, write_key, batch_size)
+    sample = Sample(
+        generated=generated,
+        limit=programs.limit,
+        references=prompts.references,
+        answers=prompts.answers,
+        scores=None if verify is None else [verify(i, ids) for i, ids in enumerate(generated)],
+        training=training,
+    )
+    exposure = dict.fromkeys(EXPOSURE)
+    if programs.diverge is not None and teacher_params is not None:
+        exposure = exposure_gap(
+            programs.diverge,
+            params,
+            teacher_params,
+            prompts=prompts.prompts,
+            own=_write(programs, programs.draw, params, prompts, draw_key, batch_size),
+            data=prompts.references,
+            limit=programs.limit,
+            batch_size=batch_size,
+        )
+    return Measured(aggregate(sample) | exposure, generated)
+
+
+def _write(
+    programs: Programs,
+    run: Continue,
+    params: Params,
+    prompts: Prompts,
+    key: Array,
+    batch_size: int,
+) -> list[list[int]]:
+    return generate(
+        run,
+        params,
+        prompts.prompts,
+        key,
+        batch_size=batch_size,
+        max_new_tokens=programs.limit,
+        max_positions=programs.max_positions,
+        stop_ids=programs.stop_ids,
+    )
+
+
+def data_metrics(prompts: Prompts, limit: int, training: Ngrams | None) -> dict[str, float | None]:
+    """The same measures of the data itself, as if a model had written it: what is normal."""
+    data = prompts.references
+    return aggregate(Sample(data, limit, data, prompts.answers, training=training))
+
+
+def behaviour_section(
+    measured: dict[str, dict[str, float | None]], *, prompts: int, new_tokens: int
+) -> dict[str, Any]:
+    """The part `behaviour` of report.json: a line a model, and what each measure means.
+
+    A measure that no model has is left out of both.
+    """
+    known = {name: (m.what, m.better) for name, m in BEHAVIOUR.items()} | EXPOSURE
+    present = [
+        name for name in known if any(row.get(name) is not None for row in measured.values())
+    ]
+    return {
+        "models": [
+            {"model": model} | {name: row.get(name) for name in present}
+            for model, row in measured.items()
+        ],
+        "metrics": [
+            dict(zip(("name", "what", "better"), (name, *known[name]), strict=True))
+            for name in present
+        ],
+        "prompts": prompts,
+        "new_tokens": new_tokens,
+    }

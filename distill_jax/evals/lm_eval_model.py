@@ -1,0 +1,258 @@
+"""Our models in EleutherAI's lm-evaluation-harness, as they are, without an export.
+
+The package lm_eval is optional and is imported only where it is used.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from distill_jax.data.chat import render_messages
+from distill_jax.data.tokenizer import Tokenizer
+from distill_jax.evals.log_likelihoods import log_likelihoods, make_score_step
+from distill_jax.models.binding import Model
+from distill_jax.sampling import generate, make_continue
+from distill_jax.types import Params, UserError
+
+INSTALL = "pip install 'lm_eval>=0.4.13'"
+NEW_TOKENS = 256  # where a task does not say how much may be written; the harness' own default
+
+
+class Request(NamedTuple):
+    """One text to be continued: its token ids, what ends it, and how it is drawn."""
+
+    prompt: list[int]
+    until: list[str]
+    new_tokens: int
+    temperature: float
+
+
+def written(
+    model: Model,
+    params: Params,
+    tokenizer: Tokenizer,
+    requests: Sequence[Request],
+    *,
+    stop_ids: tuple[int, ...],
+    batch_size: int,
+    cache_dtype: str,
+    seed: int = 0,
+) -> list[str]:
+    """The text after each prompt, up to and without the first of its `until` strings.
+
+    A prompt that leaves no room for its new tokens loses tokens from the left.
+    """
+    groups: dict[tuple[int, float], list[int]] = {}
+    for i, request in enumerate(requests):
+        groups.setdefault((request.new_tokens, request.temperature), []).append(i)
+    texts = [""] * len(requests)
+    for (new_tokens, temperature), members in groups.items():
+        room = model.config.max_positions - new_tokens
+        if room < 1:
+            raise UserError(
+                f"a task wants {new_tokens} new tokens and the model has"
+                f" {model.config.max_positions} positions: set max_gen_toks of the task lower"
+            )
+        members.sort(key=lambda i: len(requests[i].prompt))  # so that rows of a batch are alike
+        run = make_continue(
+            model,
+            max_new_tokens=new_tokens,
+            temperature=temperature,
+            stop_ids=stop_ids,
+            cache_dtype=cache_dtype,
+        )
+        new = generate(
+            run,
+            params,
+            [requests[i].prompt[-room:] for i in members],
+            jax.random.key(seed),
+            batch_size=batch_size,
+            max_new_tokens=new_tokens,
+            max_positions=model.config.max_positions,
+            stop_ids=stop_ids,
+        )
+        for i, ids in zip(members, new, strict=True):
+            texts[i] = _cut(tokenizer.backend.decode(list(ids)), requests[i].until)
+    return texts
+
+
+def _cut(text: str, until: Sequence[str]) -> str:
+    for stop in until:
+        text = text.split(stop, 1)[0] if stop else text
+    return text
+
+
+def request_of(prompt: list[int], options: dict[str, Any]) -> Request:
+    """A generation request of the harness. Raises UserError for sampling that is not offered."""
+    sizes = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+    new_tokens = next((options[k] for k in sizes if options.get(k) is not None), NEW_TOKENS)
+    temperature = float(options.get("temperature") or 0)
+    if options.get("do_sample") is False:
+        temperature = 0.0
+    cuts = [k for k in ("top_k", "top_p", "min_p") if options.get(k) not in (None, 0, 1)]
+    if temperature and cuts:
+        raise UserError(
+            f"a task samples with {', '.join(cuts)}, which is not offered: use greedy decoding or"
+            " temperature alone"
+        )
+    until = options.get("until") or []
+    return Request(prompt, [until] if isinstance(until, str) else until, new_tokens, temperature)
+
+
+def make_harness_model(
+    model: Model,
+    params: Params,
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int = 8,
+    stop_ids: tuple[int, ...] | None = None,
+    cache_dtype: str = "float32",
+    block_tokens: int = 256,
+) -> Any:
+    """An lm_eval.api.model.LM of a model on one process; to be given to lm_eval.simple_evaluate.
+
+    Raises UserError where lm_eval is not installed.
+    """
+    harness = _harness()
+    score_step = make_score_step(model, block_tokens=block_tokens)
+    max_length = model.config.max_positions
+    end_ids = stop_ids or (tokenizer.eos_id,)
+    begin = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+    begin_text = tokenizer.backend.decode([begin], skip_special_tokens=False)
+
+    class HarnessModel(harness.api.model.TemplateLM):
+        """Tokens and texts of the harness, answered by the functions above."""
+
+        eot_token_id = tokenizer.eos_id
+        prefix_token_id = begin
+        tokenizer_name = tokenizer.fingerprint
+
+        def tok_encode(self, string, add_special_tokens=None, **_):
+            special = add_special_tokens
+            if special is None:
+                special = not (begin_text and string.startswith(begin_text))
+            ids = tokenizer.backend.encode(string, add_special_tokens=special).ids
+            return ids[:-1] if special and tokenizer.adds_eos else ids
+
+        def _loglikelihood_tokens(self, requests, **_):
+            pairs = [(context, continuation) for _, context, continuation in requests]
+            found = log_likelihoods(
+                score_step, params, pairs, batch_size=batch_size, max_length=max_length
+            )
+            for (key, *_), answer in zip(requests, found, strict=True):
+                if key is not None:
+                    self.cache_hook.add_partial("loglikelihood", key, answer)
+            return found
+
+        def loglikelihood_rolling(self, requests, disable_tqdm=False):
+            windows, owners = [], []
+            for i, request in enumerate(requests):
+                for window in harness.utils.get_rolling_token_windows(
+                    token_list=self.tok_encode(request.args[0]),
+                    prefix_token=begin,
+                    max_seq_len=max_length,
+                    context_len=1,
+                ):
+                    windows.append((None, *harness.utils.make_disjoint_window(window)))
+                    owners.append(i)
+            totals = [0.0] * len(requests)
+            for i, (value, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+                totals[i] += value
+            for request, total in zip(requests, totals, strict=True):
+                self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+            return totals
+
+        def generate_until(self, requests, disable_tqdm=False):
+            # An empty prompt begins as a text does.
+            wanted = [
+                request_of(self.tok_encode(text) or [begin], options)
+                for text, options in _arguments(requests)
+            ]
+            texts = written(
+                model,
+                params,
+                tokenizer,
+                wanted,
+                stop_ids=end_ids,
+                batch_size=batch_size,
+                cache_dtype=cache_dtype,
+            )
+            for arguments, text in zip(_arguments(requests), texts, strict=True):
+                self.cache_hook.add_partial("generate_until", arguments, text)
+            return texts
+
+        def apply_chat_template(self, chat_history, add_generation_prompt=True):
+            text = render_messages(
+                tokenizer,
+                chat_history,
+                add_generation_prompt=add_generation_prompt,
+                where="a task of lm_eval",
+            )
+            if add_generation_prompt:
+                return text
+            # The model goes on with the last message, so what closes it is left out.
+            last = chat_history[-1]["content"].strip()
+            return text[: text.rindex(last) + len(last)]
+
+        def chat_template(self, chat_template=False):
+            return tokenizer.chat_template or ""
+
+    return HarnessModel()
+
+
+def _arguments(requests):
+    return [request.args for request in requests]
+
+
+def _harness():
+    try:
+        import lm_eval.api.model
+        import lm_eval.utils
+    except ImportError as error:
+        raise UserError(f"benchmarks need the package lm_eval ({error}): {INSTALL}") from error
+    return lm_eval
+
+
+def score(
+    harness_model: Any,
+    tasks: Sequence[str],
+    *,
+    include_path: str | None = None,
+    num_fewshot: int | None = None,
+    limit: int | None = None,
+    chat: bool = False,
+) -> dict[str, float]:
+    """Every number that the harness gives for some tasks, as TASK/METRIC; standard errors too.
+
+    include_path: a directory with tasks of one's own. limit: documents a task. chat: prompts in
+    the chat template. Raises UserError for a task that the harness does not know.
+    """
+    harness = _harness()
+    from lm_eval.tasks import TaskManager
+
+    # Reading the harness' own list takes seconds, so it is read only where it is needed.
+    manager = TaskManager(include_path=include_path, include_defaults=False)
+    if not all(manager.match_tasks([task]) for task in tasks):
+        manager = TaskManager(include_path=include_path)
+    unknown = [task for task in tasks if not manager.match_tasks([task])]
+    if unknown or not tasks:
+        raise UserError(
+            f"lm_eval does not know the tasks {unknown or '()'}: `lm-eval ls tasks` lists its own"
+        )
+    found = harness.simple_evaluate(
+        model=harness_model,
+        tasks=list(tasks),
+        task_manager=manager,
+        num_fewshot=num_fewshot,
+        limit=limit,
+        apply_chat_template=chat,
+        log_samples=False,
+        bootstrap_iters=1000,
+    )
+    return {
+        f"{task}/{name.removesuffix(',none')}": float(value)
+        for task, values in found["results"].items()
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }

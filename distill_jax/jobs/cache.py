@@ -1,0 +1,255 @@
+"""The job cache: the teacher runs once over the text, and what it gives is stored for training."""
+
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from distill_jax.config import at_least, choose
+from distill_jax.data.cache import open_cache, pieces_of
+from distill_jax.data.cache_files import Manifest, shard_keys
+from distill_jax.data.cache_records import KINDS
+from distill_jax.data.cache_writer import (
+    Writer,
+    check_disk,
+    claim,
+    finish,
+    head_file,
+    open_writer,
+    write_head,
+)
+from distill_jax.losses.fused import linear_divergence
+from distill_jax.losses.terms import Term
+from distill_jax.objective import live_teacher, partly
+from distill_jax.progress import progress_line, say
+from distill_jax.setup import data, teachers
+from distill_jax.setup.loss import terms_of
+from distill_jax.setup.models import Loaded, check_length, count, load_teacher
+from distill_jax.sharding import (
+    barrier,
+    batch_sharding,
+    batch_ways,
+    check_batch,
+    local_part,
+    local_rows,
+    make_mesh,
+)
+from distill_jax.types import Batch, Stopped, UserError
+
+SECONDS_BETWEEN_LINES = 20
+STREAM = 2  # of random numbers
+
+
+class CacheRun(NamedTuple):
+    """What the parts of the job share."""
+
+    config: ConfigDict
+    directory: Path
+    mesh: Mesh
+    teacher: Loaded
+    rows: list[Batch]
+    compute: Any  # (params, batch) -> signals [B, T, ..] by name
+
+
+def cache_job(c: ConfigDict, directory: Path) -> None:
+    """Writes config.teacher.targets of all training and held-out text into the workdir."""
+    kind = c.teacher.targets
+    mesh = make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tensor)
+    check_batch("cache.batch_size", c.cache.batch_size, 1, mesh)
+    at_least("cache.shard_tokens", c.cache.shard_tokens, 1)
+    choose("teacher.targets", kind, KINDS)
+    choose("cache.dtype", c.cache.dtype, KINDS[kind].dtypes)
+    if not c.teacher.path or c.teacher.path == teachers.AVERAGE or c.teacher.more:
+        raise UserError(
+            "the job cache stores one teacher: give --config.teacher.path=PATH, and no teacher.more"
+        )
+    if kind == "sampled" and not 1 <= c.teacher.draws <= 255:
+        raise UserError(f"config.teacher.draws is {c.teacher.draws}: a cache holds 1 to 255 draws")
+    documents, held_out = data.training_documents(c)
+    teacher = load_teacher(c, mesh)
+    check_length(c, teacher.model.config, c.teacher.path)
+    say(f"teacher: {count(teacher.params) / 1e6:.1f} M parameters, {c.teacher.path}")
+    texts = [
+        data.tokenized(some, teacher.tokenizer, teacher.model.config.vocab)
+        for some in (documents, held_out)
+    ]
+    parts = [data.packed(c, text, seed=None) for text in texts]
+    for name, part in zip(("training", "held-out"), parts, strict=True):
+        say(f"{name} text: {data.description(part)}")
+    rows = [part.rows[i] for part in parts for i in range(len(part.rows))]
+    fill_cache(c, directory, mesh, teacher, rows)
+
+
+def fill_cache(
+    c: ConfigDict, directory: Path, mesh: Mesh, teacher: Loaded, rows: list[Batch]
+) -> None:
+    """Stores what the teacher gives for the pieces of some rows, and reads it once again."""
+    kind = c.teacher.targets
+    run = CacheRun(c, directory, mesh, teacher, rows, _compute(c, teacher, mesh))
+    hashes = data.cache_hashes(teacher, teacher.tokenizer)
+    manifest = Manifest(kind, _form(c, teacher), c.data.seq_len, hashes)
+    _write(run, manifest)
+    _report(run)
+
+
+def _form(c: ConfigDict, teacher: Loaded) -> dict[str, Any]:
+    """The sizes of what is stored, and how the teacher's hidden states become logits."""
+    unembed = jax.eval_shape(teacher.model.unembed, teacher.model.abstract())
+    width, vocab = unembed.weight_DV.shape
+    head = teacher.model.config
+    temperatures = list(teachers.temperatures_of(terms_of(c)))
+    k = min(c.teacher.k, vocab) if c.teacher.targets == "top_k" else c.teacher.draws
+    sizes = {"width": width, "vocab": vocab, "k": k, "draws": c.teacher.draws}
+    fixed = {"softcap": head.final_softcap, "scale": head.logit_scale}
+    return {"dtype": c.cache.dtype, "temperatures": temperatures, **sizes, **fixed}
+
+
+def _compute(c: ConfigDict, teacher: Loaded, mesh: Mesh):
+    """The jitted function from a batch to the signals of a kind."""
+    teach, kind = live_teacher(teacher.model), c.teacher.targets
+    if kind != "hidden":
+        part = teachers.part_of(c, teachers.temperatures_of(terms_of(c)), batch_ways(mesh))
+        teach = partly(teach, part)
+    key = jax.random.fold_in(jax.random.key(c.seed), STREAM)
+
+    def compute(params, batch):
+        targets = teach((params,), batch, key)
+        if kind == "hidden":
+            return {"hidden": targets.hidden_BTD}
+        if kind == "sampled":
+            counts = jax.numpy.round(targets.probability_BTK * c.teacher.draws)
+            return {"ids": targets.ids_BTK, "counts": counts.astype("int32")}
+        return {"ids": targets.ids_BTK, "logits": targets.logits_BTK, "rest": targets.rest_BTN}
+
+    return jax.jit(compute, out_shardings=batch_sharding(mesh))
+
+
+def _write(run: CacheRun, manifest: Manifest) -> None:
+    """Every piece that is not there yet, a batch at a time; a stop keeps what is done."""
+    c, directory, process = run.config, run.directory, jax.process_index()
+    head = None
+    if manifest.kind == "hidden":
+        head, digest = _head(run)
+        manifest = manifest._replace(hashes=manifest.hashes | {"head": digest})
+    pieces = [list(pieces_of(row)) for row in run.rows]
+    tokens = {key: place.stop - place.start for row in pieces for place, key in row}
+    first = _signals(run, run.rows[: c.cache.batch_size])
+    size = KINDS[manifest.kind].bytes_per_token(manifest.form, _distinct(first))
+    total = sum(tokens.values())
+    say(
+        f"{manifest.kind} signals of {total:,} tokens, {size:,.0f} bytes per token:"
+        f" {total * size / 1e9:.3f} GB"
+    )
+    if process == 0:
+        claim(directory, manifest)
+        if head is not None:
+            write_head(directory, head)
+    barrier("cache claimed")
+    done = shard_keys(directory)
+    left = sum(n for key, n in tokens.items() if key.hex() not in done)
+    check_disk(directory, round(left * size))
+    if left < total:
+        say(f"{total - left:,} tokens are there already")
+    writer = open_writer(directory, manifest, process=process, shard_tokens=c.cache.shard_tokens)
+    todo = [i for i, row in enumerate(pieces) if any(key.hex() not in done for _, key in row)]
+    barrier("cache read")
+    try:
+        _batches(run, writer, pieces, todo)
+    except Stopped:
+        writer.commit()
+        raise Stopped("stopped by a signal; the signals so far are saved") from None
+    writer.commit()
+    barrier("cache written")
+    if process == 0:
+        finish(directory, set(tokens))
+    barrier("cache finished")
+
+
+def _batches(
+    run: CacheRun, writer: Writer, pieces: list[list[tuple[slice, bytes]]], todo: list[int]
+) -> None:
+    size, rows = run.config.cache.batch_size, run.rows
+    began = shown = time.monotonic()
+    part, seen, owner = local_rows(run.mesh, size), 0, {}
+    for i in todo:
+        # A piece that stands in rows of several processes is written by one of them.
+        for _, key in pieces[i]:
+            owner.setdefault(key, i)
+    for start in range(0, len(todo), size):
+        indices = todo[start : start + size]
+        chosen = [rows[i] for i in indices]
+        computed = _signals(run, chosen)
+        for n, i in enumerate(indices[part]):
+            for place, key in pieces[i]:
+                if owner[key] == i and writer.missing([key]):
+                    writer.add(key, {name: value[n][place] for name, value in computed.items()})
+        seen += sum(int((row.segment_BT > 0).sum()) for row in chosen)
+        now, last = time.monotonic(), start + size >= len(todo)
+        if last or now - shown > SECONDS_BETWEEN_LINES:
+            shown = now
+            count, speed = min(start + size, len(todo)), seen / (now - began)
+            eta = (now - began) / count * (len(todo) - count)
+            say(progress_line(count, len(todo), eta, speed, {}))
+
+
+def _signals(run: CacheRun, chosen: list[Batch]) -> dict[str, np.ndarray]:
+    """The signals of this process's rows of a batch, which rows of padding fill up."""
+    size = run.config.cache.batch_size
+    batch = data.batch_of(chosen, size, run.mesh)
+    return jax.tree.map(local_part, run.compute(run.teacher.params, batch))
+
+
+def _distinct(signals: dict[str, np.ndarray]) -> float:
+    """Entries a token that hold something, where a kind has entries."""
+    return float((signals["ids"] >= 0).sum(-1).mean()) if "ids" in signals else 0.0
+
+
+def _head(run: CacheRun) -> tuple[bytes, str]:
+    """The teacher's head beside its hidden states, so that training needs no teacher."""
+    unembed = jax.jit(run.teacher.model.unembed)(run.teacher.params)
+    weight, bias = multihost_utils.process_allgather(
+        (unembed.weight_DV, unembed.bias_V), tiled=True
+    )
+    return head_file(np.asarray(weight), bias)
+
+
+def _report(run: CacheRun) -> None:
+    """Reads the cache as training will, and says what the stored form loses."""
+    c = run.config
+    cache = open_cache(run.directory)
+    stored = [cache.attach(row) for row in run.rows[: c.cache.batch_size]]
+    batch = data.batch_of(stored, c.cache.batch_size, run.mesh, cache.padding)
+    lost = _lost(run, cache, batch)
+    manifest = cache.manifest
+    say(
+        f"wrote {manifest.pieces:,} pieces, {manifest.tokens:,} tokens to {run.directory};"
+        f" KL(stored || teacher) {lost:.1e} nats per token over the first batch"
+    )
+
+
+def _lost(run: CacheRun, cache, batch: Batch) -> float:
+    """KL of the stored distribution from the teacher's, in nats per token."""
+    teacher, head = run.teacher, cache.head()
+    teach = teachers.cached(cache.manifest, "renormalise")
+
+    @jax.jit
+    def value(params, head, batch):
+        live = live_teacher(teacher.model)((params,), batch, jax.random.key(0))
+        return linear_divergence(
+            live.hidden_BTD,
+            live.unembed,
+            teach((head,), batch, jax.random.key(0)),
+            batch.labels_BT,
+            (batch.segment_BT > 0).astype("float32"),
+            terms=(Term("forward_kl", 1.0),),
+            block_tokens=run.config.model.block_tokens,
+            mesh=run.mesh,
+        )[1]["forward_kl"]
+
+    mean = value(teacher.params, head, batch)
+    return float(mean.total) / float(mean.count)

@@ -1,0 +1,160 @@
+"""The job diagnose: where a student differs from its teacher, whoever trained it, and why."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from distill_jax import workdir
+from distill_jax.config import flatten
+from distill_jax.diagnosis.advice import options
+from distill_jax.diagnosis.summary import findings
+from distill_jax.diagnosis.triggers import facts_of
+from distill_jax.evals.aggregates import aggregate
+from distill_jax.evals.continuations import behaviour_section
+from distill_jax.evals.records_file import write_records
+from distill_jax.jobs.study_report import TOKENS
+from distill_jax.progress import say
+from distill_jax.report.page import page
+from distill_jax.report.run import report_json
+from distill_jax.report.tables import ModelRow, text_table
+from distill_jax.setup import data, teachers
+from distill_jax.setup.evaluator import (
+    Evaluator,
+    evaluator_of,
+    measure_texts,
+    measure_tokens,
+    run_facts,
+    text_of,
+)
+from distill_jax.setup.inputs import Inputs
+from distill_jax.setup.models import (
+    Loaded,
+    Source,
+    check_length,
+    check_tokenizers,
+    count,
+    load_model,
+    load_teacher,
+)
+from distill_jax.setup.provenance import provenance
+from distill_jax.setup.teachers import Teachers
+from distill_jax.sharding import check_batch, make_mesh
+from distill_jax.types import UserError
+
+
+def diagnose_job(c: ConfigDict, directory: Path) -> None:
+    """Compares student.path with teacher.path on the evaluation text; diagnose.baseline beside it.
+
+    Writes tokens.parquet, report.json and report.html.
+    """
+    for key in ("teacher", "student"):
+        if not c[key].path:
+            raise UserError(f"config.{key}.path is empty: diagnose needs --config.{key}.path=PATH")
+    mesh = make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tensor)
+    check_batch("eval.batch_size", c.eval.batch_size, 1, mesh)
+    documents = data.evaluation_documents(c)
+    models = _models(c, mesh)
+    for name, loaded in models.items():
+        say(f"{name}: {count(loaded.params) / 1e6:.1f} M parameters, {loaded.path}")
+    evaluator = evaluator_of(c, _inputs(c, mesh, models, documents))
+    say(f"text: {data.description(evaluator.held_out)}")
+    records = {
+        name: measure_tokens(c, loaded, evaluator)
+        for name, loaded in models.items()
+        if name != "teacher"
+    }
+    written = {name: measure_texts(c, loaded, evaluator).metrics for name, loaded in models.items()}
+    if jax.process_index():
+        return
+    write_records(directory / TOKENS, records["student"])
+    report = _report(c, directory, evaluator, models, records, written)
+    workdir.write_json(directory / workdir.REPORT, report)
+    workdir.write_text(directory / workdir.PAGE, page(report))
+    say(report["table"])
+    for line in _lines(report):
+        say(line)
+    say(f"\nreport: {directory / workdir.PAGE}")
+
+
+def _models(c: ConfigDict, mesh: Mesh) -> dict[str, Loaded]:
+    models = {
+        "teacher": load_teacher(c, mesh),
+        "student": load_model(c, c.student.path, c.student.dtype, mesh),
+    }
+    if c.diagnose.baseline:
+        models["baseline"] = load_model(c, c.diagnose.baseline, c.student.dtype, mesh)
+    for loaded in models.values():
+        check_length(c, loaded.model.config, loaded.path)
+        check_tokenizers(loaded.tokenizer, models["teacher"])
+    return models
+
+
+def _inputs(c: ConfigDict, mesh: Mesh, models: dict[str, Loaded], documents) -> Inputs:
+    """The text to look at; how frequent a token is, it says itself where no other text is known."""
+    student = models["student"]
+    vocab = min(loaded.model.config.vocab for loaded in models.values())
+    text = data.tokenized(documents, student.tokenizer, vocab)
+    training = text
+    if c.data.eval_source and c.data.source:
+        training = data.tokenized(data.training_documents(c)[0], student.tokenizer, vocab)
+    found = Teachers((models["teacher"],), None, None, False)
+    return Inputs(
+        mesh, found, Source(student.model.config, None), student.tokenizer, training, text
+    )
+
+
+def _report(c, directory, evaluator: Evaluator, models, records, written) -> dict:
+    student, first = models["student"], models["teacher"]
+    metrics = aggregate(records["student"].columns)
+    evaluation = {f"eval/{name}": value for name, value in metrics.items()}
+    evaluation["eval/tokens"] = len(records["student"].columns["token"])
+    rows = [
+        ModelRow.teacher(first.path, count(first.params), evaluation),
+        ModelRow.of(student.path, count(student.params), evaluation),
+    ]
+    facts = provenance(
+        evaluator.mesh,
+        student.tokenizer,
+        teachers.identity(evaluator.teachers),
+        {"eval": evaluator.held_out},
+    )
+    diff = (directory / workdir.CONFIG_DIFF).read_text()
+    report = report_json(rows, evaluation, [], flatten(c), facts, config_diff=diff)
+    baseline = [records["baseline"]] if "baseline" in records else []
+    report |= findings(
+        [records["student"]],
+        baseline,
+        names=("student", "baseline"),
+        text_of=text_of(student.tokenizer),
+        document_labels=evaluator.labels,
+        kl_own=written["student"].get("kl_own"),
+        kl_data=written["student"].get("kl_data"),
+    )
+    if evaluator.prompts is not None:
+        report["behaviour"] = behaviour_section(
+            written, prompts=len(evaluator.prompts.prompts), new_tokens=c.study.new_tokens
+        )
+    report["options"] = options(
+        facts_of(report, student="student"),
+        config=flatten(c),
+        steps=c.steps,
+        flops_per_step=None,
+        **run_facts(c, evaluator),
+    )
+    report["table"] = text_table(rows)
+    return report
+
+
+def _lines(report: dict) -> Iterator[str]:
+    """What the page says first, for a terminal."""
+    found = report["diagnose"]
+    if found["half_of_kl_share"] is not None:
+        yield f"\nhalf of the divergence stands on {found['half_of_kl_share']:.1%} of the tokens"
+    for row in found["classes"]:
+        if row["tokens"]:
+            yield f"  {row['class']}: {row['tokens']:,} tokens, {row['share_of_kl']:.1%} of it"
+    for option in report["options"]:
+        yield f"to try: {option['name']} ({option['override']})"

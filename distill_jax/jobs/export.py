@@ -1,0 +1,49 @@
+"""The job export: a Hugging Face directory from a run's checkpoints, or from any model."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from distill_jax import checkpoint, workdir
+from distill_jax.config import choose
+from distill_jax.export import export_student
+from distill_jax.progress import say
+from distill_jax.setup.loss import terms_of
+from distill_jax.setup.models import (
+    load_model,
+    load_only_model,
+    load_teacher,
+    student_tokenizer,
+)
+from distill_jax.setup.training import (
+    ARCHITECTURE,
+    abstract_state,
+    open_checkpoints,
+    saved_model,
+    starter,
+)
+from distill_jax.sharding import make_mesh
+from distill_jax.types import UserError
+
+
+def export_job(c: ConfigDict, directory: Path) -> None:
+    """Writes workdir/student: from this run's checkpoints, or else from student.path."""
+    mesh = make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tensor)
+    choose("export.checkpoint", c.export.checkpoint, ("latest", "best"))
+    if (directory / ARCHITECTURE).exists():
+        manager = open_checkpoints(c, directory)
+        step = manager.latest_step() if c.export.checkpoint == "latest" else manager.best_step()
+        if step is None:
+            raise UserError(f"{directory} has no checkpoint yet: train first")
+        model = saved_model(c, directory)
+        abstract, _ = abstract_state(model, starter(c, terms_of(c)), mesh)
+        params = checkpoint.restore(manager, abstract, step).params
+        teacher = load_teacher(c, mesh) if not c.student.path else None
+        read = load_model(c, c.student.path, c.student.dtype, mesh) if c.student.path else teacher
+        tokenizer, where = student_tokenizer(c, teacher or read), f"step {step}"
+    else:
+        read = load_only_model(c, mesh)
+        model, params, tokenizer, where = read.model, read.params, read.tokenizer, read.path
+    target = directory / workdir.STUDENT
+    export_student(target, model.config, params, tokenizer, read.token_ids, dtype=c.export.dtype)
+    say(f"wrote {target} from {where}")

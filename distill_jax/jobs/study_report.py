@@ -1,0 +1,180 @@
+"""The report of a study: read back from the arms' workdirs, judged, and written as two files."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from distill_jax import workdir
+from distill_jax.config import flatten
+from distill_jax.evals.continuations import data_metrics
+from distill_jax.evals.records_file import read_records
+from distill_jax.evals.serving import compare_serving
+from distill_jax.progress import say
+from distill_jax.report.charts import svg_files
+from distill_jax.report.page import finite, page
+from distill_jax.report.study import Study, study_report
+from distill_jax.report.tables import study_table
+from distill_jax.setup import teachers
+from distill_jax.setup.evaluator import (
+    Evaluator,
+    Written,
+    measure_texts,
+    read_written,
+    run_facts,
+    text_of,
+)
+from distill_jax.setup.inputs import Inputs
+from distill_jax.setup.models import count, load_model
+from distill_jax.setup.provenance import provenance
+from distill_jax.study.arms import TREATMENT
+from distill_jax.study.results import Key, RunResult, StudyPlan
+
+TOKENS, BEHAVIOUR, SERVING = "tokens.parquet", "behaviour.json", "serving.json"
+SAMPLES = 3  # prompts whose continuations the page shows
+
+
+def write_report(
+    c: ConfigDict,
+    directory: Path,
+    plan: StudyPlan,
+    results: Mapping[Key, RunResult],
+    evaluator: Evaluator,
+    inputs: Inputs,
+) -> bool:
+    """Writes report.json and report.html of all finished runs; gives whether the student may ship.
+
+    Every process takes part in what runs a model, and decides alike.
+    """
+    say("measuring what the teacher writes, and what serving costs")
+    written = {
+        "teacher": _teacher_texts(c, directory, evaluator).metrics,
+        "data": _data_measures(c, evaluator),
+    }
+    done = [key for key, result in results.items() if result.failed is None]
+    where = {key: directory / result.workdir for key, result in results.items()}
+    lines = {key: workdir.read_lines(where[key] / workdir.METRICS) for key in done}
+    first = evaluator.teachers.first
+    versions = provenance(
+        evaluator.mesh,
+        inputs.tokenizer,
+        teachers.identity(evaluator.teachers),
+        {"train": inputs.training, "eval": evaluator.held_out},
+    )
+    report = finite(
+        study_report(
+            Study(
+                plan=plan,
+                results=results,
+                records={key: read_records(where[key] / TOKENS) for key in done},
+                curves={key: [x for x in lines[key] if "eval/nll" in x] for key in done},
+                written={name: row for name, row in written.items() if row},
+                serving=_serving(c, directory, evaluator, where, done),
+                teacher_parameters=first and count(first.params),
+                invalid=_mismatch(inputs),
+                text_of=text_of(inputs.tokenizer),
+                document_labels=evaluator.labels,
+                config=flatten(c),
+                config_diff=(directory / workdir.CONFIG_DIFF).read_text(),
+                provenance=versions,
+                run=run_facts(c, evaluator),
+                samples=_samples(directory, plan, where, done),
+            )
+        )
+    )
+    table = study_table(report)
+    report["table"] = table
+    ships = report["verdict"]["ships"]
+    if jax.process_index() == 0:
+        workdir.write_json(directory / workdir.PROVENANCE, versions)
+        workdir.write_json(directory / workdir.REPORT, report)
+        workdir.write_text(directory / workdir.PAGE, page(report))
+        for name, text in svg_files(report).items():
+            workdir.write_text(directory / name, text)
+    say(table)
+    say(f"\nreport: {directory / workdir.PAGE}")
+    return ships
+
+
+def _teacher_texts(c: ConfigDict, directory: Path, evaluator: Evaluator) -> Written:
+    """What the teacher writes, measured once a study."""
+    path = directory / "teacher" / BEHAVIOUR
+    if path.exists() or evaluator.teachers.first is None or evaluator.prompts is None:
+        return read_written(path)
+    written = measure_texts(c, evaluator.teachers.first, evaluator)
+    if jax.process_index() == 0:
+        path.parent.mkdir(exist_ok=True)
+        workdir.write_json(path, written.json())
+    return written
+
+
+def _samples(
+    directory: Path, plan: StudyPlan, where: Mapping[Key, Path], done: Sequence[Key]
+) -> list[dict[str, Any]]:
+    """The first prompts, continued by the teacher and by each arm's first seed, and the data."""
+    paths = {"teacher": directory / "teacher"}
+    for arm, seed in sorted(done, key=lambda key: key[1]):
+        paths.setdefault(arm, where[arm, seed])
+    steps = {"teacher": 0} | {name: planned.steps for name, planned in plan.by_name.items()}
+    lines: list[dict[str, Any]] = []
+    for name, path in ((name, paths[name]) for name in steps if name in paths):
+        texts = read_written(path / BEHAVIOUR).texts[:SAMPLES]
+        if not lines:
+            lines += [_sample("data", 0, text.prompt, text.reference) for text in texts]
+        lines += [_sample(name, steps[name], text.prompt, text.text) for text in texts]
+    return lines
+
+
+def _sample(model: str, step: int, prompt: str, text: str) -> dict[str, Any]:
+    return {"model": model, "step": step, "prompt": prompt, "text": text}
+
+
+def _data_measures(c: ConfigDict, evaluator: Evaluator) -> dict[str, float | None]:
+    if evaluator.prompts is None:
+        return {}
+    return data_metrics(evaluator.prompts, c.study.new_tokens, evaluator.training)
+
+
+def _serving(
+    c: ConfigDict,
+    directory: Path,
+    evaluator: Evaluator,
+    where: Mapping[Key, Path],
+    done: Sequence[Key],
+) -> dict | None:
+    """What teacher and student cost to serve, measured once, one after the other."""
+    path = directory / SERVING
+    price = c.study.price_per_hour or None
+    if path.exists():
+        known = json.loads(path.read_text())
+        if known["price_per_hour"] == price:
+            return known
+    students = [where[key] for key in done if key[0] == TREATMENT]
+    if not students:
+        return None
+    student = load_model(c, str(students[0] / workdir.STUDENT), c.export.dtype, evaluator.mesh)
+    models = {"student": (student.model, student.params)}
+    if evaluator.teachers.first is not None:
+        models["teacher"] = evaluator.teachers.first.model, evaluator.teachers.first.params
+    measured = compare_serving(
+        models,
+        prompt_tokens=c.study.prompt_tokens,
+        new_tokens=c.study.new_tokens,
+        price_per_hour=price,
+        cache_dtype=c.model.compute_dtype,
+        seed=c.seed,
+    )
+    if jax.process_index() == 0:
+        workdir.write_json(path, measured)
+    return measured
+
+
+def _mismatch(inputs: Inputs) -> str | None:
+    """A reason why student and teacher do not see the same text."""
+    first, tokenizer = inputs.teachers.first, inputs.tokenizer
+    if first is not None and tokenizer.chat_template != first.tokenizer.chat_template:
+        return "student and teacher have different chat templates: they do not see the same text"
+    return None

@@ -1,0 +1,190 @@
+"""The charts of a report: which of its numbers each one draws, by svg.py and svg_models.py."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from distill_jax.report import svg, svg_models
+from distill_jax.report.svg import Interval, Line, Text
+
+TEMPLATES = Path(__file__).parent / "templates"
+# Colors and dashes by arm (charts.css); an arm of a user's own takes the next of OTHERS.
+STYLES = {
+    "teacher": "teacher",
+    "kd": "kd",
+    "student": "kd",
+    "sft": "sft",
+    "sft_flops": "flops",
+    "random_teacher": "random",
+    "scratch": "scratch",
+}
+OTHERS = ("other1", "other2")
+WORDS = {"nll": "NLL", "forward_kl": "KL to the teacher", "loss": "training loss"}
+AXES = {"step": "updates", "flops": "training FLOPs"}
+COMPARISONS = {"equal_steps": "equal steps", "equal_flops": "equal FLOPs"}
+
+
+def styles(names: Sequence[str]) -> dict[str, str]:
+    """A style for each distinct name, the same wherever the name appears in one order."""
+    own = [name for name in dict.fromkeys(names) if name not in STYLES]
+    return STYLES | {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(own)}
+
+
+def _style(report: dict[str, Any], name: str) -> str:
+    order = [x["arm"] for part in ("arms", "curves") for x in report[part] or ()]
+    order += [m["model"] for m in (report["calibration"] or {"models": ()})["models"]]
+    return styles([*order, name])[name]
+
+
+def curves(report: dict[str, Any], x: str, y: str) -> Markup | None:
+    """Learning curves, a thin line a seed. x: step or flops; y: nll, forward_kl or loss."""
+    drawn, seen = [], set()
+    for i, one in enumerate(report["curves"] or ()):
+        points = [(p.get(x), p.get(y)) for p in one["points"]]
+        if sum(svg.finite(*p) for p in points) < 2:
+            continue
+        shown = one["arm"] not in seen
+        seen.add(one["arm"])
+        name = Text(one["arm"], f"curves.{i}.arm")
+        drawn.append(Line(name, _style(report, one["arm"]), points, shown))
+    held_out = "" if y == "loss" else "held-out "
+    describe = f"{held_out}{WORDS[y]} over {AXES[x]} of {', '.join(sorted(seen))}, a line a seed"
+    return svg.lines(drawn, AXES[x], f"{WORDS[y]}, nats a token", describe)
+
+
+def _interval(row: dict[str, Any], name: Text, margin: float | None) -> Interval:
+    """Blue where the whole interval is a gain, orange where harm is found, gray otherwise."""
+    harm = row.get("harmed")
+    if harm is None:
+        harm = svg.finite(row["low"], margin) and row["low"] > margin
+    good = svg.finite(row["high"]) and row["high"] < 0
+    style = "bad" if harm else "good" if good else "flat"
+    return Interval(name, row["effect"], row["low"], row["high"], style)
+
+
+def slice_rows(report: dict[str, Any], comparison: str) -> list[tuple[int, Interval]]:
+    """The slices of one comparison, each with its place in the report."""
+    part = report["slices"]
+    return [
+        (i, _interval(row, Text(row["slice"], f"slices.rows.{i}.slice"), part["margin"]))
+        for i, row in enumerate(part["rows"])
+        if row["comparison"] == comparison
+    ]
+
+
+def forest(report: dict[str, Any], comparison: str) -> Markup | None:
+    """Every slice's effect on one axis. None without slices."""
+    rows = [row for _, row in slice_rows(report, comparison)] if report["slices"] else []
+    if not rows:
+        return None
+    describe = (
+        f"Effect on {len(rows)} slices at {COMPARISONS[comparison]};"
+        f" harmed: {', '.join(r.name.text for r in rows if r.style == 'bad') or 'none'}"
+    )
+    name = "difference in NLL, nats a token (negative is better)"
+    return svg.forest(rows, report["slices"]["margin"], name, describe)
+
+
+def whiskers(report: dict[str, Any], comparison: str) -> list[tuple[int, Markup]]:
+    """The same, a small chart for each row of a table, all on one axis."""
+    rows, margin = slice_rows(report, comparison), report["slices"]["margin"]
+    margins = [margin] if svg.finite(margin) else []
+    x = svg.forest_scale([row for _, row in rows], margins, 6, 174)
+    return [(i, svg.whisker(row, x, margin, _words(row))) for i, row in rows]
+
+
+def _words(row: Interval) -> str:
+    if not svg.finite(row.low, row.high, row.effect):
+        return f"{row.name.text}: no interval"
+    return f"{row.name.text}: {row.effect:+.4f}, from {row.low:+.4f} to {row.high:+.4f}"
+
+
+def verdict(one: dict[str, Any]) -> Markup | None:
+    """The interval of one comparison against no difference and the margin on either side."""
+    if not svg.finite(one["effect"]):
+        return None
+    row = _interval(one, Text(f"{one['treatment']} - {one['baseline']}"), one["margin"])
+    margin = one["margin"] if svg.finite(one["margin"]) and one["margin"] > 0 else None
+    x = svg.forest_scale([row], [-margin, margin] if margin else [], 12, 308)
+    parts = [svg.rulers(x, margin, 4, 34), svg.strip(row, x, 19), svg.across(x, 34, "nats a token")]
+    if margin:
+        parts.append(svg.rulers(x, -margin, 4, 34))
+    return svg.chart(320, 74, _words(row), *parts)
+
+
+def reliability(report: dict[str, Any], names: Sequence[str] = ()) -> Markup | None:
+    """Accuracy over confidence of the teacher, kd and sft (or `names`), 15 bins."""
+    models = []
+    for i, model in enumerate((report["calibration"] or {"models": ()})["models"]):
+        if names and model["model"] not in names:
+            continue
+        points = [(b["confidence"], b["accuracy"]) for b in model["bins"]]
+        name = Text(model["model"], f"calibration.models.{i}.model")
+        line = Line(name, _style(report, model["model"]), points)
+        models.append((line, [b["count"] for b in model["bins"]]))
+    shown = ", ".join(line.name.text for line, _ in models)
+    return svg_models.reliability(models, f"Accuracy over confidence of {shown}")
+
+
+def retention(report: dict[str, Any]) -> Markup | None:
+    """What each size keeps: the share of the teacher's accuracy, or the NLL where it is absent."""
+    arms, teacher = report["arms"] or (), report["teacher"]
+    if not arms:
+        return None
+    right = {m: (v.get("accuracy_top1") or {}).get("mean") for m, v in report["metrics"].items()}
+    top = (teacher or {}).get("accuracy_top1")
+    share = svg.finite(top) and top > 0 and all(svg.finite(right.get(a["arm"])) for a in arms)
+    quality = lambda arm: right[arm["arm"]] / top if share else arm["nll"]["mean"]
+    points = [
+        svg_models.Point(
+            Text(arm["arm"], f"arms.{i}.arm"), _style(report, arm["arm"]), arm["parameters"],
+            quality(arm),
+        )
+        for i, arm in enumerate(arms)
+    ]  # fmt: skip
+    if teacher:
+        y = 1.0 if share else teacher.get("nll")
+        points.append(svg_models.Point(Text("teacher"), "teacher", teacher.get("parameters"), y))
+    kept = "share of the teacher's accuracy" if share else "held-out NLL, nats a token"
+    describe = f"{kept} over parameters of {', '.join(p.name.text for p in points)}"
+    return svg_models.scatter(points, "parameters", kept, describe, share=share)
+
+
+def classes(report: dict[str, Any]) -> Markup:
+    """The divergence of the hot spots by class."""
+    rows = report["diagnose"]["classes"]
+    parts = [
+        (Text(row["class"], f"diagnose.classes.{i}.class"), row["share_of_kl"])
+        for i, row in enumerate(rows)
+    ]
+    shown = [f"{row['class']} {row['share_of_kl']:.1%}" for row in rows if row["share_of_kl"]]
+    return svg_models.stack(parts, f"Share of the divergence by class: {', '.join(shown)}")
+
+
+def positions(report: dict[str, Any]) -> Markup | None:
+    """Divergence by place in the document."""
+    bars = [(p["low"], p["high"], p["mean_kl"]) for p in report["diagnose"]["positions"]]
+    describe = f"Mean divergence in {len(bars)} ranges of positions in the document"
+    return svg_models.columns(bars, "position in the document", "mean KL, nats a token", describe)
+
+
+def standalone(drawing: Markup) -> str:
+    """An SVG file of its own, with colors for light and dark."""
+    style = Markup("<style>{}</style>").format(Markup((TEMPLATES / "charts.css").read_text()))
+    head, _, rest = drawing.partition(">")
+    return f"{head}>\n{style}{rest}\n"
+
+
+def svg_files(report: dict[str, Any]) -> dict[str, str]:
+    """The charts as files by name (curves.svg, ...): those that the report has numbers for."""
+    drawn = {
+        "curves": curves(report, "step", "nll"),
+        "curves_flops": curves(report, "flops", "nll"),
+        "forest": forest(report, "equal_steps"),
+        "forest_flops": forest(report, "equal_flops"),
+        "reliability": reliability(report),
+        "retention": retention(report),
+    }
+    return {f"{name}.svg": standalone(x) for name, x in drawn.items() if x is not None}

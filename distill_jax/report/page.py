@@ -1,0 +1,217 @@
+"""report.html from the numbers of report.json: one file, no network, no script.
+
+Every number and every text of the report is an element that carries the path where it stands
+there (data-path: keys joined by `.`; in a key `~` is `~0` and `.` is `~1`), numbers their full
+precision too (data-value). Nothing is computed here: what is shown is what the report holds.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jinja2
+from markupsafe import Markup
+
+from distill_jax.report import charts, svg_models
+from distill_jax.report.charts import TEMPLATES
+from distill_jax.report.number_formats import FORMS, is_number
+
+
+def page(report: dict[str, Any]) -> str:
+    """The page of a study or of a single run; everything a model or a data set wrote is escaped."""
+    report = finite(report)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    shown = Shown(report)
+    environment.globals.update(
+        n=shown.number, t=shown.text, k=shown.key, v=shown.value, yes=shown.yes,
+        interval=shown.interval, leaves=leaves, charts=charts, meter=svg_models.meter,
+        heat=heat, tone=tone, glyph=glyph, costs=COSTS, by_prompt=by_prompt,
+    )  # fmt: skip
+    there = [s for s in SECTIONS if s.there(report)]
+    return environment.get_template("report.html.j2").render(
+        r=report, sections=there, left_out=left_out(report)
+    )
+
+
+def finite(value: Any) -> Any:
+    """The same with None for every number that is infinite or not a number."""
+    if isinstance(value, dict):
+        return {key: finite(x) for key, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Part = str | int | tuple["Part", ...]  # keys and indices, one by one or several together
+
+
+def flat(parts: tuple[Part, ...]) -> Iterator[str | int]:
+    """Every key and index, in order."""
+    for part in parts:
+        if isinstance(part, tuple):
+            yield from flat(part)
+        else:
+            yield part
+
+
+def path(*parts: Part) -> str:
+    """Where something stands in the report."""
+    return ".".join(str(p).replace("~", "~0").replace(".", "~1") for p in flat(parts))
+
+
+def leaves(value: Any, *before: str | int) -> Iterator[tuple[str | int, ...]]:
+    """The paths of every text, number and truth value in a part of the report."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from leaves(inner, *before, key)
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from leaves(inner, *before, i)
+    else:
+        yield before
+
+
+class Shown(NamedTuple):
+    """Shows parts of one report by their paths."""
+
+    report: dict[str, Any]
+
+    def at(self, *parts: Part) -> Any:
+        """What stands there. KeyError where the report has no such place."""
+        value = self.report
+        for part in flat(parts):
+            value = value[part]
+        return value
+
+    def number(self, form: str, *parts: Part) -> Markup:
+        """A number as a form of FORMS writes it; `absent` where it is null."""
+        value = self.at(*parts)
+        text = "absent" if value is None else FORMS[form](value)
+        return Markup('<span class="{}" data-path="{}" data-value="{}">{}</span>').format(
+            "n absent" if value is None else "n", path(*parts), json.dumps(value), text
+        )
+
+    def text(self, *parts: Part) -> Markup:
+        """A text, escaped."""
+        return Markup('<span data-path="{}">{}</span>').format(path(*parts), self.at(*parts))
+
+    def key(self, *parts: Part) -> Markup:
+        """The last of the keys that lead there, as text."""
+        self.at(*parts)
+        return Markup('<span data-key="{}">{}</span>').format(path(*parts), list(flat(parts))[-1])
+
+    def yes(self, *parts: Part) -> Markup:
+        """A truth value as yes or no."""
+        value = self.at(*parts)
+        return Markup('<span data-path="{}" data-value="{}">{}</span>').format(
+            path(*parts), json.dumps(value), "yes" if value else "no"
+        )
+
+    def interval(self, form: str, *parts: Part) -> Markup:
+        """A mean, and below it from where to where it lies; `absent` for a null."""
+        value = self.at(*parts)
+        if value is None or is_number(value):
+            return self.number(form, *parts)
+        mean = self.number(form, *parts, "mean")
+        if value["low"] is None or value["high"] is None:
+            return mean
+        low, high = (self.number(form, *parts, end) for end in ("low", "high"))
+        return Markup('{}<span class="range">{} to {}</span>').format(mean, low, high)
+
+    def value(self, *parts: Part) -> Markup:
+        """Whatever stands there, in full."""
+        value = self.at(*parts)
+        if value is None or is_number(value):
+            return self.number("full", *parts)
+        return self.yes(*parts) if isinstance(value, bool) else self.text(*parts)
+
+
+def heat(value: float | None) -> str:
+    """The class of a token's background: h0 up to 0.1 nats, h1, h2, h3 up to 0.3, 1 and 3, h4."""
+    return f"h{sum(value > end for end in HEAT)}" if value is not None else "h0"
+
+
+def by_prompt(samples: list[dict[str, Any]]) -> list[list[int]]:
+    """The places of the samples, those of one prompt together."""
+    prompts: dict[str, list[int]] = {}
+    for i, sample in enumerate(samples):
+        prompts.setdefault(sample["prompt"], []).append(i)
+    return list(prompts.values())
+
+
+def glyph(text: str) -> str:
+    """A sign for a token of which nothing could be seen."""
+    return (
+        ""
+        if text.strip()
+        else "".join(GLYPHS.get(c, "\N{OPEN BOX}") for c in text) or "\N{EMPTY SET}"
+    )
+
+
+def tone(label: str) -> str:
+    """good, bad or flat: how a verdict's label is colored. Its words and sign say the same."""
+    if label.startswith(("WORSE", "NEW FAILURE", "INVALID")):
+        return "bad"
+    return "good" if label.startswith("HELPS") else "flat"
+
+
+class Section(NamedTuple):
+    """A part of the page: its template, its heading, and whether the report has anything for it."""
+
+    name: str
+    title: str
+    there: Callable[[dict[str, Any]], Any]
+    why_not: str  # of a study; a run says WHY_NOT_RUN
+
+
+def left_out(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The sections without numbers, each with the reason, which the report may give itself."""
+    why = report.get("absent") or {}
+    of_run = report["kind"] == "run"
+    return [
+        {"name": s.name, "title": s.title, "given": s.name in why,
+         "why": WHY_NOT_RUN if of_run else s.why_not}
+        for s in SECTIONS
+        if not s.there(report)
+    ]  # fmt: skip
+
+
+HEAT = (0.1, 0.3, 1.0, 3.0)  # nats
+GLYPHS = {"\n": "\N{RETURN SYMBOL}", "\t": "\N{RIGHTWARDS ARROW TO BAR}"}
+
+# Rows of the table of serving: words and form of each key; another key stands under its own name.
+COSTS = {
+    "parameters": ("parameters", "letters"),
+    "bytes": ("bytes", "bytes"),
+    "first_token_ms": ("first token, ms", "ms"),
+    "decode_tokens_per_s_1": ("tokens/s, batch of one", "speed"),
+    "decode_tokens_per_s_8": ("tokens/s, batch of eight", "speed"),
+    "cost_per_million_tokens": ("per million tokens", "money"),
+}
+
+WHY_NOT_RUN = "one run alone does not measure it; a study does"
+
+# In the order of the page. A section stands in templates/NAME.j2.
+SECTIONS = (
+    Section("evidence", "Evidence", lambda r: r["arms"] or r["models"] or r["curves"],
+            "no arm has finished"),
+    Section("slices", "Slices", lambda r: r["slices"], "no slices were registered for this study"),
+    Section("behaviour", "Behaviour", lambda r: r["behaviour"] or r["samples"],
+            "the models were given no prompts to continue"),
+    Section("calibration", "Calibration", lambda r: r["calibration"],
+            "no records of confidence were kept"),
+    Section("cost", "Cost and quality", lambda r: r["cost"], "serving was not timed"),
+    Section("diagnose", "Diagnose", lambda r: r["diagnose"],
+            "there is no teacher whose distribution the student could differ from"),
+    Section("options", "Options", lambda r: r["options"],
+            "no number of this study passed a trigger"),
+    Section("defaults", "What differs from the defaults", lambda r: True, ""),
+    Section("provenance", "Provenance", lambda r: r["provenance"], "nothing was recorded"),
+)  # fmt: skip

@@ -1,0 +1,91 @@
+"""report.json of a single run."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from distill_jax.evals.likelihood import perplexity
+from distill_jax.report.page import finite
+from distill_jax.report.tables import ModelRow, text_table
+
+# A run alone has no arm to compare with, and its page must not suggest otherwise.
+NO_VERDICT = (
+    "This is a single run. It shows how close the student is to its teacher on held-out text;"
+    " it cannot tell whether distillation helped against plain fine-tuning at equal steps or"
+    " equal FLOPs."
+)
+STUDY_COMMAND = "the same command with --config.job=study and another --workdir"
+SCHEMA = 1  # version of the structure that report.schema.json describes
+CURVE_POINTS = 500  # lines of metrics.jsonl that a report keeps, besides the evaluations
+
+
+def report_json(
+    rows: Sequence[ModelRow],
+    evaluation: dict[str, float],
+    samples: Sequence[dict[str, Any]],
+    config: dict[str, Any],
+    provenance: dict[str, Any],
+    *,
+    history: Sequence[dict[str, Any]] = (),
+    config_diff: str = "",
+    study_command: str = STUDY_COMMAND,
+) -> dict[str, Any]:
+    """report.json of one training run (report.schema.json); page() makes report.html of it.
+
+    evaluation: the held-out metrics at the end, which also stand flat under their names. history:
+    the lines of metrics.jsonl. study_command: what would tell whether distillation helped.
+    """
+    absent = ("verdict", "slices", "behaviour", "calibration", "cost", "diagnose")
+    return finite(
+        {
+            **evaluation,
+            "schema": SCHEMA,
+            "kind": "run",
+            "statement": NO_VERDICT,
+            "study_command": study_command,
+            **dict.fromkeys(absent),
+            "arms": [],
+            "teacher": teacher_of(rows),
+            "curves": [{"arm": "student", "seed": config.get("seed", 0), "points": points(history)}]
+            if history
+            else [],
+            "metrics": {"student after": means(evaluation)} if evaluation else {},
+            "options": [],
+            "config": config,
+            "config_diff": config_diff,
+            "provenance": provenance,
+            "models": [row._asdict() | {"perplexity": perplexity(row.nll)} for row in rows],
+            "samples": list(samples),
+            "table": text_table(rows),
+        }
+    )
+
+
+def teacher_of(rows: Sequence[ModelRow]) -> dict[str, Any] | None:
+    """What a run knows of its teacher; None where it has none."""
+    found = [row for row in rows if row.name == "teacher"]
+    return {"nll": found[0].nll, "parameters": found[0].parameters} if found else None
+
+
+def means(evaluation: dict[str, float]) -> dict[str, Any]:
+    """Metrics by their short names; one run gives no interval."""
+    return {
+        name.removeprefix("eval/"): {"mean": value, "low": None, "high": None}
+        for name, value in evaluation.items()
+    }
+
+
+def points(history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The learning curve of a run: about CURVE_POINTS lines, all evaluations and the last kept."""
+    stride = max(1, len(history) // CURVE_POINTS)
+    last = len(history) - 1
+    return [
+        {
+            "step": line["step"],
+            "flops": line.get("flops"),
+            "nll": line.get("eval/nll"),
+            "forward_kl": line.get("eval/forward_kl"),
+            "loss": line.get("train/loss"),
+        }
+        for i, line in enumerate(history)
+        if i % stride == 0 or i == last or "eval/nll" in line
+    ]

@@ -1,0 +1,282 @@
+"""From what the arms of a study left behind to its report.json: every number, no drawing."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from distill_jax.diagnosis.advice import options
+from distill_jax.diagnosis.summary import findings
+from distill_jax.diagnosis.triggers import facts_of
+from distill_jax.evals.aggregates import by_slice, flips
+from distill_jax.evals.continuations import behaviour_section
+from distill_jax.evals.records_file import Records
+from distill_jax.evals.slices import verdict_table
+from distill_jax.study.arms import EQUAL_FLOPS, EQUAL_STEPS, TREATMENT
+from distill_jax.study.results import Key, RunResult, StudyPlan
+from distill_jax.study.student_t import t_quantile
+from distill_jax.study.verdict import Verdict, ships, slice_rows, verdict, verdict_dict
+
+SLICED = ("nll", "forward_kl", "accuracy_top1", "agreement_top1", "ece")
+TEACHER = "teacher"
+
+
+class Study(NamedTuple):
+    """All that was measured. Records and curves are of the runs that did not break down.
+
+    curves     the lines of metrics.jsonl that have eval/nll
+    written    behaviour of the teacher, and of the data as if a model had written it
+    serving    the part `cost`
+    invalid    why nothing can be compared, where the caller knows of a reason
+    """
+
+    plan: StudyPlan
+    results: Mapping[Key, RunResult]
+    records: Mapping[Key, Records]
+    curves: Mapping[Key, Sequence[Mapping[str, Any]]]
+    written: Mapping[str, Mapping[str, float | None]]
+    serving: Mapping[str, Any] | None
+    teacher_parameters: int | None
+    invalid: str | None
+    text_of: Callable[[int], str]
+    document_labels: Sequence[str]
+    config: Mapping[str, Any]
+    config_diff: str
+    provenance: Mapping[str, Any]
+    run: Mapping[str, Any]  # what options.py asks of a run beside config and cost
+    samples: Sequence[Mapping[str, Any]]  # what some models wrote after the same prompts
+
+
+def study_report(study: Study) -> dict[str, Any]:
+    """report.json of a study, as report.schema.json describes it."""
+    plan = study.plan
+    table = verdict_table(study.records) if study.records else {}
+    decide = lambda treatment, baseline: verdict(
+        table,
+        treatment=treatment,
+        baseline=baseline,
+        margin=plan.margin,
+        slice_margin=plan.slice_margin,
+        confidence=plan.confidence,
+        registered=plan.slices,
+        one_token_documents=plan.one_token_documents,
+        invalid=study.invalid,
+    )
+    steps = decide(TREATMENT, EQUAL_STEPS)
+    flops = decide(TREATMENT, EQUAL_FLOPS) if EQUAL_FLOPS in plan.by_name else None
+    others = [a for a in plan.by_name if a not in (TREATMENT, EQUAL_STEPS, EQUAL_FLOPS)]
+    ship = ships(steps, flops)
+    rows = slice_rows(steps, "equal_steps")
+    if flops is not None:
+        rows += slice_rows(flops, "equal_flops")
+    report = {
+        "schema": 1,
+        "kind": "study",
+        "statement": statement(steps, flops, ship),
+        "verdict": {
+            "ships": ship,
+            "equal_steps": verdict_dict(steps),
+            "equal_flops": flops and verdict_dict(flops),
+        },
+        "comparisons": [_in_short(decide(arm, TREATMENT)) for arm in others],
+        "arms": [_arm(study, name) for name in plan.by_name],
+        "teacher": _teacher(study),
+        "curves": [_curve(study, key) for key in study.curves],
+        "slices": {"margin": plan.slice_margin, "rows": rows},
+        "metrics": _metrics(study),
+        "flips": _flips(study),
+        "by_slice": _by_slice(study),
+        "behaviour": _behaviour(study),
+        **_findings(study),
+        "cost": study.serving,
+        "options": [],
+        "config": dict(study.config),
+        "config_diff": study.config_diff,
+        "provenance": dict(study.provenance),
+        "models": [],
+        "samples": list(study.samples),
+        "table": "",
+    }
+    planned = plan.by_name.get(TREATMENT)
+    if planned is not None:
+        report["options"] = options(
+            facts_of(report),
+            config=study.config,
+            steps=planned.steps,
+            flops_per_step=planned.step_flops,
+            **study.run,
+        )
+    return report
+
+
+def _in_short(v: Verdict) -> dict[str, Any]:
+    keys = ("label", "treatment", "baseline", "effect", "low", "high")
+    return {key: verdict_dict(v)[key] for key in keys}
+
+
+def statement(steps: Verdict, flops: Verdict | None, ship: bool) -> str:
+    """The verdict in one line: both comparisons, and what follows."""
+    parts = [f"Against labels alone at equal steps: {steps.label}."]
+    if flops is not None:
+        parts.append(f"At equal FLOPs: {flops.label}.")
+    parts.append("Ship it." if ship else "Do not ship it on this evidence.")
+    return " ".join(parts)
+
+
+def interval(values: Sequence[float | None], confidence: float) -> dict[str, float | None] | None:
+    """Mean and Student's t interval over seeds; no bounds for one seed, None where all are absent.
+
+    It is of the seeds alone: the documents are the same for all.
+    """
+    known = np.array([value for value in values if value is not None], np.float64)
+    if not len(known):
+        return None
+    mean = float(known.mean())
+    if len(known) == 1:
+        return {"mean": mean, "low": None, "high": None}
+    half = t_quantile((1 + confidence) / 2, len(known) - 1)
+    half *= float(known.std(ddof=1)) / math.sqrt(len(known))
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def _of(study: Study, arm: str, part: str, name: str = "") -> list[float | None]:
+    """A number of every seed of an arm that has it."""
+    values = []
+    for result in study.results.values():
+        if result.arm == arm and result.failed is None:
+            value: Any = getattr(result, part)
+            values.append(value.get(name) if name else value)
+    return values
+
+
+def _arm(study: Study, name: str) -> dict[str, Any]:
+    planned = study.plan.by_name[name]
+    own = {result.seed: result for result in study.results.values() if result.arm == name}
+    over_seeds = lambda *path: interval(_of(study, name, *path), study.plan.confidence)
+    return {
+        "arm": name,
+        "what": planned.arm.what,
+        "seeds": sorted(own),
+        "steps": planned.steps,
+        "flops": planned.flops,
+        "parameters": next((p for p in _of(study, name, "parameters") if p), None),
+        **{m: over_seeds("metrics", m) for m in ("nll", "forward_kl", "agreement_top1")},
+        "runs": [
+            {
+                "seed": seed,
+                "nll": result.metrics.get("nll"),
+                "forward_kl": result.metrics.get("forward_kl"),
+                "wall_s": result.wall_s,
+                "workdir": result.workdir,
+            }
+            for seed, result in sorted(own.items())
+        ],
+    }
+
+
+def _teacher(study: Study) -> dict[str, Any] | None:
+    values = _teacher_metrics(study)
+    return values and {"parameters": study.teacher_parameters, **values}
+
+
+def _teacher_metrics(study: Study) -> dict[str, float]:
+    """The teacher's own numbers, which every run has measured alike."""
+    first = next((r.metrics for r in study.results.values() if r.metrics), {})
+    prefix = "teacher_"
+    return {k.removeprefix(prefix): v for k, v in first.items() if k.startswith(prefix)}
+
+
+def _over_seeds(study: Study, arm: str, part: str) -> dict[str, dict[str, Any] | None]:
+    """Every number of a part of an arm's results (metrics, behaviour), by name."""
+    own = [result for result in study.results.values() if result.arm == arm]
+    names = dict.fromkeys(name for result in own for name in getattr(result, part))
+    confidence = study.plan.confidence
+    return {name: interval(_of(study, arm, part, name), confidence) for name in names}
+
+
+def _metrics(study: Study) -> dict[str, dict[str, Any]]:
+    """Every aggregate of every arm over its seeds; the teacher's own stand once."""
+    rows = {}
+    for arm in study.plan.by_name:
+        found = _over_seeds(study, arm, "metrics")
+        rows[arm] = {n: value for n, value in found.items() if not n.startswith("teacher_")}
+    confidence = study.plan.confidence
+    teacher = {name: interval([v], confidence) for name, v in _teacher_metrics(study).items()}
+    return rows | ({TEACHER: teacher} if teacher else {})
+
+
+def _flips(study: Study) -> dict[str, dict[str, Any]]:
+    """Tokens that each arm has wrong and sft of the same seed right, and the reverse."""
+    rows: dict[str, dict[str, Any]] = {}
+    for arm in (name for name in study.plan.by_name if name != EQUAL_STEPS):
+        found = [
+            flips(own.columns, study.records[EQUAL_STEPS, seed].columns)
+            for (of, seed), own in study.records.items()
+            if of == arm and (EQUAL_STEPS, seed) in study.records
+        ]
+        if found:
+            confidence = study.plan.confidence
+            rows[arm] = {n: interval([f[n] for f in found], confidence) for n in found[0]}
+    return rows
+
+
+def _by_slice(study: Study) -> dict[str, dict[str, dict[str, Any]]]:
+    """The metrics of SLICED by arm and slice, means over seeds, and the tokens of a slice."""
+    rows: dict[str, dict[str, dict[str, Any]]] = {}
+    for arm in study.plan.by_name:
+        parts = [by_slice(r) for (of, _), r in study.records.items() if of == arm]
+        rows[arm] = {
+            name: {
+                key: _mean([part[name].get(key) for part in parts if name in part])
+                for key in ("tokens", *SLICED)
+            }
+            for name in (parts[0] if parts else ())
+        }
+    return rows
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _behaviour(study: Study) -> dict[str, Any] | None:
+    plan, confidence = study.plan, study.plan.confidence
+    if not plan.prompts:
+        return None
+    rows = {
+        name: {key: interval([value], confidence) for key, value in values.items()}
+        for name, values in study.written.items()
+    }
+    rows |= {arm: _over_seeds(study, arm, "behaviour") for arm in plan.by_name}
+    return behaviour_section(rows, prompts=plan.prompts, new_tokens=plan.new_tokens)
+
+
+def _curve(study: Study, key: Key) -> dict[str, Any]:
+    arm, seed = key
+    cost = study.plan.by_name[arm].step_flops
+    points = [
+        {
+            "step": line["step"],
+            "flops": line["step"] * cost,
+            "nll": line["eval/nll"],
+            "forward_kl": line.get("eval/forward_kl"),
+        }
+        for line in study.curves[key]
+    ]
+    return {"arm": arm, "seed": seed, "points": points}
+
+
+def _findings(study: Study) -> dict[str, Any]:
+    of = lambda arm: [r for (a, _), r in sorted(study.records.items()) if a == arm]
+    mean = lambda name: _mean(_of(study, TREATMENT, "behaviour", name))
+    return findings(
+        of(TREATMENT),
+        of(EQUAL_STEPS),
+        names=(TREATMENT, EQUAL_STEPS),
+        text_of=study.text_of,
+        document_labels=study.document_labels,
+        kl_own=mean("kl_own"),
+        kl_data=mean("kl_data"),
+    )

@@ -1,0 +1,132 @@
+"""What a terminal shows of a run or a study: the closing tables, texts and verdicts."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from distill_jax.evals.likelihood import perplexity
+from distill_jax.progress import table
+from distill_jax.report.charts import COMPARISONS
+
+
+class ModelRow(NamedTuple):
+    """A line of the closing table. Absent numbers are None."""
+
+    name: str
+    parameters: int | None
+    nll: float  # nats a token
+    forward_kl: float | None  # KL(teacher || model), nats a token
+    agreement_top1: float | None
+    decode_tokens_per_s: float | None
+
+    @classmethod
+    def of(
+        cls, name: str, parameters: int, evaluation: dict[str, float], speed: float | None = None
+    ) -> "ModelRow":
+        """A student's line, from its held-out metrics."""
+        get = lambda key: evaluation.get(f"eval/{key}")
+        return cls(name, parameters, get("nll"), get("forward_kl"), get("agreement_top1"), speed)
+
+    @classmethod
+    def teacher(
+        cls,
+        name: str,
+        parameters: int | None,
+        evaluation: dict[str, float],
+        speed: float | None = None,
+    ) -> "ModelRow":
+        """The teacher's line, from the metrics of a student measured against it."""
+        return cls(name, parameters, evaluation["eval/teacher_nll"], 0.0, 1.0, speed)
+
+
+def model_rows(
+    sizes: Sequence[int | None],
+    evaluations: Sequence[dict[str, float]],
+    speeds: dict[str, float | None],
+) -> list[ModelRow]:
+    """The closing table of a run: the teacher, where there is one, the student before and after."""
+    names = ("teacher", "student before", "student after")
+    speed = [speeds.get(name) for name in names]
+    rows = [
+        ModelRow.of(*line)
+        for line in zip(names[1:], sizes[1:], evaluations, speed[1:], strict=True)
+    ]
+    if "eval/teacher_nll" in evaluations[-1]:
+        rows.insert(0, ModelRow.teacher(names[0], sizes[0], evaluations[-1], speed[0]))
+    return rows
+
+
+HEADER = (
+    "model",
+    "parameters",
+    "NLL",
+    "perplexity",
+    "KL to teacher",
+    "top-1 agreement",
+    "tokens/s",
+)
+
+
+def row_cells(row: ModelRow) -> list[str]:
+    """A row as the text of each column of HEADER."""
+    return [
+        row.name,
+        "-" if row.parameters is None else f"{row.parameters / 1e6:.1f} M",
+        f"{row.nll:.3f}",
+        f"{perplexity(row.nll):.2f}",
+        _or_dash(row.forward_kl, ".3f"),
+        _or_dash(row.agreement_top1, ".1%"),
+        _or_dash(row.decode_tokens_per_s, ",.0f"),
+    ]
+
+
+def text_table(rows: Sequence[ModelRow]) -> str:
+    """The closing table for a terminal."""
+    return table(HEADER, [row_cells(row) for row in rows])
+
+
+def samples_text(samples: Sequence[dict[str, Any]]) -> str:
+    """The continuations of each prompt, model by model, for a terminal."""
+    lines: list[str] = []
+    for prompt in dict.fromkeys(s["prompt"] for s in samples):
+        lines.append(f"\n{prompt!r} goes on")
+        lines += [f"  {s['model']:15} {s['text']!r}" for s in samples if s["prompt"] == prompt]
+    return "\n".join([*lines, ""])
+
+
+def study_table(report: dict[str, Any]) -> str:
+    """A study for a terminal: a line an arm, then the verdict at equal steps and equal FLOPs."""
+    header = ("arm", "seeds", "NLL", "from", "to", "KL to teacher", "top-1 agreement", "FLOPs")
+    of = lambda value, key: None if value is None else value[key]
+    rows = [
+        [
+            arm["arm"],
+            str(len(arm["seeds"])),
+            _or_dash(of(arm["nll"], "mean"), ".4f"),
+            _or_dash(of(arm["nll"], "low"), ".4f"),
+            _or_dash(of(arm["nll"], "high"), ".4f"),
+            _or_dash(of(arm["forward_kl"], "mean"), ".4f"),
+            _or_dash(of(arm["agreement_top1"], "mean"), ".1%"),
+            _or_dash(arm["flops"], ".3g"),
+        ]
+        for arm in report["arms"]
+    ]
+    if report["teacher"]:
+        nll = _or_dash(report["teacher"]["nll"], ".4f")
+        rows.insert(0, ["teacher", "-", nll, "-", "-", "-", "-", "-"])
+    return "\n".join([table(header, rows), "", *verdict_lines(report["verdict"])])
+
+
+def verdict_lines(verdict: dict[str, Any] | None) -> list[str]:
+    """A line for each comparison, and whether the student is fit to ship."""
+    if verdict is None:
+        return ["no verdict"]
+    lines = [
+        f"at {text}: {one['label']}. {one['reason']}"
+        for name, text in COMPARISONS.items()
+        if (one := verdict[name])
+    ]
+    return [*lines, f"fit to ship: {'yes' if verdict['ships'] else 'no'}"]
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -1,0 +1,128 @@
+"""The config of an arm x seed, what it reads, and what a step of it costs."""
+
+from typing import NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from distill_jax.config import at_least, check_keys, flatten
+from distill_jax.losses.terms import CROSS_ENTROPY, needs_teacher
+from distill_jax.setup import data, teachers
+from distill_jax.setup.inputs import Inputs, Setting
+from distill_jax.setup.loss import terms_of
+from distill_jax.setup.models import bind_config, student_source, without_knowledge
+from distill_jax.setup.student import student_config
+from distill_jax.setup.teachers import Teachers
+from distill_jax.setup.training import abstract_state, compiled_steps, starter
+from distill_jax.study.arms import Arm
+from distill_jax.study.flops import program_flops
+from distill_jax.types import UserError
+
+# Keys that decide what a run reads; an arm that changes none of them shares what the study read.
+READ = ("data.", "teacher.path", "teacher.more", "teacher.dtype", "mesh.")
+
+
+class Shared(NamedTuple):
+    """What the arms of a study have in common: a cache of the teacher, a start of each seed."""
+
+    cache: str
+    starts: dict[int, str]
+
+
+def check_study(c: ConfigDict) -> None:
+    """Raises UserError for what makes a study meaningless before anything is read."""
+    s = c.study
+    at_least("study.seeds", s.seeds, 1)
+    for key in ("margin", "slice_margin", "prompts", "price_per_hour"):
+        at_least(f"study.{key}", s[key], 0)
+    for key in ("prompt_tokens", "new_tokens"):
+        at_least(f"study.{key}", s[key], 1)
+    if not 0.5 <= s.confidence < 1:
+        raise UserError(f"config.study.confidence is {s.confidence}: use 0.5 to less than 1")
+    if not c.teacher.path and not c.teacher.cache:
+        raise UserError("config.teacher.path is empty: a study needs --config.teacher.path=PATH")
+
+
+def arm_config(
+    c: ConfigDict, arm: Arm, seed: int, shared: Shared | None = None, steps: int = 0
+) -> ConfigDict:
+    """The config of a training run; `steps` unless 0.
+
+    Raises UserError for overrides of another type than the key's.
+    """
+    mine = c.copy_and_resolve_references()
+    with mine.unlocked():
+        del mine.study, mine.diagnose  # no keys of a training run: they may change afterwards
+    mine.job, mine.seed, mine.generate.prompts = "train", seed, ()
+    if arm.labels_alone:
+        for name, term in mine.terms.items():
+            term.weight, term.schedule = float(name == CROSS_ENTROPY), "constant"
+    mine.update_from_flattened_dict(dict(arm.overrides))
+    if steps:
+        mine.steps = steps
+    if shared is not None:
+        if shared.cache and cacheable(c, mine):
+            mine.teacher.cache = shared.cache
+        if seed in shared.starts and not any(key.startswith("student.") for key in arm.overrides):
+            mine.student.path, mine.student.init = shared.starts[seed], "checkpoint"
+    check_keys(mine, c)
+    return mine
+
+
+def cacheable(c: ConfigDict, mine: ConfigDict) -> bool:
+    """Whether an arm learns from whole distributions of the study's one teacher."""
+    if not needs_teacher(terms_of(mine)):
+        return False
+    alone = mine.teacher.path == c.teacher.path not in ("", teachers.AVERAGE)
+    same_text = flatten(mine.data) == flatten(c.data)
+    whole = mine.teacher.targets == "hidden" and mine.teacher.init == "checkpoint"
+    return alone and same_text and whole and not mine.teacher.more and not mine.teacher.cache
+
+
+def reads_its_own(c: ConfigDict, mine: ConfigDict) -> bool:
+    """Whether an arm changes what is read, so that it cannot share what the study has read."""
+    own, study = flatten(mine), flatten(c)
+    return any(own[key] != study[key] for key in own if key.startswith(READ))
+
+
+def arm_inputs(
+    c: ConfigDict, mine: ConfigDict, inputs: Inputs, references: Teachers | None = None
+) -> Inputs:
+    """The study's inputs with an arm's own student, and its own teacher where it differs.
+
+    references: the study's teachers with the cache that it has made, which is not opened again.
+    """
+    found = inputs.teachers
+    if not needs_teacher(terms_of(mine)):
+        found = found._replace(cache=None, head=None)
+    elif mine.teacher.init != c.teacher.init:
+        if found.first is None:
+            raise UserError(
+                f"config.teacher.path is {c.teacher.path!r}, which has no architecture of its own"
+                " for random weights: leave random_teacher out of config.study.arms"
+            )
+        first = without_knowledge(mine, found.first, inputs.mesh)
+        found = Teachers((first, *found.loaded[1:]), None, None, found.average)
+    elif references and references.cache and mine.teacher.cache == str(references.cache.directory):
+        found = references
+    elif mine.teacher.cache != c.teacher.cache:
+        found = teachers.read_cache(mine, found, terms_of(mine), inputs.mesh)
+    source = inputs.source
+    if (mine.student.path, mine.student.init) != (c.student.path, c.student.init):
+        source = student_source(mine, inputs.teachers.first)
+    return inputs._replace(teachers=found, source=source)
+
+
+def step_flops(setting: Setting) -> int:
+    """Operations of one update, the teacher's forward pass among them even where a cache has it.
+
+    Counted from the traced step, before any weight of the student is made. Where only a cache is
+    at hand and no teacher, what the cache once cost is not known and not counted.
+    """
+    c, mesh = setting.config, setting.mesh
+    model = bind_config(c, student_config(c, setting.source), c.student.dtype)
+    state, shardings = abstract_state(model, starter(c, setting.terms), mesh)
+    step = compiled_steps(setting, model, shardings).train_step
+    _, teacher_params = teachers.teach_of(c, setting.teachers, setting.terms, model, mesh)
+    _, batch = next(data.training_batches(c, setting.training.rows, mesh, 0))
+    return program_flops(step, state, teacher_params, batch, jax.random.key(0))

@@ -1,0 +1,179 @@
+"""The rows of a config: read, split, tokenized, packed, and brought onto the mesh."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from distill_jax.data.cache import Cache, CachedRows, check_match
+from distill_jax.data.documents import Document, fingerprint, split_documents
+from distill_jax.data.encode import Tokenized, check_vocabulary, tokenize_documents
+from distill_jax.data.pack import Rows, describe, empty_row, pack
+from distill_jax.data.pipeline import batch_at, eval_batches, train_batches, train_rows
+from distill_jax.data.sources import read_documents
+from distill_jax.data.tokenizer import Tokenizer
+from distill_jax.setup.models import Loaded
+from distill_jax.sharding import check_batch, local_rows, to_global
+from distill_jax.types import Batch, UserError
+
+# Which documents are held out depends on nothing that a study varies, its seeds included.
+SPLIT_SEED = 0
+
+
+class Text(NamedTuple):
+    """Tokenized documents and what identifies them."""
+
+    tokenized: Tokenized
+    documents: int
+    fingerprint: str
+
+
+class Data(NamedTuple):
+    """Packed rows and what identifies the documents they come from."""
+
+    rows: Rows
+    documents: int
+    fingerprint: str
+
+
+def training_documents(c: ConfigDict) -> tuple[list[Document], list[Document]]:
+    """Documents to train on and to evaluate on: two sources, or one source split by document."""
+    if not c.data.source:
+        raise UserError(
+            "config.data.source is empty: give a path or glob of jsonl, parquet or text,"
+            " tfds:name, hub:name or python_docs"
+        )
+    documents = read_documents(c.data.source)
+    if c.data.eval_source:
+        return documents, read_documents(c.data.eval_source)
+    return split_documents(documents, held_out_fraction=c.data.held_out_fraction, seed=SPLIT_SEED)
+
+
+def evaluation_documents(c: ConfigDict) -> list[Document]:
+    """What the job evaluate measures: data.eval_source, or else all of data.source."""
+    source = c.data.eval_source or c.data.source
+    if not source:
+        raise UserError("config.data.eval_source is empty: give a path or glob, or python_docs")
+    return read_documents(source)
+
+
+def tokenized(documents: list[Document], tokenizer: Tokenizer, vocab: int) -> Text:
+    """Tokenizes; `vocab` is the smallest number of embedding rows among the models."""
+    tokens = tokenize_documents(documents, tokenizer)
+    check_vocabulary(tokens, tokenizer, vocab_size=vocab)
+    return Text(tokens, len(documents), fingerprint(documents))
+
+
+def packed(c: ConfigDict, text: Text, *, seed: int | None) -> Data:
+    """The rows of a text; without a seed in the order of its documents, for evaluation."""
+    if c.data.seq_len < 1:
+        raise UserError(f"config.data.seq_len is {c.data.seq_len}: use at least 1")
+    rows = pack(text.tokenized, seq_len=c.data.seq_len, seed=seed)
+    return Data(rows, text.documents, text.fingerprint)
+
+
+def with_cache(
+    c: ConfigDict,
+    cache: Cache,
+    tokenizer: Tokenizer,
+    teacher: Loaded | None,
+    part: Data,
+    read: Iterable[int],
+) -> Data:
+    """The same text with the signals of a cache; read: the rows that will be asked for.
+
+    Raises UserError where the cache is of another teacher, tokenizer or window, or lacks a piece.
+    """
+    path = Path(c.teacher.cache)
+    check_match(cache.manifest, path, cache_hashes(teacher, tokenizer), c.data.seq_len)
+    lacking, pieces = cache.missing(part.rows[i] for i in read)
+    if lacking:
+        raise UserError(
+            f"config.teacher.cache {path} lacks {lacking} of {pieces} pieces of this text:"
+            " run the job cache again with this config"
+        )
+    return part._replace(rows=CachedRows(part.rows, cache))
+
+
+def plain(rows: Rows | CachedRows) -> Rows:
+    """The rows without what a cache has for them."""
+    return rows.rows if isinstance(rows, CachedRows) else rows
+
+
+def rows_read(c: ConfigDict, rows: Rows) -> list[int]:
+    """The rows that config.steps updates read, each once."""
+    if c.steps * c.data.batch_size >= len(rows):
+        return list(range(len(rows)))
+    return train_rows(len(rows), c.steps, batch_size=c.data.batch_size, seed=c.seed)
+
+
+def cache_hashes(teacher: Loaded | None, tokenizer: Tokenizer) -> dict[str, str | None]:
+    """What a cache must share with a run; the teacher only where its weights are at hand."""
+    known = {"tokenizer": tokenizer.fingerprint, "chat template": template_hash(tokenizer)}
+    return known | ({"teacher": teacher.fingerprint} if teacher else {})
+
+
+def template_hash(tokenizer: Tokenizer) -> str | None:
+    """What identifies a chat template; None where there is none."""
+    template = tokenizer.chat_template
+    return template and hashlib.sha256(template.encode()).hexdigest()
+
+
+def batch_of(chosen: list[Batch], size: int, mesh: Mesh, padding: Callable | None = None) -> Batch:
+    """Up to `size` host rows on the mesh, filled up with rows of nothing."""
+    length = len(chosen[0].tokens_BT)
+    empty = empty_row(length)._replace(targets=padding and padding(length))
+    rows = [*chosen, *[empty] * (size - len(chosen))][local_rows(mesh, size)]
+    return to_global(jax.tree.map(lambda *x: np.stack(x), *rows), mesh, size)
+
+
+def training_batches(
+    c: ConfigDict, rows: Rows, mesh: Mesh, start: int
+) -> Iterator[tuple[Batch, Batch]]:
+    """From update `start` on: this process's host rows of each batch, and the whole on the mesh."""
+    batches = train_batches(
+        rows,
+        batch_size=c.data.batch_size,
+        seed=c.seed,
+        start_step=start,
+        stop_step=c.steps,
+        prefetch=c.data.prefetch,
+        row_slice=local_rows(mesh, c.data.batch_size),
+    )
+    for host in batches:
+        yield host, to_global(host, mesh, c.data.batch_size)
+
+
+def calibration_batches(c: ConfigDict, rows: Rows, mesh: Mesh) -> list[Batch]:
+    """Training text for student.prune.calibration_tokens: the batches that follow the last step.
+
+    A refit fits its own tokens better than any others, so the first updates use others.
+    """
+    size = c.data.batch_size
+    count = max(1, round(c.student.prune.calibration_tokens / (size * c.data.seq_len)))
+    part = local_rows(mesh, size)
+    load = lambda step: batch_at(rows, step, batch_size=size, seed=c.seed, row_slice=part)
+    return [to_global(load(c.steps + i), mesh, size) for i in range(count)]
+
+
+def held_out_batches(c: ConfigDict, rows: Rows, mesh: Mesh) -> Iterator[Batch]:
+    """All rows once, in order, on the mesh."""
+    check_batch("eval.batch_size", c.eval.batch_size, 1, mesh)
+    part = local_rows(mesh, c.eval.batch_size)
+    size = c.eval.batch_size
+    for host in eval_batches(rows, batch_size=size, prefetch=c.data.prefetch, row_slice=part):
+        yield to_global(host, mesh, size)
+
+
+def description(part: Data) -> str:
+    """One line about packed text."""
+    epoch = describe(plain(part.rows))
+    return (
+        f"{part.documents:,} documents, {epoch.trained_tokens:,} tokens,"
+        f" {epoch.rows:,} rows of {part.rows.seq_len} ({epoch.fill:.1%} filled)"
+    )

@@ -1,0 +1,215 @@
+"""What every arm is measured by: one teacher, one held-out text, one set of prompts."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from distill_jax.data.tokenizer import Tokenizer
+from distill_jax.evals import continuations
+from distill_jax.evals.lm_eval_model import make_harness_model, score
+from distill_jax.evals.prompts import Prompts, prompts_of
+from distill_jax.evals.records import collect, make_record_step
+from distill_jax.evals.records_file import Records
+from distill_jax.evals.slices import add_slices, registered, training_counts
+from distill_jax.evals.text_measures import Ngrams, index_ngrams
+from distill_jax.setup import data, samples, teachers
+from distill_jax.setup.inputs import Inputs, held_out_of
+from distill_jax.setup.loss import terms_of
+from distill_jax.setup.models import Loaded
+from distill_jax.setup.teachers import Teachers
+from distill_jax.sharding import batch_ways
+
+
+class Continuation(NamedTuple):
+    """A prompt, what the model wrote after it, and how the data goes on."""
+
+    prompt: str
+    text: str
+    reference: str
+
+
+class Written(NamedTuple):
+    """What a model wrote after the prompts: measures by name, and the texts themselves."""
+
+    metrics: Mapping[str, float | None] = {}
+    texts: tuple[Continuation, ...] = ()
+
+    def json(self) -> dict[str, Any]:
+        """As behaviour.json has it."""
+        return {"metrics": dict(self.metrics), "texts": [text._asdict() for text in self.texts]}
+
+
+def read_written(path: Path) -> Written:
+    """What was written as Written.json; nothing where there is no such file."""
+    if not path.exists():
+        return Written()
+    values = json.loads(path.read_text())
+    return Written(values["metrics"], tuple(Continuation(**text) for text in values["texts"]))
+
+
+class Evaluator(NamedTuple):
+    """What the models of a study, or one model alone, are measured by.
+
+    programs: compiled once by what they measure and the shape of the model.
+    """
+
+    mesh: Mesh
+    teachers: Teachers
+    held_out: data.Data
+    counts_V: np.ndarray  # of training labels
+    lengths: np.ndarray  # tokens of each held-out document
+    labels: tuple[str, ...]
+    slices: tuple[str, ...]
+    prompts: Prompts | None
+    training: Ngrams
+    stop_ids: tuple[int, ...]
+    programs: dict[Any, Any]
+
+
+def evaluator_of(c: ConfigDict, inputs: Inputs) -> Evaluator:
+    """Everything that does not depend on the model that is measured."""
+    found, text = inputs.teachers, inputs.held_out.tokenized
+    counts_V = training_counts(inputs.training.tokenized)
+    lengths = np.diff(text.offsets)
+    stop_ids = samples.stop_ids(inputs.tokenizer, inputs.token_ids)
+    prompts = None
+    if c.study.prompts:
+        prompts = prompts_of(
+            text,
+            count=c.study.prompts,
+            prompt_tokens=c.study.prompt_tokens,
+            new_tokens=c.study.new_tokens,
+            stop_ids=stop_ids,
+            max_positions=inputs.source.config.max_positions,
+        )
+    names = registered(
+        text, training_counts_V=counts_V, with_teacher=teachers.measure_of(c, found)[0] is not None
+    )
+    training = inputs.training.tokenized
+    return Evaluator(
+        inputs.mesh,
+        found,
+        held_out_of(c, inputs, found),
+        counts_V,
+        lengths,
+        text.labels,
+        tuple(names),
+        prompts,
+        index_ngrams(training.tokens, training.offsets),
+        stop_ids,
+        {},
+    )
+
+
+def with_cache(c: ConfigDict, evaluator: Evaluator, inputs: Inputs, cache: str) -> Evaluator:
+    """The same evaluator, whose teacher does not run any more because a cache has what it says."""
+    if not cache:
+        return evaluator
+    mine = c.copy_and_resolve_references()
+    mine.teacher.cache = cache
+    found = teachers.read_cache(mine, evaluator.teachers, terms_of(mine), evaluator.mesh)
+    return evaluator._replace(teachers=found, held_out=held_out_of(mine, inputs, found))
+
+
+def measure_tokens(c: ConfigDict, subject: Loaded, evaluator: Evaluator) -> Records:
+    """One pass over the held-out text: the records of every counted token."""
+    key = ("tokens", subject.model.config)
+    if key not in evaluator.programs:
+        teach, _ = teachers.measure_of(c, evaluator.teachers)
+        size = c.model.block_tokens * batch_ways(evaluator.mesh)
+        evaluator.programs[key] = make_record_step(subject.model, teach, block_tokens=size)
+    _, teacher_params = teachers.measure_of(c, evaluator.teachers)
+    columns = collect(
+        evaluator.programs[key],
+        subject.params,
+        teacher_params,
+        data.held_out_batches(c, evaluator.held_out.rows, evaluator.mesh),
+        evaluator.held_out.rows,
+    )
+    return add_slices(
+        columns,
+        training_counts_V=evaluator.counts_V,
+        document_lengths=evaluator.lengths,
+        document_labels=evaluator.labels,
+    )
+
+
+def measure_texts(c: ConfigDict, subject: Loaded, evaluator: Evaluator) -> Written:
+    """What a model writes after the prompts, and its measures; no prompts, no measures."""
+    if evaluator.prompts is None:
+        return Written()
+    teacher = evaluator.teachers.first
+    if teacher is not None and teacher.params is subject.params:
+        teacher = None
+    key = ("texts", subject.model.config, teacher is not None)
+    if key not in evaluator.programs:
+        evaluator.programs[key] = continuations.make_programs(
+            subject.model,
+            teacher and teacher.model,
+            max_new_tokens=c.study.new_tokens,
+            stop_ids=evaluator.stop_ids,
+            cache_dtype=c.model.compute_dtype,
+            block_tokens=c.model.block_tokens,
+        )
+    measured = continuations.measure_behaviour(
+        evaluator.programs[key],
+        subject.params,
+        teacher and teacher.params,
+        prompts=evaluator.prompts,
+        training=evaluator.training,
+        batch_size=c.generate.batch_size,
+        seed=c.seed,
+    )
+    decode = subject.tokenizer.backend.decode
+    texts = tuple(
+        Continuation(decode(prompt), decode(text), decode(reference))
+        for prompt, text, reference in zip(
+            evaluator.prompts.prompts, measured.generated, evaluator.prompts.references, strict=True
+        )
+    )
+    return Written(measured.metrics, texts)
+
+
+def task_scores(c: ConfigDict, subject: Loaded) -> dict[str, float]:
+    """What lm-evaluation-harness gives for config.eval.tasks, by `TASK/METRIC`.
+
+    Raises UserError where the harness is not installed or does not know a task.
+    """
+    if not c.eval.tasks:
+        return {}
+    runs = make_harness_model(
+        subject.model,
+        subject.params,
+        subject.tokenizer,
+        batch_size=c.eval.batch_size,
+        stop_ids=samples.stop_ids(subject.tokenizer, subject.token_ids),
+        cache_dtype=c.model.compute_dtype,
+        block_tokens=c.model.block_tokens,
+    )
+    return score(
+        runs,
+        tuple(c.eval.tasks),
+        include_path=c.eval.task_path or None,
+        limit=c.eval.task_limit or None,
+    )
+
+
+def text_of(tokenizer: Tokenizer) -> Callable[[int], str]:
+    """The text of one token, special ones as they are written."""
+    return lambda token: tokenizer.backend.decode([token], skip_special_tokens=False)
+
+
+def run_facts(c: ConfigDict, evaluator: Evaluator) -> dict[str, Any]:
+    """What an option may depend on beside the config: the teacher's size, what was learned from."""
+    cache, first = evaluator.teachers.cache, evaluator.teachers.first
+    return {
+        "targets": cache.manifest.kind if c.teacher.cache else c.teacher.targets,
+        "cache_dtype": cache and cache.manifest.form["dtype"],
+        "teacher_blocks": first and first.model.config.blocks,
+        "teacher_neurons": first and first.model.config.neurons,
+    }

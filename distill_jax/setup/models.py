@@ -1,0 +1,159 @@
+"""Teacher and student of a config: read, checked against each other, placed on the mesh."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from distill_jax.config import choose
+from distill_jax.data.tokenizer import Tokenizer, load_tokenizer
+from distill_jax.data.tokenizer_difference import first_difference
+from distill_jax.models import huggingface
+from distill_jax.models.architecture import ModelConfig
+from distill_jax.models.binding import REMAT, Model, bind
+from distill_jax.models.families import FAMILIES, family_of
+from distill_jax.models.load import load_checkpoint, resolve
+from distill_jax.models.weights import Checkpoint
+from distill_jax.models.weights import fingerprint as weights_fingerprint
+from distill_jax.sharding import parameter_shardings, place
+from distill_jax.types import Params, UserError
+
+TEACHER = 3  # the stream of random numbers for a teacher without knowledge
+TEACHER_INITS = ("checkpoint", "random")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class Loaded(NamedTuple):
+    """A model on the mesh, its tokenizer, and what identifies it."""
+
+    model: Model
+    params: Params
+    tokenizer: Tokenizer
+    token_ids: dict[str, Any]
+    path: str
+    fingerprint: str
+
+
+class Source(NamedTuple):
+    """Where a student comes from: an architecture, and the weights read for it, if any."""
+
+    config: ModelConfig
+    read: Checkpoint | None
+
+
+def bind_config(c: ConfigDict, config: ModelConfig, dtype: str) -> Model:
+    """The decoder of an architecture with the dtypes and remat policy of a config."""
+    compute = choose("model.compute_dtype", c.model.compute_dtype, DTYPES)
+    remat = choose("model.remat", c.model.remat, REMAT)
+    return bind(config, param_dtype=dtype, compute_dtype=compute, remat=remat)
+
+
+def load_model(c: ConfigDict, path: str, dtype: str, mesh: Mesh) -> Loaded:
+    """Reads a model path and places its parameters on the mesh."""
+    read = load_checkpoint(path, dtype=jnp.dtype(dtype))
+    model = bind_config(c, read.config, dtype)
+    return Loaded(
+        model,
+        place_params(model, read.params, mesh),
+        load_tokenizer(read.path),
+        read.token_ids,
+        path,
+        weights_fingerprint(read.params),
+    )
+
+
+def load_only_model(c: ConfigDict, mesh: Mesh) -> Loaded:
+    """The one model of a job without training: student.path, or else teacher.path."""
+    path = c.student.path or c.teacher.path
+    if not path:
+        raise UserError("config.student.path is empty: give --config.student.path=PATH")
+    return load_model(c, path, c.student.dtype if c.student.path else c.teacher.dtype, mesh)
+
+
+def load_teacher(c: ConfigDict, mesh: Mesh) -> Loaded | None:
+    """The teacher of a config; None where it names none."""
+    if not c.teacher.path:
+        return None
+    loaded = load_model(c, c.teacher.path, choose("teacher.dtype", c.teacher.dtype, DTYPES), mesh)
+    if choose("teacher.init", c.teacher.init, TEACHER_INITS) == "random":
+        return without_knowledge(c, loaded, mesh)
+    return loaded
+
+
+def without_knowledge(c: ConfigDict, loaded: Loaded, mesh: Mesh) -> Loaded:
+    """A model of the same architecture with random weights, of config.seed."""
+    params = loaded.model.init(jax.random.fold_in(jax.random.key(c.seed), TEACHER))
+    params = place_params(loaded.model, params, mesh)
+    return loaded._replace(params=params, fingerprint=f"random:{c.seed}")
+
+
+def place_params(model: Model, params: Params, mesh: Mesh) -> Params:
+    """Host parameters onto the mesh by the rules of the model's family."""
+    rules = FAMILIES[model.config.family].sharding
+    return place(params, parameter_shardings(model.abstract(), rules, mesh))
+
+
+def student_source(c: ConfigDict, teacher: Loaded | None) -> Source:
+    """The architecture the student starts from, and the weights of student.path.
+
+    There are none where student.path is empty, which means the teacher's, or where only its
+    architecture is wanted. Raises UserError where there is neither path.
+    """
+    if not c.student.path:
+        if teacher is None:
+            raise UserError(
+                "config.student.path and config.teacher.path are both empty:"
+                " give --config.student.path=PATH"
+            )
+        return Source(teacher.model.config, None)
+    directory = resolve(c.student.path)
+    if c.student.init == "random" and directory.is_dir():
+        raw = huggingface.read_json(directory / "config.json")
+        return Source(family_of(raw.get("model_type")).from_hf(raw), None)
+    read = load_checkpoint(c.student.path, dtype=jnp.dtype(c.student.dtype))
+    return Source(read.config, read)
+
+
+def student_tokenizer(c: ConfigDict, teacher: Loaded | None) -> Tokenizer:
+    """The student's tokenizer, which must make the same tokens as the teacher's.
+
+    A student without one (the architecture alone) takes the teacher's. Raises UserError naming the
+    first token that differs.
+    """
+    path = resolve(c.student.path) if c.student.path else None
+    if path is None or (path.is_dir() and not (path / "tokenizer.json").exists()):
+        if teacher is None:
+            raise UserError(
+                f"config.student.path {c.student.path} has no tokenizer.json and there is no"
+                " teacher to take one from: add the file"
+            )
+        return teacher.tokenizer
+    tokenizer = load_tokenizer(path)
+    check_tokenizers(tokenizer, teacher)
+    return tokenizer
+
+
+def check_tokenizers(tokenizer: Tokenizer, teacher: Loaded | None) -> None:
+    """Raises UserError naming the first token that student and teacher make differently."""
+    difference = teacher and first_difference(tokenizer, teacher.tokenizer)
+    if difference:
+        raise UserError(
+            f"student and teacher have different tokenizers: {difference} (student first):"
+            " use a student of the teacher's tokenizer"
+        )
+
+
+def check_length(c: ConfigDict, config: ModelConfig, name: str) -> None:
+    """Raises UserError where a row is longer than the positions of a model."""
+    if c.data.seq_len > config.max_positions:
+        raise UserError(
+            f"config.data.seq_len is {c.data.seq_len} and {name} has {config.max_positions}"
+            f" positions: use at most {config.max_positions}"
+        )
+
+
+def count(params: Params) -> int:
+    """Numbers in a parameter tree; a tied embedding counts once."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

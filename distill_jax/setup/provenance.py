@@ -1,0 +1,33 @@
+"""What a result depends on: versions, and hashes of data, tokenizers, templates and weights."""
+
+import platform
+from importlib import metadata
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from distill_jax import __version__
+from distill_jax.data.tokenizer import Tokenizer
+from distill_jax.setup.data import Data, Text, template_hash
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
+
+
+def provenance(
+    mesh: Mesh, tokenizer: Tokenizer, teachers: dict[str, str | None], data: dict[str, Data | Text]
+) -> dict[str, Any]:
+    """Flat, so that two runs compare line by line. teachers: what identifies them, by name."""
+    return {
+        "distill_jax": __version__,
+        "python": platform.python_version(),
+        **{f"package.{name}": metadata.version(name) for name in PACKAGES},
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "processes": jax.process_count(),
+        **{f"mesh.{name}": size for name, size in mesh.shape.items()},
+        "tokenizer.sha256": tokenizer.fingerprint,
+        "chat_template.sha256": template_hash(tokenizer),
+        **teachers,
+        **{f"data.{name}.sha256": part.fingerprint for name, part in data.items()},
+        **{f"data.{name}.documents": part.documents for name, part in data.items()},
+    }

@@ -1,0 +1,225 @@
+"""The teachers of a config: one or several, the student's average, a cache, a part of them."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from distill_jax.config import at_least, choose
+from distill_jax.data.cache import Cache, open_cache
+from distill_jax.data.cache_files import Manifest
+from distill_jax.losses import partial_targets
+from distill_jax.losses.sparse import check_terms
+from distill_jax.losses.teachers import SPACES
+from distill_jax.losses.terms import CROSS_ENTROPY, Term, needs_teacher
+from distill_jax.models.binding import Model
+from distill_jax.objective import Teach, cached_teacher, live_teacher, mixed_teachers, partly
+from distill_jax.setup.models import Loaded, check_length, load_model, load_teacher
+from distill_jax.sharding import batch_ways, place_whole
+from distill_jax.types import UserError
+
+AVERAGE = "average"
+Part = Callable[..., Any]
+
+
+class Teachers(NamedTuple):
+    """What teaches in a run. `loaded`: the models of teacher.path and teacher.more, in order."""
+
+    loaded: tuple[Loaded, ...]
+    cache: Cache | None
+    head: Any  # of the teacher whose hidden states a cache holds: (weight_DV, bias_V)
+    average: bool  # whether the student's running average is one of them
+
+    @property
+    def first(self) -> Loaded | None:
+        """The teacher that texts, tables and pruning take."""
+        return self.loaded[0] if self.loaded else None
+
+
+def check(c: ConfigDict, terms: tuple[Term, ...]) -> None:
+    """Raises UserError for what can be seen to be wrong before a model is read."""
+    t = c.teacher
+    choose("teacher.mix", t.mix, SPACES)
+    choose("teacher.targets", t.targets, TARGETS)
+    at_least("teacher.k", t.k, 1)
+    at_least("teacher.draws", t.draws, 1)
+    paths = _paths(c)
+    if not paths and not t.cache and needs_teacher(terms):
+        raise UserError(
+            "config.teacher.path is empty and the loss compares with a teacher: give"
+            " --config.teacher.path=PATH, or let cross_entropy be the only weight"
+        )
+    if t.cache and (t.more or t.path == AVERAGE):
+        raise UserError(
+            "config.teacher.cache holds one teacher: leave config.teacher.more empty and"
+            " config.teacher.path another than average"
+        )
+    if t.weights and (len(t.weights) != len(paths) or not min(t.weights) > 0):
+        raise UserError(
+            f"config.teacher.weights has {len(t.weights)} numbers for {len(paths)} teachers:"
+            " give one above 0 for each of teacher.path and teacher.more"
+        )
+    if not 0 <= t.average_decay < 1:
+        raise UserError(
+            f"config.teacher.average_decay is {t.average_decay}: use 0 or more and less than 1"
+        )
+    if t.targets != "hidden" and not t.cache and len(paths) > 1:
+        raise UserError(
+            f"config.teacher.targets {t.targets} is of one teacher and config.teacher.more names"
+            " others: use hidden"
+        )
+    if not t.cache:
+        _check_part(c, t.targets, temperatures_of(terms), terms)
+
+
+def _check_part(c, kind, temperatures, terms):
+    """Raises UserError for a term that a kind of partial targets cannot serve."""
+    if kind == "hidden" or not needs_teacher(terms):
+        return
+    if kind == "top_k":
+        policy = partial_targets.check_policy("teacher.policy", c.teacher.policy)
+    else:
+        policy = None if kind == "sampled" else "renormalise"
+    check_terms(terms, temperatures, policy)
+
+
+def load_teachers(c: ConfigDict, terms: tuple[Term, ...], mesh: Mesh) -> Teachers:
+    """Reads every model and the cache. Raises UserError where a cache is another teacher's."""
+    dtype = c.teacher.dtype
+    more = [load_model(c, path, dtype, mesh) for path in c.teacher.more if path != AVERAGE]
+    first = load_teacher(c, mesh) if c.teacher.path != AVERAGE else None
+    loaded = (first, *more) if first else tuple(more)
+    for one in loaded:
+        check_length(c, one.model.config, one.path)
+    found = Teachers(loaded, None, None, AVERAGE in _paths(c))
+    return read_cache(c, found, terms, mesh) if c.teacher.cache else found
+
+
+def read_cache(c: ConfigDict, teachers: Teachers, terms: tuple[Term, ...], mesh: Mesh) -> Teachers:
+    """The same models, whose signals a cache has. Raises UserError where it cannot serve a term."""
+    cache = open_cache(Path(c.teacher.cache))
+    form = cache.manifest.form
+    _check_part(c, cache.manifest.kind, tuple(form["temperatures"]), terms)
+    head = cache.head()
+    return Teachers(teachers.loaded, cache, head and place_whole(head, mesh), False)
+
+
+def teach_of(
+    c: ConfigDict, teachers: Teachers, terms: tuple[Term, ...], student: Model, mesh: Mesh
+) -> tuple[Teach | None, tuple]:
+    """What the loss asks for its targets, and the parameters it takes; nothing without a term."""
+    if not needs_teacher(terms):
+        return None, ()
+    if teachers.cache is not None:
+        return _of_cache(teachers, c.teacher.policy)
+    params = tuple(loaded.params for loaded in teachers.loaded)
+    models = tuple(loaded.model for loaded in teachers.loaded)
+    if teachers.average:
+        models = (*models, student)
+    if len(models) > 1:
+        return mixed_teachers(models, _weights(c), c.teacher.mix), params
+    teach = live_teacher(models[0])
+    if c.teacher.targets != "hidden":
+        teach = partly(teach, part_of(c, temperatures_of(terms), batch_ways(mesh)))
+    return teach, params
+
+
+def measure_of(c: ConfigDict, teachers: Teachers) -> tuple[Teach | None, tuple]:
+    """The whole distribution that evaluation compares with, and its parameters."""
+    if teachers.cache is not None and teachers.cache.manifest.kind == "hidden":
+        return _of_cache(teachers, "")
+    if not teachers.loaded:
+        return None, ()
+    params = tuple(loaded.params for loaded in teachers.loaded)
+    if len(params) == 1:
+        return live_teacher(teachers.loaded[0].model), params
+    weights = _weights(c)[: len(params)]
+    weights = tuple(w / sum(weights) for w in weights)
+    models = tuple(loaded.model for loaded in teachers.loaded)
+    return mixed_teachers(models, weights, c.teacher.mix), params
+
+
+def identity(teachers: Teachers) -> dict[str, str | None]:
+    """What identifies the teachers, for the provenance of a run."""
+    cache, first = teachers.cache, teachers.first
+    stored = cache.manifest.hashes["teacher"] if cache else None
+    more = {f"teacher.{i}.sha256": t.fingerprint for i, t in enumerate(teachers.loaded[1:], 2)}
+    kind = f"{cache.manifest.kind} {cache.manifest.form['dtype']}" if cache else None
+    return {"teacher.sha256": first.fingerprint if first else stored, **more, "teacher.cache": kind}
+
+
+def part_of(c: ConfigDict, temperatures: tuple[float, ...], ways: int) -> Part:
+    """The function that keeps a part of a full distribution, by teacher.targets."""
+    return TARGETS[c.teacher.targets](c, temperatures, c.model.block_tokens * ways)
+
+
+def temperatures_of(terms: tuple[Term, ...]) -> tuple[float, ...]:
+    """1 and all others at which a term compares."""
+    others = {term.temperature for term in terms if term.name != CROSS_ENTROPY} - {1.0}
+    return (1.0, *sorted(others))
+
+
+def cached(manifest: Manifest, policy: str) -> Teach:
+    """The targets that a cache of a manifest holds; policy: for the mass outside top_k."""
+    form = manifest.form
+    return cached_teacher(
+        manifest.kind,
+        head=(form["softcap"], form["scale"]),
+        temperatures=tuple(form["temperatures"]),
+        policy=policy if manifest.kind == "top_k" else "renormalise",
+        vocab=form["vocab"],
+    )
+
+
+def _of_cache(teachers: Teachers, policy: str) -> tuple[Teach, tuple]:
+    params = () if teachers.head is None else (teachers.head,)
+    return cached(teachers.cache.manifest, policy), params
+
+
+def _paths(c: ConfigDict) -> tuple[str, ...]:
+    return tuple(path for path in (c.teacher.path, *c.teacher.more) if path)
+
+
+def _weights(c: ConfigDict) -> tuple[float, ...]:
+    """Of each teacher in the order of their parameters: the running average is the last."""
+    paths = _paths(c)
+    given = c.teacher.weights or [1.0] * len(paths)
+    ordered = sorted(zip(paths, given, strict=True), key=lambda pair: pair[0] == AVERAGE)
+    return tuple(weight / sum(given) for _, weight in ordered)
+
+
+def _top_k(c, temperatures, block_tokens):
+    options = {"temperatures": temperatures, "policy": c.teacher.policy or "renormalise"}
+    of = partial(partial_targets.top_k, k=c.teacher.k, block_tokens=block_tokens, **options)
+    return lambda targets, batch, key: of(targets)
+
+
+def _sampled(c, temperatures, block_tokens):
+    def part(targets, batch, key):
+        uniform = _uniforms(c, batch, key)
+        return partial_targets.sampled(targets, uniform, block_tokens=block_tokens)
+
+    return part
+
+
+def _sampled_renormalised(c, temperatures, block_tokens):
+    of = partial(partial_targets.sampled_renormalised, temperatures=temperatures)
+    return lambda targets, batch, key: of(
+        targets, _uniforms(c, batch, key), block_tokens=block_tokens
+    )
+
+
+def _uniforms(c, batch, key) -> jax.Array:
+    return partial_targets.uniforms(key, batch.tokens_BT, batch.segment_BT, c.teacher.draws)
+
+
+TARGETS: dict[str, Callable[..., Part] | None] = {
+    "hidden": None,
+    "top_k": _top_k,
+    "sampled": _sampled,
+    "sampled_renormalised": _sampled_renormalised,
+}

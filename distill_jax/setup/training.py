@@ -1,0 +1,159 @@
+"""A training run as live objects: its first state, its compiled steps, its checkpoints."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from distill_jax import checkpoint, workdir
+from distill_jax.config import at_least, flatten
+from distill_jax.evals.likelihood import EvalStep, evaluate, make_eval_step
+from distill_jax.loop import LoopOptions, Run
+from distill_jax.losses.terms import Term, needs_teacher
+from distill_jax.models.binding import Model
+from distill_jax.models.families import FAMILIES
+from distill_jax.objective import objective
+from distill_jax.optim import make_optimizer, make_schedule
+from distill_jax.setup import data, teachers
+from distill_jax.setup.inputs import Setting
+from distill_jax.setup.loss import optim_options, plan_of
+from distill_jax.setup.models import bind_config
+from distill_jax.sharding import batch_ways, parameter_shardings
+from distill_jax.step import TrainStep, init_state, make_train_step
+from distill_jax.types import Params, TrainState
+from distill_jax.writers import Writer, tensorboard, wandb
+
+TEACHING = 1  # the stream of random numbers for what teachers draw
+ARCHITECTURE = "architecture.json"  # of the student, so that its checkpoints can be read again
+# Keys that shape no compiled step: runs that differ in these alone share their programs.
+FREE = ("seed", "student.path", "generate.prompts", "checkpoint.every", "eval.every")
+
+
+class CompiledSteps(NamedTuple):
+    """The jitted steps of a run; another of the same shape, terms and schedule shares them."""
+
+    train_step: TrainStep
+    eval_step: EvalStep
+
+
+def open_checkpoints(c: ConfigDict, directory: Path):
+    """The checkpoint manager of a run's directory."""
+    return checkpoint.open_manager(
+        directory / workdir.CHECKPOINTS,
+        keep_last=int(at_least("checkpoint.keep_last", c.checkpoint.keep_last, 1)),
+        keep_best=int(at_least("checkpoint.keep_best", c.checkpoint.keep_best, 0)),
+        metric=c.checkpoint.metric,
+    )
+
+
+def starter(c: ConfigDict, terms: tuple[Term, ...]) -> Callable[[Params], TrainState]:
+    """The function that makes the first state of a run from the student's parameters."""
+    return partial(
+        init_state,
+        optimizer=make_optimizer(optim_options(c), c.steps),
+        plan=plan_of(c, terms),
+        keep_average=needs_teacher(terms) and teachers.AVERAGE in (c.teacher.path, *c.teacher.more),
+    )
+
+
+def abstract_state(model: Model, begin, mesh: Mesh) -> tuple[TrainState, TrainState]:
+    """Shapes of a training state with their shardings, and the shardings alone."""
+    shapes = jax.eval_shape(begin, model.abstract())
+    rules = FAMILIES[model.config.family].sharding
+    shardings = parameter_shardings(shapes, rules, mesh)
+    with_sharding = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+    return jax.tree.map(with_sharding, shapes, shardings), shardings
+
+
+def shape_of(c: ConfigDict, model: Model) -> str:
+    """What the compiled steps of a run depend on; runs that agree here share them."""
+    keys = {key: value for key, value in flatten(c).items() if key not in FREE}
+    return json.dumps([architecture(model), keys])
+
+
+def architecture(model: Model) -> dict[str, Any]:
+    """The student's sizes, as a Hugging Face config.json has them."""
+    return FAMILIES[model.config.family].to_hf(model.config)
+
+
+def saved_model(c: ConfigDict, directory: Path) -> Model:
+    """The decoder of the student whose checkpoints a directory holds."""
+    raw = json.loads((directory / ARCHITECTURE).read_text())
+    return bind_config(c, FAMILIES[raw["model_type"]].from_hf(raw), c.student.dtype)
+
+
+def compiled_steps(setting: Setting, model: Model, shardings: TrainState | None) -> CompiledSteps:
+    """The jitted steps of a run, not yet compiled."""
+    c, mesh = setting.config, setting.mesh
+    teach, _ = teachers.teach_of(c, setting.teachers, setting.terms, model, mesh)
+    train_step = make_train_step(
+        partial(
+            objective, student=model, teach=teach, block_tokens=c.model.block_tokens, mesh=mesh
+        ),
+        make_optimizer(optim_options(c), c.steps),
+        plan_of(c, setting.terms),
+        microbatches=c.data.microbatches,
+        frozen=tuple(c.optim.frozen),
+        average_decay=c.teacher.average_decay,
+        state_shardings=shardings,
+    )
+    compared, _ = teachers.measure_of(c, setting.references)
+    block_tokens = c.model.block_tokens * batch_ways(mesh)
+    return CompiledSteps(train_step, make_eval_step(model, compared, block_tokens=block_tokens))
+
+
+def run_of(
+    setting: Setting,
+    model: Model,
+    state: TrainState,
+    steps: CompiledSteps,
+    manager: checkpoint.CheckpointManager,
+    on_start: Callable[[Params], None],
+) -> Run:
+    """Everything the loop needs. on_start(params): called before the first step of a fresh run."""
+    c, mesh = setting.config, setting.mesh
+    _, teacher_params = teachers.teach_of(c, setting.teachers, setting.terms, model, mesh)
+    _, reference_params = teachers.measure_of(c, setting.references)
+
+    def measure(params: Params) -> dict[str, float]:
+        batches = data.held_out_batches(c, setting.held_out.rows, mesh)
+        return evaluate(steps.eval_step, params, reference_params, batches).named()
+
+    o = optim_options(c)
+    rate = o.muon_learning_rate if o.name == "muon" else o.learning_rate
+    schedule = make_schedule(o, rate, c.steps)
+    return Run(
+        workdir=setting.directory,
+        options=LoopOptions(
+            steps=c.steps,
+            eval_every=int(at_least("eval.every", c.eval.every, 0)),
+            checkpoint_every=int(at_least("checkpoint.every", c.checkpoint.every, 0)),
+            log_every=int(at_least("log.every", c.log.every, 0)),
+            max_skipped=c.optim.max_skipped,
+            watchdog_s=c.watchdog_s,
+        ),
+        manager=manager,
+        state=state,
+        teacher_params=teacher_params,
+        key=jax.random.fold_in(jax.random.key(c.seed), TEACHING),
+        train_step=steps.train_step,
+        batches=lambda start: data.training_batches(c, setting.training.rows, mesh, start),
+        evaluate=measure,
+        learning_rate=lambda step: float(schedule(step)),
+        on_start=on_start,
+        writers=_writers(c, setting.directory),
+    )
+
+
+def _writers(c: ConfigDict, directory: Path) -> tuple[Writer, ...]:
+    if jax.process_index():
+        return ()
+    chosen = [tensorboard(directory)] if c.log.tensorboard else []
+    if c.log.wandb_project:
+        chosen.append(wandb(c.log.wandb_project, directory, flatten(c)))
+    return tuple(chosen)

@@ -1,0 +1,176 @@
+"""report.html in a real Chromium: what it asks for, shows, prints and says to a screen reader.
+
+Needs Debian's package chromium and, for axe-core, npm; skipped with the reason where they are
+absent, an error where DISTILL_JAX_BROWSER=required.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+
+import pytest
+
+from distill_jax.report import charts, page
+from tests.report import chromium, sample_report
+from tests.report.html_walk import at, rounds
+
+REPORTS = {
+    "study": sample_report.study(),
+    "run": sample_report.run(),
+    "hostile": sample_report.hostile(),
+}
+VIEWS = [(width, scheme) for width in (390, 1280) for scheme in ("light", "dark")]
+AXE = "axe-core@4.14.1"
+
+# Every element that says where it stands, and every text node that does not.
+PLACED = """[...document.querySelectorAll('[data-path]')].map(
+  e => [e.dataset.path, e.dataset.value ?? null, e.textContent])"""
+STRAY = """(() => {
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = [];
+  while (walker.nextNode()) {
+    const node = walker.currentNode;
+    if (/\\d/.test(node.data) && !node.parentElement.closest('[data-path],[data-key],.tick,style'))
+      found.push(node.data);
+  }
+  return found;
+})()"""
+OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
+
+def missing(reason):
+    """Skips, or fails where a browser is required."""
+    if os.environ.get("DISTILL_JAX_BROWSER") == "required":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if chromium.find() is None:
+        missing("no chromium on the path: apt-get install chromium")
+    with chromium.Chromium() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pages")
+    for name, told in REPORTS.items():
+        (folder / f"{name}.html").write_text(page.page(told))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def axe(request):
+    """The source of axe-core, fetched once with npm into pytest's cache."""
+    folder = request.config.cache.mkdir("axe-core")
+    source = folder / "package" / "axe.min.js"
+    if not source.exists():
+        if shutil.which("npm") is None:
+            missing("no npm on the path, which fetches axe-core")
+        command = ["npm", "pack", AXE, f"--pack-destination={folder}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        if done.returncode:
+            missing(f"npm could not fetch {AXE}: {done.stderr.strip().splitlines()[-1]}")
+        with tarfile.open(folder / done.stdout.split()[-1]) as package:
+            package.extract("package/axe.min.js", folder, filter="data")
+    return source.read_text()
+
+
+def test_the_watch_sees_requests_errors_dialogs_and_overflow(browser, tmp_path):
+    """The instruments themselves, on a page that does all that a report must not."""
+    (tmp_path / "bad.html").write_text(
+        "<img src='https://example.org/a.png'><div style='width:2000px'>7</div>"
+        "<script>alert(5); console.error('no'); throw new Error('never')</script>"
+    )
+    browser.open(tmp_path / "bad.html", width=390)
+    assert "https://example.org/a.png" in browser.requests
+    assert browser.dialogs == ["5"]
+    assert len(browser.errors) >= 2
+    assert browser.evaluate(OVERFLOW) > 0
+    assert browser.evaluate(STRAY)[0] == "7"
+
+
+@pytest.mark.parametrize("name", REPORTS)
+@pytest.mark.parametrize(("width", "scheme"), VIEWS)
+def test_the_page_is_quiet_and_fits(browser, pages, name, width, scheme):
+    browser.open(pages / f"{name}.html", width=width, scheme=scheme)
+    assert [u for u in browser.requests if not u.startswith(("file:", "data:"))] == []
+    assert len([u for u in browser.requests if u.startswith("file:")]) == 1
+    assert browser.errors == []
+    assert browser.dialogs == []
+    assert browser.evaluate("document.scripts.length") == 0
+    assert browser.evaluate(OVERFLOW) <= 0
+    background = browser.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (background == "rgb(255, 255, 255)") == (scheme == "light")
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_every_number_in_the_document_equals_the_report(browser, pages, name):
+    browser.open(pages / f"{name}.html")
+    placed = browser.evaluate(PLACED)
+    assert len(placed) > 20
+    for path, value, text in placed:
+        there = at(REPORTS[name], path)
+        if value is None:
+            assert text == there, path
+            continue
+        assert json.loads(value) == there, path
+        if there is None:
+            assert text == "absent", path
+        elif isinstance(there, bool):
+            assert text == ("yes" if there else "no"), path
+        else:
+            assert rounds(text, there), (path, text, there)
+    assert browser.evaluate(STRAY) == []
+
+
+@pytest.mark.parametrize("name", ["study", "run"])
+@pytest.mark.parametrize(("width", "scheme"), VIEWS)
+def test_axe_finds_nothing_serious(browser, pages, axe, name, width, scheme):
+    browser.open(pages / f"{name}.html", width=width, scheme=scheme)
+    browser.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true })")
+    browser.evaluate(axe + "; 0")
+    found = browser.evaluate(
+        "axe.run(document, {resultTypes: ['violations']}).then(r => r.violations.map(v =>"
+        " [v.impact, v.id, v.nodes.slice(0, 3).map(n => n.html.slice(0, 160))]))"
+    )
+    assert [v for v in found if v[0] in ("serious", "critical")] == []
+
+
+def test_axe_would_find_a_table_cell_too_pale(browser, pages, axe, tmp_path):
+    text = (pages / "study.html").read_text()
+    (tmp_path / "pale.html").write_text(text.replace("</style>", "td { color: #aaaaaa }</style>"))
+    browser.open(tmp_path / "pale.html")
+    browser.evaluate(axe + "; 0")
+    found = browser.evaluate("axe.run(document).then(r => r.violations.map(v => v.id))")
+    assert "color-contrast" in found
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_it_prints(browser, pages, name):
+    browser.open(pages / f"{name}.html", scheme="dark")
+    assert browser.pdf().startswith(b"%PDF")
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    paper = browser.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert paper == "rgb(255, 255, 255)"  # also where the screen is dark
+    hidden = browser.evaluate(
+        "[...document.querySelectorAll('details table')].filter(t => !t.checkVisibility("
+        "{contentVisibilityAuto: true})).length"
+    )
+    assert hidden == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_charts_stand_alone(browser, tmp_path, scheme):
+    for name, text in charts.svg_files(REPORTS["hostile"]).items():
+        (tmp_path / name).write_text(text)
+        browser.open(tmp_path / name, scheme=scheme)
+        assert browser.errors == []
+        assert browser.dialogs == []
+        assert browser.evaluate("document.documentElement.tagName") == "svg"
+        paper = browser.evaluate("getComputedStyle(document.querySelector('.paper')).fill")
+        assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
+        assert browser.evaluate("document.querySelector('svg').getBoundingClientRect().width") > 100

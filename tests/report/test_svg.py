@@ -1,0 +1,312 @@
+"""Charts: coordinates mean what the axes say, texts are escaped, colors can be told apart."""
+
+import copy
+import math
+import re
+import xml.etree.ElementTree as ET
+from itertools import combinations, pairwise
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from distill_jax.report import charts, svg, svg_models
+from distill_jax.report.svg import Interval, Line, Scale, Text
+from tests.report import sample_report
+
+NAME = "{http://www.w3.org/2000/svg}"
+STUDY, HOSTILE = sample_report.study(), sample_report.hostile()
+REAL = st.floats(-1e6, 1e6, allow_nan=False)
+
+
+def parsed(drawing):
+    return ET.fromstring(str(drawing))
+
+
+def number(text):
+    """A tick's value."""
+    power = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}.get(text[-1], 1.0)
+    share = 0.01 if text.endswith("%") else 1.0
+    return float(text.replace("\N{MINUS SIGN}", "-").rstrip("kMGTPE%")) * power * share
+
+
+def axis(root, along):
+    """From a coordinate to a value, by a line through the ticks of one axis."""
+    ticks = [t for t in root.iter(f"{NAME}text") if t.get("class") == "tick"]
+    anchor = {"x": "middle", "y": "end"}[along]
+    pairs = [
+        (float(t.get(along)) - (4 if along == "y" else 0), number(t.text))
+        for t in ticks
+        if t.get("text-anchor") == anchor
+        and re.fullmatch(r"[\N{MINUS SIGN}\d.]+[kMGTPE%]?", t.text)
+    ]
+    assert len(pairs) >= 2
+    slope, start = np.polyfit(*np.array(pairs).T, 1)
+    return lambda at: slope * at + start
+
+
+def places(line):
+    return [tuple(map(float, pair.split(","))) for pair in line.get("points").split()]
+
+
+@given(REAL, REAL, st.integers(2, 9))
+def test_ticks_are_round_and_inside(a, b, count):
+    low, high = sorted((a, b))
+    assume(high - low > 1e-6 * max(1.0, abs(low), abs(high)))
+    values = svg.ticks(low, high, count)
+    room = (high - low) * 1e-6
+    assert all(low - room <= v <= high + room for v in values)
+    assert len(values) <= 2 * count
+    steps = np.diff(values)
+    if len(steps):
+        np.testing.assert_allclose(steps, steps[0], rtol=1e-6)
+        lead = steps[0] / 10.0 ** math.floor(math.log10(steps[0]) + 1e-9)
+        assert min(abs(lead - m) for m in (1, 2, 2.5, 5, 10)) < 1e-3
+
+
+@given(st.lists(st.floats(-1e15, 1e15), min_size=1, max_size=6))
+def test_texts_of_ticks_are_their_values(values):
+    values = [float(f"{v:.3g}") for v in values]
+    assume(max(map(abs, values)) == 0 or min((abs(v) for v in values if v), default=1) > 1e-4)
+    texts = svg.tick_text(values)
+    largest = max(map(abs, values))
+    for text, value in zip(texts, values, strict=True):
+        assert abs(number(text) - value) <= 1e-6 * max(largest, 1)
+
+
+def test_points_of_a_line_lie_where_the_axes_say():
+    points = [(0, 3.7), (100, 3.52), (200, 3.41), (400, 3.39)]
+    root = parsed(svg.lines([Line(Text("kd"), "kd", points)], "updates", "NLL", "told"))
+    x, y = axis(root, "x"), axis(root, "y")
+    drawn = places(root.find(f".//{NAME}polyline"))
+    np.testing.assert_allclose([(x(a), y(b)) for a, b in drawn], points, atol=2e-2, rtol=2e-3)
+    assert root.get("aria-label") == "told"
+    assert root.get("role") == "img"
+
+
+def test_curves_of_a_study_lie_where_the_axes_say():
+    for key in ("step", "flops"):
+        root = parsed(charts.curves(STUDY, key, "nll"))
+        x, y = axis(root, "x"), axis(root, "y")
+        drawn = root.findall(f".//{NAME}polyline")
+        assert len(drawn) == len(STUDY["curves"])
+        for line, one in zip(drawn, STUDY["curves"], strict=True):
+            values = [(p[key], p["nll"]) for p in one["points"]]
+            there = [(x(a), y(b)) for a, b in places(line)]
+            np.testing.assert_allclose(there, values, rtol=5e-3, atol=values[-1][0] * 2e-3)
+
+
+def test_absent_points_are_not_drawn_and_one_point_is_no_line():
+    nan, inf = math.nan, math.inf
+    points = [(0, 1.0), (1, None), (2, nan), (3, inf), (None, 2.0), (4, 0.5)]
+    line = Line(Text("kd"), "kd", points)
+    root = parsed(svg.lines([line], "updates", "NLL", ""))
+    assert len(places(root.find(f".//{NAME}polyline"))) == 2
+    assert svg.lines([line._replace(points=points[:4])], "updates", "NLL", "") is None
+    assert svg.lines([], "updates", "NLL", "") is None
+    constant = line._replace(points=[(5, 1.0), (5, 1.0)])
+    assert parsed(svg.lines([constant], "updates", "NLL", "")) is not None
+
+
+def test_a_line_far_above_is_cut_and_said_to_be():
+    near = [Line(Text(n), "kd", [(0, 4.0), (1, 3.0)]) for n in ("a", "b", "c")]
+    far = Line(Text("far"), "random", [(0, 11.0), (1, 10.5)])
+    drawing = svg.lines([*near, far], "updates", "NLL", "")
+    assert max(number(t.text) for t in parsed(drawing).iter(f"{NAME}text")
+               if re.fullmatch(r"[\d.]+", t.text)) <= 4.2  # fmt: skip
+    assert "(higher)" in drawing
+    assert "(higher)" not in svg.lines(near, "updates", "NLL", "")
+
+
+@given(st.lists(st.lists(REAL, min_size=2, max_size=6), min_size=1, max_size=6))
+def test_the_range_of_an_axis_holds_the_lowest_value(series):
+    low, high = svg.heights(series)
+    assert low == min(map(min, series))
+    assert low <= high <= max(map(max, series))
+
+
+@given(st.lists(st.floats(20, 200), max_size=8))
+def test_names_of_points_do_not_overlap(heights):
+    moved = svg_models.spread(sorted(heights), 15, 200)
+    assert all(b - a >= 15 - 1e-9 for a, b in pairwise(moved))
+    assert all(m <= 200 + 1e-9 for m in moved)
+
+
+def test_an_interval_lies_between_its_ends():
+    row = Interval(Text("a"), 0.1, -0.2, 0.3, "flat")
+    x = Scale(-1, 1, 0, 200)
+    root = ET.fromstring(f"<g>{svg.strip(row, x, 10)}</g>")
+    bar, dot = root.find("line"), root.find("rect")
+    assert (float(bar.get("x1")), float(bar.get("x2"))) == pytest.approx((80, 130))
+    assert float(dot.get("x")) + 4 == pytest.approx(110)
+    assert svg.strip(row._replace(effect=None, low=None, high=None), x, 10) == ""
+
+
+def test_a_forest_has_a_line_a_slice_and_the_margin():
+    root = parsed(charts.forest(STUDY, "equal_steps"))
+    rows = [r for r in STUDY["slices"]["rows"] if r["comparison"] == "equal_steps"]
+    bars = [e for e in root.iter(f"{NAME}line") if e.get("class").startswith("bar")]
+    assert len(bars) == sum(r["low"] is not None for r in rows)
+    assert [e.get("class") for e in bars].count("bar bad") == sum(r["harmed"] for r in rows)
+    x = axis(root, "x")
+    margin = next(e for e in root.iter(f"{NAME}line") if e.get("class") == "margin")
+    assert x(float(margin.get("x1"))) == pytest.approx(STUDY["slices"]["margin"], abs=1e-3)
+    shown = [r for r in rows if r["low"] is not None]
+    for bar, row in zip(bars, shown, strict=True):
+        assert x(float(bar.get("x1"))) == pytest.approx(row["low"], abs=1e-3)
+        assert x(float(bar.get("x2"))) == pytest.approx(row["high"], abs=1e-3)
+
+
+def test_bins_without_tokens_have_no_dot():
+    root = parsed(charts.reliability(STUDY))
+    x, y = axis(root, "x"), axis(root, "y")
+    dots = list(root.iter(f"{NAME}circle"))
+    bins = [b for m in STUDY["calibration"]["models"] for b in m["bins"] if b["count"]]
+    assert len(dots) == len(bins)
+    for dot, one in zip(dots, bins, strict=True):
+        assert x(float(dot.get("cx"))) == pytest.approx(one["confidence"], abs=2e-3)
+        assert y(float(dot.get("cy"))) == pytest.approx(one["accuracy"], abs=2e-3)
+
+
+def test_retention_is_of_the_accuracy_and_without_it_the_loss():
+    root = parsed(charts.retention(STUDY))
+    assert "accuracy" in root.get("aria-label")
+    x, y = axis(root, "x"), axis(root, "y")
+    got = sorted((x(float(c.get("cx"))), y(float(c.get("cy")))) for c in root.iter(f"{NAME}circle"))
+    right = {a: m["accuracy_top1"]["mean"] for a, m in STUDY["metrics"].items()}
+    want = sorted(
+        [(a["parameters"], right[a["arm"]] / right["teacher"]) for a in STUDY["arms"]]
+        + [(STUDY["teacher"]["parameters"], 1.0)]
+    )
+    np.testing.assert_allclose(got, want, rtol=5e-3)
+    told = copy.deepcopy(STUDY)
+    del told["metrics"]["sft"]["accuracy_top1"]
+    assert "NLL" in parsed(charts.retention(told)).get("aria-label")
+    assert charts.retention(STUDY | {"arms": []}) is None
+
+
+def test_shares_of_a_stack_are_widths():
+    root = parsed(charts.classes(STUDY))
+    track, *bars = [r for r in root.iter(f"{NAME}rect") if r.get("height") == "28"]
+    wide = [float(b.get("width")) + 1 for b in bars]
+    shares = [c["share_of_kl"] for c in STUDY["diagnose"]["classes"]]
+    np.testing.assert_allclose(np.array(wide) / float(track.get("width")), shares, atol=1e-3)
+
+
+def test_columns_stand_on_zero():
+    root = parsed(charts.positions(STUDY))
+    y = axis(root, "y")
+    bars = [r for r in root.iter(f"{NAME}rect") if r.get("class") == "b0"]
+    for bar, one in zip(bars, STUDY["diagnose"]["positions"], strict=True):
+        assert y(float(bar.get("y"))) == pytest.approx(one["mean_kl"], abs=5e-3)
+        assert y(float(bar.get("y")) + float(bar.get("height"))) == pytest.approx(0, abs=5e-3)
+
+
+@pytest.mark.parametrize("report", [STUDY, HOSTILE], ids=["study", "hostile"])
+def test_files_are_whole_and_hold_nothing_foreign(report):
+    files = charts.svg_files(report)
+    assert set(files) == {"curves.svg", "curves_flops.svg", "forest.svg", "forest_flops.svg",
+                          "reliability.svg", "retention.svg"}  # fmt: skip
+    for text in files.values():
+        root = ET.fromstring(text)
+        tags = {e.tag.removeprefix(NAME) for e in root.iter()}
+        assert tags <= {"svg", "style", "rect", "line", "polyline", "circle", "text"}
+        assert not [a for e in root.iter() for a in e.attrib if a.startswith("on") or "href" in a]
+        assert "prefers-color-scheme: dark" in text
+
+
+def test_files_of_a_report_without_numbers_are_none():
+    empty = STUDY | {"arms": [], "curves": [], "slices": None, "calibration": None}
+    assert charts.svg_files(empty) == {}
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"])))
+def test_names_are_escaped(text):
+    assume("\ufffe" not in text and "\uffff" not in text)
+    root = ET.fromstring(svg.tag("text", text, data_path=text))
+    assert (root.text or "", root.get("data-path")) == (text, text)
+
+
+def test_arms_keep_their_style_and_own_arms_get_others():
+    found = charts.styles(["kd", "mine", "yours", "mine"])
+    assert found["kd"] == "kd"
+    assert found["mine"] != found["yours"]
+    assert {found["mine"], found["yours"]} == set(charts.OTHERS)
+
+
+# --- colors ---
+
+
+def schemes():
+    """The variables of the page in both schemes."""
+    text = "".join((charts.TEMPLATES / n).read_text() for n in ("charts.css", "page.css"))
+    dark_blocks = re.findall(r"prefers-color-scheme: dark\) \{\s*:root \{(.*?)\}", text, re.S)
+    light_blocks = re.findall(r"(?m)^:root \{(.*?)\}", text, re.S)
+    read = lambda blocks: {k: v for b in blocks for k, v in re.findall(r"--(\w+): (#\w{6})", b)}
+    light = read(light_blocks)
+    return {"light": light, "dark": light | read(dark_blocks)}
+
+
+def linear(color):
+    """Linear-light red, green and blue of #rrggbb."""
+    value = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+
+
+def contrast(a, b):
+    """WCAG 2.2, contrast ratio."""
+    high, low = sorted((linear(c) @ [0.2126, 0.7152, 0.0722] for c in (a, b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+TEXT = ("ink", "soft", "good", "bad", "flat")
+GRAPHIC = ("kd", "sft", "flops", "random", "scratch", "other1", "other2", "teacher", "axis",
+           "b0", "b1", "b2", "b3", "b4", "b5")  # fmt: skip
+ARMS = GRAPHIC[:8]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast_is_enough(scheme):
+    colors = schemes()[scheme]
+    for ground in ("paper", "card", "goodwash", "badwash"):
+        for name in TEXT:
+            assert contrast(colors[name], colors[ground]) >= 4.5, (name, ground)
+    for heat in ("h1", "h2", "h3", "h4"):
+        assert contrast(colors["ink"], colors[heat]) >= 4.5, heat
+    for name in GRAPHIC:
+        least = 2.7 if name.startswith("b") else 3.0  # bars have their number beside them
+        assert contrast(colors[name], colors["paper"]) >= least, name
+
+
+# Machado, Oliveira and Fernandes 2009, severity 1, on linear light.
+BLINDNESS = {
+    "none": np.eye(3),
+    "protan": np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+                        [-0.003882, -0.048116, 1.051998]]),
+    "deutan": np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+                        [-0.011820, 0.042940, 0.968881]]),
+}  # fmt: skip
+
+
+def lab(rgb):
+    """CIELAB, white D65."""
+    matrix = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    xyz = np.array(matrix) @ np.clip(rgb, 0, 1) / [0.9505, 1.0, 1.089]
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+@pytest.mark.parametrize("blindness", BLINDNESS)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_arms_can_be_told_apart_by_color_or_dash(scheme, blindness):
+    colors, css = schemes()[scheme], (charts.TEMPLATES / "charts.css").read_text()
+    dashes = {a: re.search(rf"svg \.{a} \{{ stroke: var\(--{a}\);([^}}]*)", css)[1] for a in ARMS}
+    seen = {a: lab(BLINDNESS[blindness] @ linear(colors[a])) for a in ARMS}
+    for a, b in combinations(ARMS, 2):
+        if dashes[a] == dashes[b]:
+            assert np.linalg.norm(seen[a] - seen[b]) > 20, (a, b)
+    # The two that a verdict compares, by color alone; and a gain and a harm.
+    assert np.linalg.norm(seen["kd"] - seen["sft"]) > 40
+    good, bad = (lab(BLINDNESS[blindness] @ linear(colors[c])) for c in ("good", "bad"))
+    assert np.linalg.norm(good - bad) > 40
