@@ -39,6 +39,7 @@ def test_a_near_miss_is_named():
     assert "config.data.batch_size?" in str(unknown_key("data.batchsize", known))
     assert "config.optim.learning_rate?" in str(unknown_key("learning_rate", known))
     assert "configs/base.py lists" in str(unknown_key("zzz", known))
+    assert "cannot be given on the command line" in str(unknown_key("study.ablations.hot", known))
 
 
 def test_another_type_is_refused_and_an_integer_for_a_float_is_not():

@@ -1,8 +1,8 @@
 """The job study: arms x seeds from one config, each measured alike, and one verdict over all."""
 
 import json
-import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
@@ -14,6 +14,7 @@ from distill_jax.data.cache import pieces_of
 from distill_jax.evals.aggregates import aggregate
 from distill_jax.evals.records_file import write_records
 from distill_jax.export import export_student
+from distill_jax.files import written_whole
 from distill_jax.jobs.cache import fill_cache
 from distill_jax.jobs.study_report import BEHAVIOUR, TOKENS, write_report
 from distill_jax.jobs.train import finish, read_inputs, start_of, train_student
@@ -195,14 +196,10 @@ def _start(c: ConfigDict, directory: Path, inputs: Inputs, seed: int, longest: P
     setting = setting_of(mine, directory, inputs)
     model, params = start_of(setting)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.part")
-    if jax.process_index() == 0 and part.exists():
-        shutil.rmtree(part)
-    export_student(
-        part, model.config, params, setting.tokenizer, setting.token_ids, dtype=c.student.dtype
-    )
-    if jax.process_index() == 0:
-        os.replace(part, target)
+    whole = written_whole(target) if jax.process_index() == 0 else nullcontext(target)
+    with whole as part:
+        ids, dtype = setting.token_ids, c.student.dtype
+        export_student(part, model.config, params, setting.tokenizer, ids, dtype=dtype)
     barrier(f"start of seed {seed}")
     return str(target)
 

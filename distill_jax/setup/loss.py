@@ -48,3 +48,27 @@ def optim_options(c: ConfigDict) -> OptimOptions:
         at_least(f"optim.{key}", c.optim[key], 0)
     values = {name: c.optim[name] for name in OptimOptions._fields}
     return OptimOptions(**values | {"frozen": tuple(c.optim.frozen)})
+
+
+def fit_to_steps(c: ConfigDict, base: ConfigDict) -> tuple[ConfigDict, tuple[str, ...]]:
+    """The config whose defaults fit a short run, and a line on each that was made smaller.
+
+    Warm-up becomes a tenth of the steps, the fall of wsd a fifth of what follows the warm-up. What
+    the user has changed stays, and is an error where it does not fit.
+    """
+    fitted, lines = c.copy_and_resolve_references(), []
+    used = ["warmup_steps"] + ["decay_steps"] * (c.optim.schedule == "wsd")
+    for key in used:
+        if key == "warmup_steps":
+            most, instead = c.steps - 1, c.steps // 10
+        else:
+            most = c.steps - fitted.optim.warmup_steps
+            instead = max(1, most // 5)
+        default = base.optim[key]
+        if c.steps > 0 and c.optim[key] == default > most:
+            fitted.optim[key] = instead
+            lines.append(
+                f"config.optim.{key} is {instead}: its default {default} does not fit"
+                f" {c.steps} steps"
+            )
+    return fitted, tuple(lines)
