@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from distill_jax.losses.reduce import merge
-from distill_jax.losses.schedules import Plan
+from distill_jax.losses.terms import Plan
+from distill_jax.losses.tokens import merge
 from distill_jax.optim import frozen_parameters
 from distill_jax.types import Array, Batch, Mean, Params, TrainState
 
@@ -104,12 +104,7 @@ def _averaged(average, params, decay):
 
 def _moving(terms):
     """What the plan has moved a parameter to, by `term_parameter`."""
-    return {
-        f"{term.name}_{name}": value
-        for term in terms
-        for name, value in term.parameters
-        if isinstance(value, jax.Array)
-    }
+    return {f"{term.name}_{name}": value for term in terms for name, value in term.moving.items()}
 
 
 def _split(batch: Batch, parts: int) -> Batch:

@@ -146,5 +146,5 @@ class TrainState(NamedTuple):
     opt_state: Any
     skipped: Array  # int32, updates refused because they were not finite
     skipped_in_a_row: Array  # int32
-    adaptive: dict[str, dict[str, Array]]  # schedules that follow the loss (losses/schedules.py)
+    adaptive: dict[str, dict[str, Array]]  # schedules that follow the loss (losses/terms.py)
     average: Params | None  # running average of params, where it serves as a teacher

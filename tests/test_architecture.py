@@ -8,8 +8,7 @@ import pytest
 from configs.base import get_config
 from distill_jax.config import flatten
 from distill_jax.losses.divergences import DIVERGENCES
-from distill_jax.losses.schedules import ADAPTIVE
-from distill_jax.losses.terms import CROSS_ENTROPY
+from distill_jax.losses.terms import ADAPTIVE, CROSS_ENTROPY
 from tests.cli import ROOT
 
 PACKAGE = ROOT / "distill_jax"

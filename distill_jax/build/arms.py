@@ -14,7 +14,7 @@ from distill_jax.build.teachers import Teachers
 from distill_jax.build.terms import terms_of
 from distill_jax.build.training import abstract_state, programs_of, starter
 from distill_jax.config import check_keys, flatten
-from distill_jax.losses.terms import CROSS_ENTROPY, needs_teacher
+from distill_jax.losses.terms import CROSS_ENTROPY, Term, needs_teacher
 from distill_jax.study.arms import Arm
 from distill_jax.study.flops import program_flops
 from distill_jax.types import UserError
@@ -67,7 +67,11 @@ def cacheable(c: ConfigDict, mine: ConfigDict) -> bool:
 
 
 def arm_inputs(
-    c: ConfigDict, mine: ConfigDict, inputs: Inputs, judges: Teachers | None = None
+    c: ConfigDict,
+    mine: ConfigDict,
+    terms: tuple[Term, ...],
+    inputs: Inputs,
+    judges: Teachers | None = None,
 ) -> Iterator[str]:
     """What an arm reads: the study's, with its own student, and its own teacher where it differs.
 
@@ -76,9 +80,9 @@ def arm_inputs(
     """
     own, study = flatten(mine), flatten(c)
     if any(own[key] != study[key] for key in own if key.startswith(READ)):
-        return (yield from read_inputs(mine, inputs.mesh))
+        return (yield from read_inputs(mine, terms, inputs.mesh))
     found = inputs.teachers
-    if not needs_teacher(terms_of(mine)):
+    if not needs_teacher(terms):
         found = found._replace(cache=None, head=None)
     elif mine.teacher.init != c.teacher.init:
         if found.first is None:
@@ -91,7 +95,7 @@ def arm_inputs(
     elif judges and judges.cache and mine.teacher.cache == str(judges.cache.directory):
         found = judges
     elif mine.teacher.cache != c.teacher.cache:
-        found = teachers.read_cache(mine, found, terms_of(mine), inputs.mesh)
+        found = teachers.read_cache(mine, found, terms, inputs.mesh)
     source = inputs.source
     if (mine.student.path, mine.student.init) != (c.student.path, c.student.init):
         source = student_source(mine, inputs.teachers.first)
@@ -106,8 +110,8 @@ def step_flops(setting: Setting) -> int:
     """
     c, mesh = setting.config, setting.mesh
     model = bind_config(c, student_config(c, setting.source), c.student.dtype)
-    state, shardings = abstract_state(model, starter(c, setting.terms), mesh)
+    state, shardings = abstract_state(model, starter(c, setting.recipe), mesh)
     step = programs_of(setting, model, shardings).train_step
-    _, teacher_params = teachers.teach_of(c, setting.teachers, setting.terms, model, mesh)
+    _, teacher_params = teachers.teach_of(c, setting.teachers, setting.recipe.terms, model, mesh)
     _, batch = next(data.training_batches(c, setting.training.rows, mesh, 0))
     return program_flops(step, state, teacher_params, batch, jax.random.key(0))

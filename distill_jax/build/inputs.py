@@ -17,11 +17,9 @@ from distill_jax.build.models import (
     student_tokenizer,
 )
 from distill_jax.build.teachers import Teachers
-from distill_jax.build.terms import optim_options, plan_of, terms_of
-from distill_jax.config import at_least
+from distill_jax.build.terms import Recipe, make_recipe
 from distill_jax.data.tokenizer import Tokenizer
 from distill_jax.losses.terms import Term
-from distill_jax.optim import make_optimizer
 from distill_jax.sharding import check_batch, make_mesh
 
 # Keys that change how a run is watched and not what it computes.
@@ -54,7 +52,7 @@ class Setting(NamedTuple):
     config: ConfigDict
     directory: Path
     mesh: Mesh
-    terms: tuple[Term, ...]
+    recipe: Recipe
     teachers: Teachers
     judges: Teachers
     source: Source
@@ -65,25 +63,25 @@ class Setting(NamedTuple):
     held_out: data.Data
 
 
-def check(c: ConfigDict) -> Mesh:
-    """Raises UserError for what is cheap to see before anything is read; gives the mesh."""
-    terms = terms_of(c)
+def check(c: ConfigDict) -> tuple[Recipe, Mesh]:
+    """The loss and optimizer of a run, and its mesh.
+
+    Raises UserError for what is cheap to see before anything is read.
+    """
+    recipe = make_recipe(c)
     student.check(c)
     samples.check(c)
-    at_least("steps", c.steps, 1)
-    make_optimizer(optim_options(c), c.steps)
-    plan_of(c, terms)
-    teachers.check(c, terms)
+    teachers.check(c, recipe.terms)
     mesh = make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tensor)
     check_batch("data.batch_size", c.data.batch_size, c.data.microbatches, mesh)
     check_batch("eval.batch_size", c.eval.batch_size, 1, mesh)
-    return mesh
+    return recipe, mesh
 
 
-def read_inputs(c: ConfigDict, mesh: Mesh) -> Iterator[str]:
+def read_inputs(c: ConfigDict, terms: tuple[Term, ...], mesh: Mesh) -> Iterator[str]:
     """Reads and tokenizes; yields lines a person reads and returns Inputs."""
     documents, held_out = data.training_documents(c)
-    found = teachers.load_teachers(c, terms_of(c), mesh)
+    found = teachers.load_teachers(c, terms, mesh)
     for one in found.loaded:
         check_length(c, one.model.config, one.path)
         yield f"teacher: {count(one.params) / 1e6:.1f} M parameters, {one.path}"
@@ -97,7 +95,11 @@ def read_inputs(c: ConfigDict, mesh: Mesh) -> Iterator[str]:
 
 
 def setting_of(
-    c: ConfigDict, directory: Path, inputs: Inputs, judges: Teachers | None = None
+    c: ConfigDict,
+    recipe: Recipe,
+    directory: Path,
+    inputs: Inputs,
+    judges: Teachers | None = None,
 ) -> Setting:
     """The rows of a run's seed with what a cache has for them. judges: the teachers, unless given.
 
@@ -112,7 +114,7 @@ def setting_of(
         )
     held_out = held_out_of(c, inputs, judges)
     return Setting(
-        c, directory, inputs.mesh, terms_of(c), inputs.teachers, judges, inputs.source,
+        c, directory, inputs.mesh, recipe, inputs.teachers, judges, inputs.source,
         inputs.tokenizer, ids, samples.stop_ids(inputs.tokenizer, ids), training, held_out,
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ from distill_jax.build.models import (
     student_tokenizer,
 )
 from distill_jax.build.provenance import provenance
-from distill_jax.build.terms import terms_of
+from distill_jax.build.terms import make_recipe
 from distill_jax.build.training import (
     ARCHITECTURE,
     abstract_state,
@@ -110,7 +110,7 @@ def export_job(c: ConfigDict, directory: Path) -> Iterator[str]:
         if step is None:
             raise UserError(f"{directory} has no checkpoint yet: train first")
         model = saved_model(c, directory)
-        abstract, _ = abstract_state(model, starter(c, terms_of(c)), mesh)
+        abstract, _ = abstract_state(model, starter(c, make_recipe(c)), mesh)
         params = checkpoint.restore(manager, abstract, step).params
         teacher = load_teacher(c, mesh) if not c.student.path else None
         read = load_model(c, c.student.path, c.student.dtype, mesh) if c.student.path else teacher

@@ -17,6 +17,7 @@ from distill_jax.build.cache import fill_cache, meet
 from distill_jax.build.inputs import WATCHED, Inputs, check, read_inputs, setting_of
 from distill_jax.build.measure import Judge, judge_of, measure_arm, read_cache
 from distill_jax.build.study_report import write_report
+from distill_jax.build.terms import make_recipe
 from distill_jax.build.training import finish, start_of, train_student
 from distill_jax.config import at_least, config_diff, flatten, leaves
 from distill_jax.data.cache import pieces_of
@@ -42,11 +43,11 @@ def study_job(c: ConfigDict, directory: Path) -> Iterator[str]:
     Raises Forbidden where config.study.gate is set and the verdict forbids shipping.
     """
     _check(c)
-    mesh = check(c)
+    recipe, mesh = check(c)
     ablations = {name: leaves(overrides) for name, overrides in c.study.ablations.items()}
     arms = arms_of(c.study.arms, ablations, flatten(c))
     seeds = list(range(c.seed, c.seed + c.study.seeds))
-    inputs = yield from read_inputs(c, mesh)
+    inputs = yield from read_inputs(c, recipe.terms, mesh)
     planned = yield from _plan(c, arms, inputs)
     judge = judge_of(c, inputs)
     plan = _write_plan(directory, c, planned, seeds, judge)
@@ -110,11 +111,11 @@ def _plan(c: ConfigDict, arms: list[Arm], inputs: Inputs) -> Iterator[str]:
     # An arm that spends another's operations comes after it here, whatever the order given.
     for arm in sorted(arms, key=lambda arm: arm.flops_of is not None):
         mine = arm_config(c, arm, c.seed)
-        check(mine)
+        recipe, _ = check(mine)
         shape = json.dumps({k: v for k, v in flatten(mine).items() if k not in ("steps", "seed")})
         if shape not in costs:
-            read = yield from arm_inputs(c, mine, inputs)
-            costs[shape] = step_flops(setting_of(mine, Path(), read))
+            read = yield from arm_inputs(c, mine, recipe.terms, inputs)
+            costs[shape] = step_flops(setting_of(mine, recipe, Path(), read))
         steps = mine.steps
         if arm.flops_of:
             paid = planned[arm.flops_of]
@@ -210,7 +211,7 @@ def _start(
         return str(target)
     # Calibration text follows the last step of the longest arm, so that none trains on it.
     mine = arm_config(c, longest.arm._replace(overrides={}), seed, steps=longest.steps)
-    setting = setting_of(mine, directory, inputs)
+    setting = setting_of(mine, make_recipe(mine), directory, inputs)
     model, params = yield from start_of(setting)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
@@ -250,8 +251,9 @@ def _run(
         "workdir": str(where.relative_to(where.parents[2])),
     }
     if not (where / workdir.REPORT).exists():
-        read = yield from arm_inputs(c, mine, inputs, judge.teachers)
-        setting = setting_of(mine, where, read, judge.teachers)
+        recipe = make_recipe(mine)
+        read = yield from arm_inputs(c, mine, recipe.terms, inputs, judge.teachers)
+        setting = setting_of(mine, recipe, where, read, judge.teachers)
         try:
             model, params = yield from train_student(setting, programs)
         except NumbersBrokeDown as error:

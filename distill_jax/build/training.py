@@ -15,18 +15,16 @@ from distill_jax.build import data, samples, student, teachers
 from distill_jax.build.inputs import Setting, check, description, read_inputs, setting_of
 from distill_jax.build.models import bind_config, count
 from distill_jax.build.provenance import provenance
-from distill_jax.build.terms import optim_options, plan_of
+from distill_jax.build.terms import Recipe, train_step_of
 from distill_jax.config import at_least, flatten
 from distill_jax.evals.likelihood import EvalStep, evaluate, make_eval_step
 from distill_jax.export import export_student
 from distill_jax.loop import LoopOptions, Run, train
-from distill_jax.losses.terms import Term, needs_teacher
+from distill_jax.losses.terms import needs_teacher
 from distill_jax.models.binding import Model
 from distill_jax.models.families import FAMILIES
-from distill_jax.objective import objective
-from distill_jax.optim import make_optimizer, make_schedule
 from distill_jax.sharding import batch_ways, parameter_shardings
-from distill_jax.step import TrainStep, init_state, make_train_step
+from distill_jax.step import TrainStep, init_state
 from distill_jax.study.page import page
 from distill_jax.study.report import model_rows, report_json, samples_text, text_table
 from distill_jax.types import Params, TrainState
@@ -51,8 +49,9 @@ def train_job(c: ConfigDict, directory: Path) -> Iterator[str]:
         yield f"{directory} is done (to train anew, give another --workdir)\n"
         yield json.loads((directory / workdir.REPORT).read_text())["table"]
         return
-    inputs = yield from read_inputs(c, check(c))
-    setting = setting_of(c, directory, inputs)
+    recipe, mesh = check(c)
+    inputs = yield from read_inputs(c, recipe.terms, mesh)
+    setting = setting_of(c, recipe, directory, inputs)
     yield from description(setting)
     model, params = yield from train_student(setting, {})
     yield from finish(setting, model, params)
@@ -66,7 +65,7 @@ def train_student(setting: Setting, programs: dict[str, Programs]) -> Iterator[s
     """
     c, directory = setting.config, setting.directory
     manager = open_checkpoints(c, directory)
-    begin = starter(c, setting.terms)
+    begin = starter(c, setting.recipe)
     if manager.latest_step() is None:
         model, params = yield from start_of(setting)
         if jax.process_index() == 0:
@@ -115,13 +114,14 @@ def open_checkpoints(c: ConfigDict, directory: Path):
     )
 
 
-def starter(c: ConfigDict, terms: tuple[Term, ...]) -> Callable[[Params], TrainState]:
+def starter(c: ConfigDict, recipe: Recipe) -> Callable[[Params], TrainState]:
     """The function that makes the first state of a run from the student's parameters."""
+    average = teachers.AVERAGE in (c.teacher.path, *c.teacher.more)
     return partial(
         init_state,
-        optimizer=make_optimizer(optim_options(c), c.steps),
-        plan=plan_of(c, terms),
-        keep_average=needs_teacher(terms) and teachers.AVERAGE in (c.teacher.path, *c.teacher.more),
+        optimizer=recipe.optimizer,
+        plan=recipe.plan,
+        keep_average=average and needs_teacher(recipe.terms),
     )
 
 
@@ -146,19 +146,9 @@ def saved_model(c: ConfigDict, directory: Path) -> Model:
 
 def programs_of(setting: Setting, model: Model, shardings: TrainState | None) -> Programs:
     """The jitted steps of a run, not yet compiled."""
-    c, mesh = setting.config, setting.mesh
-    teach, _ = teachers.teach_of(c, setting.teachers, setting.terms, model, mesh)
-    train_step = make_train_step(
-        partial(
-            objective, student=model, teach=teach, block_tokens=c.model.block_tokens, mesh=mesh
-        ),
-        make_optimizer(optim_options(c), c.steps),
-        plan_of(c, setting.terms),
-        microbatches=c.data.microbatches,
-        frozen=tuple(c.optim.frozen),
-        average_decay=c.teacher.average_decay,
-        state_shardings=shardings,
-    )
+    c, recipe, mesh = setting.config, setting.recipe, setting.mesh
+    teach, _ = teachers.teach_of(c, setting.teachers, recipe.terms, model, mesh)
+    train_step = train_step_of(c, recipe, model, teach, mesh, shardings)
     compared, _ = teachers.measure_of(c, setting.judges)
     block_tokens = c.model.block_tokens * batch_ways(mesh)
     return Programs(train_step, make_eval_step(model, compared, block_tokens=block_tokens))
@@ -166,16 +156,13 @@ def programs_of(setting: Setting, model: Model, shardings: TrainState | None) ->
 
 def _run(setting, model, state, programs, manager) -> Run:
     c, mesh = setting.config, setting.mesh
-    _, teacher_params = teachers.teach_of(c, setting.teachers, setting.terms, model, mesh)
+    _, teacher_params = teachers.teach_of(c, setting.teachers, setting.recipe.terms, model, mesh)
     _, judge_params = teachers.measure_of(c, setting.judges)
 
     def measure(params: Params) -> dict[str, float]:
         batches = data.held_out_batches(c, setting.held_out.rows, mesh)
         return evaluate(programs.eval_step, params, judge_params, batches).named()
 
-    o = optim_options(c)
-    rate = o.muon_learning_rate if o.name == "muon" else o.learning_rate
-    schedule = make_schedule(o, rate, c.steps)
     return Run(
         workdir=setting.directory,
         options=LoopOptions(
@@ -193,7 +180,7 @@ def _run(setting, model, state, programs, manager) -> Run:
         train_step=programs.train_step,
         batches=lambda start: data.training_batches(c, setting.training.rows, mesh, start),
         evaluate=measure,
-        learning_rate=lambda step: float(schedule(step)),
+        learning_rate=lambda step: float(setting.recipe.learning_rate(step)),
         on_start=lambda params: _first_samples(setting, model, params),
         writers=_writers(c, setting.directory),
     )

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from distill_jax.losses.blocks import block_length, cut, join
 from distill_jax.losses.sparse import POLICIES
+from distill_jax.losses.tokens import block_length, cut, join
 from distill_jax.losses.vocabulary import EMPTY, entry_places, head_logits
 from distill_jax.types import Array, Projected, Sampled, TopK, UserError
 

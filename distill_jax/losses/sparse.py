@@ -96,7 +96,7 @@ def sampled_symbols(ids, probability, temperature, shared) -> Symbols:
     return Symbols(jnp.where(kept, ids, EMPTY), log_p, rest, "sampling")
 
 
-def check_terms(
+def check_partial_terms(
     terms: tuple[Term, ...], temperatures: tuple[float, ...], policy: str | None
 ) -> None:
     """Raises UserError for a term that partial targets cannot serve; policy None: sampled ones."""
@@ -156,7 +156,7 @@ def _known(term, symbols, log_q, log_p):
     """A term at the symbols; without the rest where that is added entry by entry."""
     if _apart(term, symbols):
         log_q, log_p = log_q[..., :-1], log_p[..., :-1]
-    return divergence(term.name, log_q, log_p, **dict(term.parameters))
+    return divergence(term.name, log_q, log_p, **term.arguments)
 
 
 def _in_logits(g, q, log_q, rest, place, known):
@@ -175,7 +175,7 @@ def _outside(term, weight, q, outside, axis, with_gradient):
     phi = DIVERGENCES[term.name].phi
 
     def absent(log_q, q):
-        return phi(log_q, jnp.full_like(q, FLOOR), q, jnp.zeros_like(q), **dict(term.parameters))
+        return phi(log_q, jnp.full_like(q, FLOOR), q, jnp.zeros_like(q), **term.arguments)
 
     value, pull = jax.vjp(absent, log_q, outside)
     total = summed(value, axis)[..., 0]
@@ -212,15 +212,11 @@ def _refuse_infinite(term: Term, symbols: Symbols) -> None:
 
 def _absent(term: Term, q: float) -> Array:
     """What two equal entries without and with teacher probability contribute by the former."""
-    kind = DIVERGENCES[term.name]
-    fixed = {
-        name: value if isinstance(value, float | int) else kind.parameters[name]
-        for name, value in term.parameters
-    }
-    if kind.row is None:
-        return kind.phi(jnp.log(q), jnp.float32(FLOOR), jnp.float32(q), jnp.float32(0), **fixed)
+    phi, row, _ = DIVERGENCES[term.name]
+    if row is None:
+        return phi(jnp.log(q), jnp.float32(FLOOR), jnp.float32(q), jnp.float32(0), **term.initial)
     log_q, log_p = jnp.log(jnp.array([q, 1 - q])), jnp.array([FLOOR, 0.0])
-    return kind.row(log_q, log_p, **fixed)
+    return row(log_q, log_p, **term.initial)
 
 
 POLICIES: dict[str, Callable] = {

@@ -14,8 +14,7 @@ import optax
 from distill_jax.losses.divergences import DIVERGENCES, divergence
 from distill_jax.losses.fused import linear_divergence
 from distill_jax.losses.partial_targets import top_k
-from distill_jax.losses.schedules import make_plan
-from distill_jax.losses.terms import CROSS_ENTROPY, Term
+from distill_jax.losses.terms import CROSS_ENTROPY, Term, make_plan
 from distill_jax.models.binding import Model
 from distill_jax.objective import cached_teacher, live_teacher, objective
 from distill_jax.step import init_state, make_train_step
@@ -86,7 +85,7 @@ def arguments(setup: Setup) -> tuple:
 
 
 def _plan():
-    return make_plan(FORWARD_KL, 1, {}, {})
+    return make_plan(FORWARD_KL, 1)
 
 
 def live(pair: Pair) -> Setup:
