@@ -49,8 +49,8 @@ def make_train_step(
     program nor donated. The rows of the batch are cut into `microbatches` that are scanned, their
     gradients added. An update that is not finite is refused inside the program and counted. The
     terms of the loss are what `plan` has for the step; `key` is folded with the step. `frozen` are
-    patterns over parameter paths; the new state keeps `state_shardings`. average_decay: share of
-    its own that the running average keeps a step, where the state has one.
+    patterns over parameter paths; the new state keeps `state_shardings`. average_decay: what the
+    running average of the parameters, where the state has one, keeps of itself per step.
     """
 
     @partial(jax.jit, donate_argnums=0, out_shardings=(state_shardings, None))

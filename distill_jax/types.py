@@ -96,7 +96,7 @@ class Projected(NamedTuple):
 
 
 class TopK(NamedTuple):
-    """Teacher targets as the raw logits of K entries a token and the mass of all others.
+    """Teacher targets as the raw logits of K entries per token and the mass of all others.
 
     ids_BTK      int32; -1 where a token has fewer than K entries.
     logits_BTK   float32, raw: a temperature other than the stored ones can only be renormalised.

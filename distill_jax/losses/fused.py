@@ -1,10 +1,10 @@
 """Losses over a vocabulary projection that never hold [B, T, V] logits. Shapes: types.py.
 
-A block of tokens at a time, the student's and the teacher's final hidden states meet their heads,
-become probabilities, a loss, and at once the gradient with respect to the student's hidden states
-and head (losses/token_loss.py). The forward pass of the custom rule does all of it and keeps the
-gradients as residuals; the backward pass multiplies them by the scalar cotangent. Blocks cut the
-time axis, so that rows stay where they are.
+For one block of tokens after another, the final hidden states of student and teacher are multiplied
+with their heads and become probabilities, a loss (losses/token_loss.py), and at once the gradients
+of the student's hidden states and head. So the forward pass of the custom rule computes everything
+and keeps the gradients; the backward pass multiplies them by the scalar cotangent. Blocks cut the
+time axis, so that a row stays on its device.
 
 On a mesh every device runs the scan on its own rows and its own part of the vocabulary. Inside the
 loop only per-token sums cross devices; the gradient of the head is added up once, at the end.
@@ -72,6 +72,13 @@ def linear_divergence(
     block_tokens: tokens whose logits a device holds at a time. mesh: with axes data and fsdp over
     the rows and tensor over the vocabulary. Raises UserError for a divergence, temperature or
     mixture that the targets cannot serve.
+
+    >>> hidden_BTD, unembed = jnp.ones((1, 3, 8)), Unembed(jnp.zeros((8, 16)))
+    >>> labels_BT, weight_BT = jnp.zeros((1, 3), int), jnp.ones((1, 3))
+    >>> loss, means = linear_divergence(hidden_BTD, unembed, None, labels_BT, weight_BT,
+    ...     terms=(Term("cross_entropy", 1.0),), block_tokens=2)
+    >>> bool(jnp.isclose(loss, 3 * jnp.log(16)))
+    True
     """
     mesh = None if mesh is None or mesh.size == 1 else mesh
     head, vocab = (unembed.weight_DV, unembed.bias_V), unembed.weight_DV.shape[1]

@@ -1,6 +1,6 @@
-"""Partial teachers made of full ones: the likeliest entries, or draws. Shapes: types.py.
+"""Partial targets made of a full distribution: its likeliest entries, or draws. Shapes: types.py.
 
-Each function goes over a block of positions at a time, so that no [B, T, V] array exists.
+N draws, E entries of a group, G groups. No [B, T, V] array exists: positions come block by block.
 """
 
 from collections.abc import Callable
@@ -100,7 +100,11 @@ def _first_above(ends_xNG, place_xN):
 
 
 def distinct(ids_xN: Array) -> tuple[Array, Array]:
-    """Each id once with its count, EMPTY and 0 in the slots of its repetitions."""
+    """Each id once with its count, EMPTY and 0 in the slots of its repetitions.
+
+    >>> [x.tolist() for x in distinct(jnp.array([7, 3, 7]))]
+    [[3, 7, -1], [1, 2, 0]]
+    """
     ordered = jnp.sort(ids_xN, -1)
     first = jnp.concatenate(
         [jnp.ones_like(ordered[..., :1], bool), ordered[..., 1:] != ordered[..., :-1]], -1

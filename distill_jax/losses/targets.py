@@ -45,7 +45,7 @@ def take_apart(targets: Targets, student_vocab: int) -> tuple[FixedTargets, Any,
     if targets.space not in SPACES or len(targets.weights) != len(targets.teachers):
         raise UserError(
             f"a mixture of {len(targets.teachers)} teachers has {len(targets.weights)} weights in"
-            f" {targets.space!r}: give a weight a teacher, and one of {', '.join(SPACES)}"
+            f" {targets.space!r}: give one weight per teacher, and one of {', '.join(SPACES)}"
         )
     heads = tuple((t.unembed.weight_DV, t.unembed.bias_V) for t in targets.teachers)
     sizes = [weight_DV.shape[1] for weight_DV, _ in heads]

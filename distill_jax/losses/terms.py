@@ -19,7 +19,7 @@ from distill_jax.types import Array, Mean, UserError
 CROSS_ENTROPY = "cross_entropy"
 FIXED = {"static": True}  # part of the tree's structure: fixed when traced
 
-State = dict[str, Array]
+AdaptiveState = dict[str, Array]
 Weight = Callable[[Array], Array]  # step -> weight
 
 
@@ -67,9 +67,11 @@ class Plan(NamedTuple):
     follow(step, states, means of the step by name) -> states for the next step
     """
 
-    init: Callable[[], dict[str, State]]
-    at: Callable[[Array, dict[str, State]], tuple[Term, ...]]
-    follow: Callable[[Array, dict[str, State], Mapping[str, Mean]], dict[str, State]]
+    init: Callable[[], dict[str, AdaptiveState]]
+    at: Callable[[Array, dict[str, AdaptiveState]], tuple[Term, ...]]
+    follow: Callable[
+        [Array, dict[str, AdaptiveState], Mapping[str, Mean]], dict[str, AdaptiveState]
+    ]
 
 
 def make_plan(
@@ -120,7 +122,12 @@ def make_plan(
 
 
 def make_weight(name: str, text: str, weight: float, steps: int) -> Weight:
-    """A schedule's weight as a function of the step. Raises UserError for any other text."""
+    """A schedule's weight as a function of the step. Raises UserError for any other text.
+
+    >>> weight = make_weight("jsd", "steps:100=0.5,200=0", 1.0, steps=300)
+    >>> [float(weight(step)) for step in (0, 100, 200)]
+    [1.0, 0.5, 0.0]
+    """
     shape, _, rest = text.partition(":")
     try:
         return SHAPES[shape](weight, rest, steps)
@@ -176,11 +183,11 @@ class Adaptive(NamedTuple):
 
     parameter: str
     options: dict[str, float]
-    init: Callable[[Mapping[str, float]], State]
-    follow: Callable[..., State]
+    init: Callable[[Mapping[str, float]], AdaptiveState]
+    follow: Callable[..., AdaptiveState]
 
 
-def _taid_init(parameters: Mapping[str, float]) -> State:
+def _taid_init(parameters: Mapping[str, float]) -> AdaptiveState:
     return {
         "t": jnp.float32(parameters["t"]),
         "momentum": jnp.float32(0.0),
@@ -188,10 +195,11 @@ def _taid_init(parameters: Mapping[str, float]) -> State:
     }
 
 
-def _taid_follow(state, mean, progress, parameters, options) -> State:
-    """t rises with the line from its start to 1, faster while the loss falls. 2501.16937, alg. 1.
+def _taid_follow(state, mean, progress, parameters, options) -> AdaptiveState:
+    """t rises on a straight line from its start to 1, faster while the loss falls.
 
-    Without a counted token nothing changes. The first loss only sets what the next is compared to.
+    TAID, 2501.16937, algorithm 1. Nothing changes in a step without counted tokens; the first loss
+    is only kept, for the second to be compared with.
     """
     loss = mean.total / jnp.maximum(mean.count, 1e-9)
     fall = (state["loss"] - loss) / (state["loss"] + 1e-15)

@@ -39,6 +39,9 @@ def weighted_mean(value_x: Array, weight_x: Array) -> Mean:
     """Sums per-token values over the weighted tokens; the division is left to `finish`.
 
     A position of weight zero is replaced before it is multiplied, because 0 * inf is NaN.
+
+    >>> finish(weighted_mean(jnp.array([1.0, 2.0, jnp.inf]), jnp.array([1.0, 1.0, 0.0])))
+    1.5
     """
     kept_x = jnp.where(weight_x > 0, value_x, 0.0)
     return Mean(jnp.sum(kept_x * weight_x), jnp.sum(weight_x))

@@ -62,26 +62,18 @@ def softmax(logits_xV: Array, temperature: float, axis: str | None) -> Distribut
     The barrier keeps the exponentials from being computed again wherever they are used.
     """
     z = logits_xV if temperature == 1 else logits_xV / temperature
-    top = largest(z, axis)
+    top = jnp.max(z, -1, keepdims=True)
+    # Finite even where every entry is excluded.
+    top = jnp.maximum(top if axis is None else jax.lax.pmax(top, axis), FLOOR)
     exp = optimization_barrier(jnp.exp(z - top))
     total = summed(exp, axis)
     return Distribution(z, top + jnp.log(total), exp * (1 / total))
 
 
-def largest(x_xV: Array, axis: str | None) -> Array:
-    """The maximum over the vocabulary [.., 1]; finite even where every entry is excluded."""
-    top = jnp.max(x_xV, -1, keepdims=True)
-    return jnp.maximum(top if axis is None else jax.lax.pmax(top, axis), FLOOR)
-
-
 def summed(x_xV: Array, axis: str | None) -> Array:
     """The sum over the vocabulary [.., 1]."""
-    return over_axis(jnp.sum(x_xV, -1, keepdims=True), axis)
-
-
-def over_axis(x: Array, axis: str | None) -> Array:
-    """The sum of the parts that the devices of an axis hold."""
-    return x if axis is None else jax.lax.psum(x, axis)
+    total = jnp.sum(x_xV, -1, keepdims=True)
+    return total if axis is None else jax.lax.psum(total, axis)
 
 
 def local_ids(ids_xK: Array, size: int, axis: str | None) -> Array:
