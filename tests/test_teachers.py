@@ -65,7 +65,7 @@ def stored(models, batch):
     head = (full.unembed.weight_DV, full.unembed.bias_V)
     return {
         "hidden": ({"hidden": full.hidden_BTD}, (head,)),
-        "top_k": ({"ids": top.ids_BTK, "logits": top.logits_BTK, "rest": top.rest_BTN}, ()),
+        "top_k": ({"ids": top.ids_BTE, "logits": top.logits_BTE, "rest": top.rest_BTM}, ()),
     }
 
 

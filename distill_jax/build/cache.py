@@ -122,9 +122,9 @@ def _compute(c: ConfigDict, teacher: Loaded, temperatures: tuple[float, ...], me
         if kind == "hidden":
             return {"hidden": targets.hidden_BTD}
         if kind == "sampled":
-            counts = jax.numpy.round(targets.probability_BTK * c.teacher.draws)
-            return {"ids": targets.ids_BTK, "counts": counts.astype("int32")}
-        return {"ids": targets.ids_BTK, "logits": targets.logits_BTK, "rest": targets.rest_BTN}
+            counts = jax.numpy.round(targets.probability_BTE * c.teacher.draws)
+            return {"ids": targets.ids_BTE, "counts": counts.astype("int32")}
+        return {"ids": targets.ids_BTE, "logits": targets.logits_BTE, "rest": targets.rest_BTM}
 
     return jax.jit(compute, out_shardings=batch_sharding(mesh))
 

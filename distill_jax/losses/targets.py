@@ -36,10 +36,10 @@ def take_apart(targets: Targets, student_vocab: int) -> tuple[FixedTargets, Any,
     if isinstance(targets, TopK):
         shared = min(student_vocab, targets.vocab)
         fixed = FixedTargets((), (), "", targets.temperatures, targets.policy, shared)
-        return fixed, (targets.ids_BTK, targets.logits_BTK, targets.rest_BTN), ()
+        return fixed, (targets.ids_BTE, targets.logits_BTE, targets.rest_BTM), ()
     if isinstance(targets, Sampled):
         fixed = FixedTargets((), (), "", (1.0,), "", min(student_vocab, targets.vocab))
-        return fixed, (targets.ids_BTK, targets.probability_BTK), ()
+        return fixed, (targets.ids_BTE, targets.probability_BTE), ()
     if isinstance(targets, Projected):
         targets = Mixture((targets,), (1.0,), "probability")
     if targets.space not in SPACES or len(targets.weights) != len(targets.teachers):
@@ -109,8 +109,8 @@ def distribution(fixed: FixedTargets, prepared, temperature: float, axis) -> Dis
 def _mixture(parts: list[Distribution], weights: tuple[float, ...]) -> Distribution:
     """sum of w p, its logarithm taken in log space so that small probabilities keep theirs."""
     prob = sum(w * part.prob_xV for w, part in zip(weights, parts, strict=True))
-    weight_N = jnp.asarray(weights, prob.dtype)
-    logs_NxV = jnp.stack([log_of(part) for part in parts])
-    weight_N = weight_N.reshape(-1, *[1] * (logs_NxV.ndim - 1))
-    log_xV = jax.nn.logsumexp(logs_NxV, axis=0, b=weight_N)
+    weight_M = jnp.asarray(weights, prob.dtype)
+    logs_MxV = jnp.stack([log_of(part) for part in parts])
+    weight_M = weight_M.reshape(-1, *[1] * (logs_MxV.ndim - 1))
+    log_xV = jax.nn.logsumexp(logs_MxV, axis=0, b=weight_M)
     return Distribution(log_xV, jnp.zeros_like(parts[0].log_total_x1), prob)

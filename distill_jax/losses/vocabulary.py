@@ -29,13 +29,13 @@ def log_of(d: Distribution) -> Array:
     return jnp.maximum(d.scaled_xV - d.log_total_x1, FLOOR)
 
 
-def log_at(d: Distribution, ids_xK: Array, axis: str | None) -> Array:
-    """Log-probabilities [.., K] of a few entries; FLOOR for EMPTY."""
-    local = local_ids(ids_xK, d.scaled_xV.shape[-1], axis)
-    scaled_xK = jnp.take_along_axis(d.scaled_xV, local, -1, mode="fill", fill_value=FLOOR)
+def log_at(d: Distribution, ids_xE: Array, axis: str | None) -> Array:
+    """Log-probabilities [.., E] of a few entries; FLOOR for EMPTY."""
+    local = local_ids(ids_xE, d.scaled_xV.shape[-1], axis)
+    scaled_xE = jnp.take_along_axis(d.scaled_xV, local, -1, mode="fill", fill_value=FLOOR)
     if axis is not None:
-        scaled_xK = jax.lax.pmax(scaled_xK, axis)
-    return jnp.maximum(scaled_xK - d.log_total_x1, FLOOR)
+        scaled_xE = jax.lax.pmax(scaled_xE, axis)
+    return jnp.maximum(scaled_xE - d.log_total_x1, FLOOR)
 
 
 def head_logits(hidden_xD: Array, unembed: Unembed) -> Array:
@@ -76,16 +76,16 @@ def summed(x_xV: Array, axis: str | None) -> Array:
     return total if axis is None else jax.lax.psum(total, axis)
 
 
-def local_ids(ids_xK: Array, size: int, axis: str | None) -> Array:
+def local_ids(ids_xE: Array, size: int, axis: str | None) -> Array:
     """Ids within this device's part of the vocabulary; `size`, past the end, for all others."""
-    local = ids_xK - offset(size, axis)
-    return jnp.where((ids_xK >= 0) & (local >= 0) & (local < size), local, size)
+    local = ids_xE - offset(size, axis)
+    return jnp.where((ids_xE >= 0) & (local >= 0) & (local < size), local, size)
 
 
-def entry_places(ids_xK: Array, size: int, axis: str | None) -> tuple:
+def entry_places(ids_xE: Array, size: int, axis: str | None) -> tuple:
     """The index of a [.., V] array's entries `ids`; past the end for what is not there."""
-    lead = jnp.indices(ids_xK.shape, sparse=True)[:-1]
-    return (*lead, local_ids(ids_xK, size, axis))
+    lead = jnp.indices(ids_xE.shape, sparse=True)[:-1]
+    return (*lead, local_ids(ids_xE, size, axis))
 
 
 def offset(size: int, axis: str | None) -> Array | int:

@@ -129,7 +129,7 @@ def cached_top64(pair: Pair) -> Setup:
             policy="tail_bucket",
             block_tokens=BLOCK_TOKENS,
         )
-        return {"ids": top.ids_BTK, "logits": top.logits_BTK, "rest": top.rest_BTN}
+        return {"ids": top.ids_BTE, "logits": top.logits_BTE, "rest": top.rest_BTM}
 
     return _cached(pair, "top_k", stored(pair.teacher_params, pair.batch), ())
 
