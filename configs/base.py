@@ -7,7 +7,7 @@ carries a .gguf file; it is found, never imported).
 from ml_collections import ConfigDict
 
 from distill_jax.losses.divergences import DIVERGENCES
-from distill_jax.losses.schedules import ADAPTIVE
+from distill_jax.losses.terms import ADAPTIVE
 
 
 def get_config(variant: str = "train") -> ConfigDict:

@@ -18,6 +18,7 @@ from distill_jax.files import written_whole
 from distill_jax.jobs.cache import fill_cache
 from distill_jax.jobs.study_report import BEHAVIOUR, TOKENS, write_report
 from distill_jax.jobs.train import finish, read_inputs, start_of, train_student
+from distill_jax.losses.terms import Term
 from distill_jax.progress import say
 from distill_jax.setup import data
 from distill_jax.setup.arm_config import (
@@ -38,6 +39,7 @@ from distill_jax.setup.evaluator import (
     with_cache,
 )
 from distill_jax.setup.inputs import UNCOUNTED, Inputs, check, setting_of
+from distill_jax.setup.loss import make_recipe
 from distill_jax.setup.models import count, load_model
 from distill_jax.setup.training import CompiledSteps
 from distill_jax.sharding import barrier
@@ -55,10 +57,10 @@ def study_job(c: ConfigDict, directory: Path) -> None:
     Raises Forbidden where config.study.gate is set and the verdict forbids shipping.
     """
     check_study(c)
-    mesh = check(c)
+    recipe, mesh = check(c)
     ablations = {name: leaves(overrides) for name, overrides in c.study.ablations.items()}
     arms = arms_of(c.study.arms, ablations, flatten(c))
-    inputs = read_inputs(c, mesh)
+    inputs = read_inputs(c, recipe.terms, mesh)
     planned = _planned(c, arms, inputs)
     evaluator = evaluator_of(c, inputs)
     plan = _plan(c, planned, evaluator)
@@ -109,10 +111,11 @@ def _planned(c: ConfigDict, arms: list[Arm], inputs: Inputs) -> tuple[PlannedArm
     # An arm that spends another's operations comes after it here, whatever the order given.
     for arm in sorted(arms, key=lambda arm: arm.flops_of is not None):
         mine = arm_config(c, arm, c.seed)
-        check(mine)
+        recipe, _ = check(mine)
         shape = json.dumps({k: v for k, v in flatten(mine).items() if k not in ("steps", "seed")})
         if shape not in costs:
-            costs[shape] = step_flops(setting_of(mine, Path(), _arm_inputs(c, mine, inputs)))
+            read = _arm_inputs(c, mine, recipe.terms, inputs)
+            costs[shape] = step_flops(setting_of(mine, recipe, Path(), read))
         steps = mine.steps
         if arm.flops_of:
             steps = steps_for(planned[arm.flops_of].flops, costs[shape])
@@ -127,12 +130,16 @@ def _planned(c: ConfigDict, arms: list[Arm], inputs: Inputs) -> tuple[PlannedArm
 
 
 def _arm_inputs(
-    c: ConfigDict, mine: ConfigDict, inputs: Inputs, evaluator: Evaluator | None = None
+    c: ConfigDict,
+    mine: ConfigDict,
+    terms: tuple[Term, ...],
+    inputs: Inputs,
+    evaluator: Evaluator | None = None,
 ) -> Inputs:
     """What an arm reads: its own data and teachers where it changes them, else the study's."""
     if reads_its_own(c, mine):
-        return read_inputs(mine, inputs.mesh)
-    return arm_inputs(c, mine, inputs, evaluator and evaluator.teachers)
+        return read_inputs(mine, terms, inputs.mesh)
+    return arm_inputs(c, mine, terms, inputs, evaluator and evaluator.teachers)
 
 
 def _plan(c: ConfigDict, planned: tuple[PlannedArm, ...], evaluator: Evaluator) -> StudyPlan:
@@ -193,7 +200,7 @@ def _start(c: ConfigDict, directory: Path, inputs: Inputs, seed: int, longest: P
         return str(target)
     # Calibration text follows the last step of the longest arm, so that none trains on it.
     mine = arm_config(c, longest.arm._replace(overrides={}), seed, steps=longest.steps)
-    setting = setting_of(mine, directory, inputs)
+    setting = setting_of(mine, make_recipe(mine), directory, inputs)
     model, params = start_of(setting)
     target.parent.mkdir(parents=True, exist_ok=True)
     whole = written_whole(target) if jax.process_index() == 0 else nullcontext(target)
@@ -222,8 +229,9 @@ def _run(
     place = str(where.relative_to(where.parents[2]))
     result = RunResult(p.arm.name, seed, p.steps, p.step_flops, place)
     if not (where / workdir.REPORT).exists():
-        read = _arm_inputs(c, mine, inputs, evaluator)
-        setting = setting_of(mine, where, read, evaluator.teachers)
+        recipe = make_recipe(mine)
+        read = _arm_inputs(c, mine, recipe.terms, inputs, evaluator)
+        setting = setting_of(mine, recipe, where, read, evaluator.teachers)
         try:
             model, params = train_student(setting, steps_by_shape)
         except NumbersBrokeDown as error:

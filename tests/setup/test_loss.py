@@ -3,8 +3,8 @@
 import pytest
 
 from configs.base import get_config
-from distill_jax.optim import SCHEDULES, make_schedule
-from distill_jax.setup.loss import fit_to_steps, optim_options
+from distill_jax.optim import SCHEDULES
+from distill_jax.setup.loss import fit_to_steps, make_recipe
 from distill_jax.types import UserError
 
 
@@ -19,8 +19,8 @@ def config(**changes):
 def test_any_number_of_steps_runs_with_the_defaults(steps, schedule):
     c = config(**{"steps": steps, "optim.schedule": schedule})
     fitted, lines = fit_to_steps(c, get_config())
-    rate = make_schedule(optim_options(fitted), 1.0, steps)
-    assert all(0 < rate(step) <= 1 for step in range(steps))
+    rate = make_recipe(fitted).learning_rate
+    assert all(0 < rate(step) <= fitted.optim.learning_rate for step in range(steps))
     changed = [k for k in ("warmup_steps", "decay_steps") if fitted.optim[k] != c.optim[k]]
     assert [line.split()[0] for line in lines] == [f"config.optim.{key}" for key in changed]
     for key, line in zip(changed, lines, strict=True):
@@ -38,4 +38,4 @@ def test_what_the_user_gave_stays_and_is_an_error():
     fitted, lines = fit_to_steps(c, get_config())
     assert (fitted, lines) == (c, ())
     with pytest.raises(UserError, match="warmup_steps is 30 of 10 steps"):
-        make_schedule(optim_options(fitted), 1.0, 10)
+        make_recipe(fitted)

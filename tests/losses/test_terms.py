@@ -4,8 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_jax.losses.schedules import SHAPES, fixed_plan, make_plan, make_weight
-from distill_jax.losses.terms import Term
+from distill_jax.losses.terms import SHAPES, Term, make_plan, make_weight
 from distill_jax.types import Mean, UserError
 
 TAID = {"taid": {"momentum": 0.99, "rate": 5e-4}}
@@ -42,7 +41,7 @@ def test_a_plan_moves_weights_and_a_fixed_one_does_not():
     plan = make_plan(terms, 3, {"cross_entropy": "linear:1.0"}, {})
     weights = [[float(t.weight) for t in plan.at(step, {})] for step in range(3)]
     np.testing.assert_allclose(weights, [[1, 0], [1, 0.5], [1, 1]])
-    assert fixed_plan(terms).at(2, {}) == terms
+    assert [float(t.weight) for t in make_plan(terms, 3).at(2, {})] == [1, 0]
 
 
 def taid_oracle(losses, start, steps, momentum=0.99, rate=5e-4):
@@ -62,7 +61,7 @@ def test_taid_follows_the_loss_and_reaches_the_teacher():
     plan = make_plan((Term("taid", 1.0, 1.0, (("t", 0.4),)),), 8, {}, TAID)
     states, seen, losses = plan.init(), [], [3.0, 2.0, 1.9, 2.1, 1.0, 0.9, 0.8, 0.7]
     for step, loss in enumerate(losses):
-        used = dict(plan.at(step, states)[0].parameters)["t"]
+        used = plan.at(step, states)[0].arguments["t"]
         assert float(used) == pytest.approx(seen[-1] if seen else 0.4)
         states = plan.follow(step, states, {"taid": Mean(jnp.float32(4 * loss), jnp.float32(4))})
         seen.append(float(states["taid"]["t"]))
