@@ -46,7 +46,7 @@ def read(path: Path, *, dtype) -> Checkpoint:
     check_names(config, present, _gguf_name, source=path)
 
     def fetch(parameter, tensor_name):
-        return family.gguf.restore(parameter, _values(tensors[tensor_name], path), config)
+        return family.gguf.hf_array(parameter, _values(tensors[tensor_name], path), config)
 
     params = assemble(config, fetch, _gguf_name, dtype=dtype)
     ids = {ours: metadata.get(key) for ours, key in zip(TOKEN_IDS, TOKEN_KEYS, strict=True)}
@@ -75,11 +75,11 @@ def _metadata(reader):
 
 
 def _family(architecture, path) -> tuple[str, Family]:
-    for name, family in FAMILIES.items():
-        if family.gguf.architecture == architecture:
-            return name, family
-    known = ", ".join(sorted(family.gguf.architecture for family in FAMILIES.values()))
-    raise UserError(f"{path} has GGUF architecture '{architecture}': use one of {known}")
+    known = {f.gguf.architecture: (name, f) for name, f in FAMILIES.items() if f.gguf}
+    if architecture not in known:
+        names = ", ".join(sorted(known))
+        raise UserError(f"{path} has GGUF architecture '{architecture}': use one of {names}")
+    return known[architecture]
 
 
 def _config_json(metadata, tensors, name, family, path):
@@ -112,7 +112,7 @@ def _config_json(metadata, tensors, name, family, path):
         raw["rope_scaling"] = {"rope_type": kind, "factor": own.get("rope.scaling.factor")}
     if FREQUENCIES in tensors:
         raw["rope_scaling"] = _llama3_scaling(_values(tensors[FREQUENCIES], path), raw, path)
-    return raw | family.gguf.config_json(own, raw)
+    return raw | family.gguf.entries(own, raw)
 
 
 def _llama3_scaling(divisors, raw, path):
