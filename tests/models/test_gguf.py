@@ -116,6 +116,17 @@ def test_the_same_model_as_from_safetensors(name, by, tmp_path):
     assert read.config.norm_eps == oracle.config.rms_norm_eps
 
 
+def test_a_file_of_mistral_is_read_as_llama_and_refused_with_a_window(by, tmp_path):
+    oracle = by.tiny("mistral", {"sliding_window": None})
+    read = reading.read(write_gguf(tmp_path / "m.gguf", oracle, "llama"), dtype=None)
+    assert read.config.family == "llama"
+    logits_BTV = by.us(read, by.tokens_BT)
+    np.testing.assert_allclose(logits_BTV, by.oracle(oracle, by.tokens_BT), atol=1e-4)
+    oracle.config.sliding_window, oracle.config.layer_types = 5, ["sliding_attention"] * 3
+    with pytest.raises(UserError, match=r"llama\.attention\.sliding_window=5"):
+        reading.read(write_gguf(tmp_path / "w.gguf", oracle, "llama"), dtype=None)
+
+
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_1"])
 @pytest.mark.parametrize("case", ["llama-untied"], indirect=True)
 def test_quantized_weights_are_what_the_package_dequantizes(case, checkpoint, kind, tmp_path):

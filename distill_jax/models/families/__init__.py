@@ -8,6 +8,7 @@ and types; to add one, write its file and its line here.
 
 from distill_jax.models.families.gemma3 import GEMMA3
 from distill_jax.models.families.llama import LLAMA
+from distill_jax.models.families.mistral import MISTRAL
 from distill_jax.models.families.qwen2 import QWEN2
 from distill_jax.models.families.qwen3 import QWEN3
 from distill_jax.models.family import Family
@@ -26,6 +27,7 @@ def family_of(model_type: str | None) -> Family:
 # Hugging Face's model_type -> family
 FAMILIES = {
     "llama": LLAMA,
+    "mistral": MISTRAL,
     "qwen2": QWEN2,
     "qwen3": QWEN3,
     "gemma3_text": GEMMA3,

@@ -1,4 +1,4 @@
-"""Gemma 3, text: local and global blocks with rotary tables of their own, norms after the halves."""
+"""Gemma 3, text: local and global blocks, each kind with its rotary tables; norms after halves."""
 
 import numpy as np
 
