@@ -34,3 +34,23 @@ def test_a_config_json_round_trip_is_the_identity(checkpoint):
 def test_an_unknown_family_lists_those_known():
     with pytest.raises(UserError, match=r"'mamba' is not supported: .*llama.*qwen2"):
         family_of("mamba")
+
+
+@pytest.mark.parametrize(
+    ("entries", "window", "local"),
+    [
+        ({"sliding_window": 9}, 9, (True, True)),
+        ({}, 4096, (True, True)),
+        ({"sliding_window": None}, None, None),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, 4096, (False, True)),
+        ({"layer_types": ["full_attention"] * 2}, None, None),
+    ],
+)
+def test_the_window_of_mistral_is_that_of_its_config_json(entries, window, local):
+    family = FAMILIES["mistral"]
+    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads")
+    raw = {**dict.fromkeys(sizes, 16), "max_position_embeddings": 64, "rms_norm_eps": 1e-5}
+    config = family.from_hf({**raw, "num_hidden_layers": 2, "head_dim": None, **entries})
+    assert (config.sliding_window, config.local_blocks) == (window, local)
+    assert (config.kv_heads, config.head_width) == (8, 1)
+    assert family.from_hf(family.to_hf(config)) == config
