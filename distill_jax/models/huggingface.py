@@ -1,9 +1,7 @@
 """Hugging Face directories: config.json, generation_config.json, safetensors (also sharded)."""
 
 import json
-import os
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from distill_jax.files import written_whole
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.families import FAMILIES, family_of
 from distill_jax.models.family import Weight
@@ -95,14 +94,8 @@ def read_json(path: Path) -> dict:
 def _write_json(path: Path, value: dict) -> None:
     """Write a JSON object; the file is whole or untouched."""
     text = json.dumps(value, indent=2) + "\n"
-    _write_whole(path, lambda draft: draft.write_text(text, encoding="utf-8"))
-
-
-def _write_whole(path, write):
-    """write(sibling), then rename the sibling into its place."""
-    draft = path.with_name(path.name + ".part")
-    write(draft)
-    os.replace(draft, path)
+    with written_whole(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -168,7 +161,8 @@ def _write_weights(directory, config, flat, dtype, max_shard_bytes):
         for name in names:
             path, block = places[name]
             arrays[name] = _stored(flat[path], block, weights[path], dtype)
-        _write_whole(directory / file_name, partial(save_file, arrays, metadata={"format": "pt"}))
+        with written_whole(directory / file_name) as part:
+            save_file(arrays, part, metadata={"format": "pt"})
     if not split.is_sharded:
         return [SINGLE]
     index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
