@@ -1,10 +1,14 @@
 """Laws of the registry: every family describes all of its parameters, once."""
 
+import importlib
+import pkgutil
 import re
 
 import pytest
 
+from distill_jax.models import families
 from distill_jax.models.families import FAMILIES, family_of
+from distill_jax.models.family import Family
 from distill_jax.models.weights import layout
 from distill_jax.types import UserError
 
@@ -29,6 +33,14 @@ def test_every_parameter_has_names_and_a_sharding_rule(checkpoint):
 def test_a_config_json_round_trip_is_the_identity(checkpoint):
     family = FAMILIES[checkpoint.config.family]
     assert family.from_hf(family.to_hf(checkpoint.config)) == checkpoint.config
+
+
+def test_every_file_of_the_room_is_in_the_registry():
+    for file in pkgutil.iter_modules(families.__path__, families.__name__ + "."):
+        module = importlib.import_module(file.name)
+        made = [value for value in vars(module).values() if isinstance(value, Family)]
+        assert len(made) == 1
+        assert made[0] in FAMILIES.values()
 
 
 def test_an_unknown_family_lists_those_known():

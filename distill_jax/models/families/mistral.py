@@ -2,7 +2,8 @@
 
 A config.json with layer_types is what transformers opens as Ministral: a window on some blocks.
 GGUF files of Mistral carry the architecture "llama" and no window: they are read as Llama, which
-is the same model for texts no longer than the window.
+is the same model for texts no longer than the window. Their SentencePiece tokenizer is refused
+(data/gguf_tokenizer.py), so training needs a Hugging Face directory.
 """
 
 from distill_jax.models.config_json import (
