@@ -21,7 +21,7 @@ optim.warmup_steps optim.weight_decay seed steps student.dtype student.init stud
 student.prune.attention_ridge student.prune.block_criterion student.prune.blocks
 student.prune.calibration_tokens student.prune.neuron_criterion student.prune.neurons
 student.prune.ranking_tokens student.prune.refit student.prune.ridge study.arms study.cache
-study.confidence study.gate study.margin study.new_tokens study.one_token_documents
+study.confidence study.gate study.margin study.new_tokens
 study.price_per_hour study.prompt_tokens study.prompts study.seeds study.slice_margin
 teacher.average_decay teacher.cache teacher.draws teacher.dtype teacher.init teacher.k teacher.mix
 teacher.more teacher.path teacher.policy teacher.targets teacher.weights watchdog_s

@@ -40,12 +40,20 @@ from distill_jax.setup.evaluator import (
 )
 from distill_jax.setup.inputs import UNCOUNTED, Inputs, check, setting_of
 from distill_jax.setup.loss import make_recipe
+from distill_jax.setup.measures import measures_of
 from distill_jax.setup.models import count, load_model
 from distill_jax.setup.training import CompiledSteps
 from distill_jax.sharding import barrier
 from distill_jax.study.arms import Arm, arms_of
 from distill_jax.study.flops import steps_for, written
-from distill_jax.study.results import Key, PlannedArm, RunResult, StudyPlan, result_of
+from distill_jax.study.results import (
+    Key,
+    PlannedArm,
+    RunResult,
+    StudyPlan,
+    looks_with,
+    result_of,
+)
 from distill_jax.types import Batch, Forbidden, NumbersBrokeDown
 
 PLAN, RESULTS, RESULT = "study.json", "results.jsonl", "result.json"
@@ -63,7 +71,7 @@ def study_job(c: ConfigDict, directory: Path) -> None:
     inputs = read_inputs(c, recipe.terms, mesh)
     planned = _planned(c, arms, inputs)
     evaluator = evaluator_of(c, inputs)
-    plan = _plan(c, planned, evaluator)
+    plan = _plan(c, directory, planned, evaluator)
     if jax.process_index() == 0:
         workdir.write_json(directory / PLAN, plan.json())
     say(f"held-out text: {data.description(evaluator.held_out)}")
@@ -142,15 +150,24 @@ def _arm_inputs(
     return arm_inputs(c, mine, terms, inputs, evaluator and evaluator.teachers)
 
 
-def _plan(c: ConfigDict, planned: tuple[PlannedArm, ...], evaluator: Evaluator) -> StudyPlan:
-    s = c.study
+def _plan(
+    c: ConfigDict, directory: Path, planned: tuple[PlannedArm, ...], evaluator: Evaluator
+) -> StudyPlan:
+    s, seeds = c.study, tuple(range(c.seed, c.seed + c.study.seeds))
+    measure, *secondary = measures_of(c)
+    path = directory / PLAN
+    known = json.loads(path.read_text()) if path.exists() else {}
+    earlier = tuple(tuple(look) for look in known.get("looks", ()))
     return StudyPlan(
         arms=planned,
-        seeds=tuple(range(c.seed, c.seed + s.seeds)),
+        seeds=seeds,
+        looks=looks_with(earlier, seeds, fixed=s.fixed_seeds),
+        fixed_seeds=s.fixed_seeds,
+        measure=measure,
+        secondary=tuple(secondary),
         margin=s.margin,
         slice_margin=s.slice_margin,
         confidence=s.confidence,
-        one_token_documents=s.one_token_documents,
         slices=evaluator.slices,
         prompts=len(evaluator.prompts.prompts) if evaluator.prompts else 0,
         new_tokens=s.new_tokens,
