@@ -22,9 +22,9 @@ from distill_jax.setup import teachers
 from distill_jax.setup.evaluator import (
     Evaluator,
     Written,
+    advice_inputs,
     measure_texts,
     read_written,
-    run_facts,
     text_of,
 )
 from distill_jax.setup.inputs import Inputs
@@ -57,7 +57,7 @@ def write_report(
     done = [key for key, result in results.items() if result.failed is None]
     where = {key: directory / result.workdir for key, result in results.items()}
     lines = {key: workdir.read_lines(where[key] / workdir.METRICS) for key in done}
-    first = evaluator.teachers.first
+    first, kd = evaluator.teachers.first, plan.by_name.get(TREATMENT)
     versions = provenance(
         evaluator.mesh,
         inputs.tokenizer,
@@ -72,7 +72,7 @@ def write_report(
                 records={key: read_records(where[key] / TOKENS) for key in done},
                 curves={key: [x for x in lines[key] if "eval/nll" in x] for key in done},
                 written={name: row for name, row in written.items() if row},
-                serving=_serving(c, directory, evaluator, where, done),
+                cost=_cost(c, directory, evaluator, where, done),
                 teacher_parameters=first and count(first.params),
                 invalid=_mismatch(inputs),
                 text_of=text_of(inputs.tokenizer),
@@ -80,7 +80,7 @@ def write_report(
                 config=flatten(c),
                 config_diff=(directory / workdir.CONFIG_DIFF).read_text(),
                 provenance=versions,
-                run=run_facts(c, evaluator),
+                advice=kd and advice_inputs(c, evaluator, kd.steps, kd.step_flops),
                 samples=_samples(directory, plan, where, done),
             )
         )
@@ -138,7 +138,7 @@ def _data_measures(c: ConfigDict, evaluator: Evaluator) -> dict[str, float | Non
     return data_metrics(evaluator.prompts, c.study.new_tokens, evaluator.training)
 
 
-def _serving(
+def _cost(
     c: ConfigDict,
     directory: Path,
     evaluator: Evaluator,
@@ -166,7 +166,7 @@ def _serving(
         price_per_hour=price,
         cache_dtype=c.model.compute_dtype,
         seed=c.seed,
-    )
+    ).json()
     if jax.process_index() == 0:
         workdir.write_json(path, measured)
     return measured
