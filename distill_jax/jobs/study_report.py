@@ -23,9 +23,9 @@ from distill_jax.setup import teachers
 from distill_jax.setup.evaluator import (
     Evaluator,
     Written,
+    advice_inputs,
     measure_texts,
     read_written,
-    run_facts,
     text_of,
 )
 from distill_jax.setup.inputs import Inputs
@@ -63,7 +63,7 @@ def write_report(
     records = {key: read_records(where[key] / TOKENS) for key in done}
     measured = _measured(plan, where, records, evaluator)
     invalid = _mismatch(inputs) or _unmeasured(plan, measured)
-    first = evaluator.teachers.first
+    first, kd = evaluator.teachers.first, plan.by_name.get(TREATMENT)
     versions = provenance(
         evaluator.mesh,
         inputs.tokenizer,
@@ -79,14 +79,14 @@ def write_report(
                 verdicts=judge_study(plan, measured, invalid=invalid),
                 curves={key: [x for x in lines[key] if "eval/nll" in x] for key in done},
                 written={name: row for name, row in written.items() if row},
-                serving=_serving(c, directory, evaluator, where, done),
+                cost=_cost(c, directory, evaluator, where, done),
                 teacher_parameters=first and count(first.params),
                 text_of=text_of(inputs.tokenizer),
                 document_labels=evaluator.labels,
                 config=flatten(c),
                 config_diff=(directory / workdir.CONFIG_DIFF).read_text(),
                 provenance=versions,
-                run=run_facts(c, evaluator),
+                advice=kd and advice_inputs(c, evaluator, kd.steps, kd.step_flops),
                 samples=_samples(directory, plan, where, done),
             )
         )
@@ -182,7 +182,7 @@ def _data_measures(c: ConfigDict, evaluator: Evaluator) -> dict[str, float | Non
     return data_metrics(evaluator.prompts, c.study.new_tokens, evaluator.training)
 
 
-def _serving(
+def _cost(
     c: ConfigDict,
     directory: Path,
     evaluator: Evaluator,
@@ -210,7 +210,7 @@ def _serving(
         price_per_hour=price,
         cache_dtype=c.model.compute_dtype,
         seed=c.seed,
-    )
+    ).json()
     if jax.process_index() == 0:
         workdir.write_json(path, measured)
     return measured

@@ -8,14 +8,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from distill_jax import checkpoint, workdir
-from distill_jax.config import flatten
+from distill_jax.config import flatten, load_base
 from distill_jax.export import export_student
 from distill_jax.loop import train
 from distill_jax.losses.terms import Term
 from distill_jax.models.binding import Model
 from distill_jax.progress import say
 from distill_jax.report.page import page
-from distill_jax.report.run import report_json
+from distill_jax.report.run import report_json, study_command
 from distill_jax.report.tables import model_rows, samples_text, text_table
 from distill_jax.setup import data, samples, student, teachers
 from distill_jax.setup.inputs import Inputs, Setting, check, description, inputs_of, setting_of
@@ -150,7 +150,11 @@ def finish(setting: Setting, model: Model, params: Params) -> tuple[str, ...]:
     facts = json.loads((directory / workdir.PROVENANCE).read_text())
     last = {k: v for k, v in evaluations[-1].items() if k.startswith("eval/")}
     diff = (directory / workdir.CONFIG_DIFF).read_text()
-    report = report_json(rows, last, lines, flatten(c), facts, history=history, config_diff=diff)
+    command = study_command(flatten(c), flatten(load_base()), str(directory))
+    report = report_json(
+        rows, last, lines, flatten(c), facts, history=history, config_diff=diff,
+        study_command=command,
+    )  # fmt: skip
     workdir.write_text(directory / workdir.PAGE, page(report))
     workdir.write_json(directory / workdir.REPORT, report)
     where = f"\nstudent: {directory / workdir.STUDENT}\nreport:  {directory / workdir.PAGE}"

@@ -1,15 +1,17 @@
 """From what the arms of a study left behind to its report.json: every number, no drawing."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit
 
-from distill_jax.diagnosis.advice import options
-from distill_jax.diagnosis.summary import findings
-from distill_jax.diagnosis.triggers import facts_of
+from distill_jax.diagnosis.advice import advise
+from distill_jax.diagnosis.examples import TextOf
+from distill_jax.diagnosis.overrides import AdviceInputs
+from distill_jax.diagnosis.summary import Summary, summarise
+from distill_jax.diagnosis.triggers import trigger_values
 from distill_jax.evals.aggregates import by_slice, flips
 from distill_jax.evals.continuations import behaviour_section
 from distill_jax.evals.records_file import Records
@@ -20,7 +22,9 @@ from distill_jax.study.verdict import ships, slice_rows, verdict_dict
 from distill_jax.study.wording import Verdict
 
 SLICED = ("nll", "forward_kl", "accuracy_top1", "agreement_top1", "ece")
-TEACHER = "teacher"
+COMPARED = (
+    "label", "reason", "treatment", "baseline", "effect", "low", "high", "confidence", "unit",
+)  # fmt: skip
 
 
 class Study(NamedTuple):
@@ -28,7 +32,8 @@ class Study(NamedTuple):
 
     curves     the lines of metrics.jsonl that have eval/nll
     written    behaviour of the teacher, and of the data as if a model had written it
-    serving    the part `cost`
+    cost       that part of the report: Serving.json()
+    advice     what advice depends on; None without the arm kd
     """
 
     plan: StudyPlan
@@ -37,14 +42,14 @@ class Study(NamedTuple):
     verdicts: StudyVerdicts
     curves: Mapping[Key, Sequence[Mapping[str, Any]]]
     written: Mapping[str, Mapping[str, float | None]]
-    serving: Mapping[str, Any] | None
+    cost: Mapping[str, Any] | None
     teacher_parameters: int | None
-    text_of: Callable[[int], str]
+    text_of: TextOf
     document_labels: Sequence[str]
     config: Mapping[str, Any]
     config_diff: str
     provenance: Mapping[str, Any]
-    run: Mapping[str, Any]  # what options.py asks of a run beside config and cost
+    advice: AdviceInputs | None
     samples: Sequence[Mapping[str, Any]]  # what some models wrote after the same prompts
 
 
@@ -67,8 +72,8 @@ def study_report(study: Study) -> dict[str, Any]:
         },
         "measure": plan.measure._asdict(),
         "look": plan.look,
-        "comparisons": [_in_short(v) for v in verdicts.others],
-        "secondary": [{"measure": m.name} | _in_short(v) for m, v in verdicts.secondary],
+        "comparisons": [_comparison(v) for v in verdicts.others],
+        "secondary": [{"measure": m.name} | _comparison(v) for m, v in verdicts.secondary],
         "arms": [_arm(study, name) for name in plan.by_name],
         "teacher": _teacher(study),
         "curves": [_curve(study, key) for key in study.curves],
@@ -77,8 +82,8 @@ def study_report(study: Study) -> dict[str, Any]:
         "flips": _flips(study),
         "by_slice": _by_slice(study),
         "behaviour": _behaviour(study),
-        **_findings(study),
-        "cost": study.serving,
+        **_summary(study)._asdict(),
+        "cost": study.cost,
         "options": [],
         "config": dict(study.config),
         "config_diff": study.config_diff,
@@ -87,31 +92,14 @@ def study_report(study: Study) -> dict[str, Any]:
         "samples": list(study.samples),
         "table": "",
     }
-    planned = plan.by_name.get(TREATMENT)
-    if planned is not None:
-        report["options"] = options(
-            facts_of(report),
-            config=study.config,
-            steps=planned.steps,
-            flops_per_step=planned.step_flops,
-            **study.run,
-        )
+    if study.advice is not None:
+        report["options"] = advise(trigger_values(report), study.advice)
     return report
 
 
-def _in_short(v: Verdict) -> dict[str, Any]:
-    keys = (
-        "label",
-        "reason",
-        "treatment",
-        "baseline",
-        "effect",
-        "low",
-        "high",
-        "confidence",
-        "unit",
-    )
-    return {key: verdict_dict(v)[key] for key in keys}
+def _comparison(v: Verdict) -> dict[str, Any]:
+    values = verdict_dict(v)
+    return {key: values[key] for key in COMPARED}
 
 
 def statement(steps: Verdict, flops: Verdict | None, ship: bool) -> str:
@@ -202,7 +190,7 @@ def _metrics(study: Study) -> dict[str, dict[str, Any]]:
         rows[arm] = {n: value for n, value in found.items() if not n.startswith("teacher_")}
     confidence = study.plan.confidence
     teacher = {name: interval([v], confidence) for name, v in _teacher_metrics(study).items()}
-    return rows | ({TEACHER: teacher} if teacher else {})
+    return rows | ({"teacher": teacher} if teacher else {})
 
 
 def _flips(study: Study) -> dict[str, dict[str, Any]]:
@@ -267,10 +255,10 @@ def _curve(study: Study, key: Key) -> dict[str, Any]:
     return {"arm": arm, "seed": seed, "points": points}
 
 
-def _findings(study: Study) -> dict[str, Any]:
+def _summary(study: Study) -> Summary:
     of = lambda arm: [r for (a, _), r in sorted(study.records.items()) if a == arm]
     mean = lambda name: _mean(_of(study, TREATMENT, "behaviour", name))
-    return findings(
+    return summarise(
         of(TREATMENT),
         of(EQUAL_STEPS),
         names=(TREATMENT, EQUAL_STEPS),

@@ -13,7 +13,7 @@ from markupsafe import Markup
 WIDTH, HEIGHT = 400, 250  # of a chart, in the units that its text is 12 high in
 LETTER = 7.2  # what a letter takes at most on average, also where text is larger on a phone
 LEFT, RIGHT, BOTTOM = 48, 16, 42  # margins of the plotted area
-ROW = 17  # height of a line of the legend
+ROW, SAMPLE = 17, 32  # height of a line of the legend, length of its piece of a line
 
 
 class Text(NamedTuple):
@@ -112,11 +112,11 @@ def legend(names: Sequence[tuple[Text, str, str]]) -> tuple[Markup, float]:
     """Each (name, style, remark) with a piece of its line, in lines as needed; their height."""
     parts, x, y = [], 10.0, ROW - 4.0
     for name, style, remark in names:
-        needed = 30 + LETTER * (len(name.text) + len(remark))
+        needed = SAMPLE + 10 + LETTER * (len(name.text) + len(remark))
         if x > 10 and x + needed > WIDTH:
             x, y = 10.0, y + ROW
-        parts.append(tag("line", class_=f"line {style}", x1=x, x2=x + 20, y1=y - 4, y2=y - 4))
-        parts.append(label(name, x + 25, y))
+        parts.append(tag("line", class_=f"line {style}", x1=x, x2=x + SAMPLE, y1=y - 4, y2=y - 4))
+        parts.append(label(name, x + SAMPLE + 5, y))
         if remark:
             parts.append(label(Text(remark), x + needed, y, "tick", "end"))
         x += needed + 8
@@ -223,12 +223,21 @@ class Interval(NamedTuple):
 
 
 def strip(row: Interval, x: Scale, middle: float) -> Markup:
-    """One interval with its effect as a square, on a given height; nothing where it is absent."""
+    """One interval with its effect as a square, on a given height; nothing where it is absent.
+
+    An arrow stands at the end of the axis for an effect beyond it.
+    """
     parts = []
+    inside = lambda value: x.at(min(max(value, x.low), x.high))
     if finite(row.low, row.high):
-        ends = {"x1": x.at(row.low), "x2": x.at(row.high)}
+        ends = {"x1": inside(row.low), "x2": inside(row.high)}
         parts.append(tag("line", class_=f"bar {row.style}", y1=middle, y2=middle, **ends))
-    if finite(row.effect):
+    if finite(row.effect) and not x.low <= row.effect <= x.high:
+        tip, side = inside(row.effect), 6 if row.effect < x.low else -6
+        corners = ((tip + side, middle - 5), (tip, middle), (tip + side, middle + 5))
+        places = " ".join(f"{a:.2f},{b:.2f}" for a, b in corners)
+        parts.append(tag("polyline", class_=f"dot {row.style}", points=places))
+    elif finite(row.effect):
         parts.append(
             tag(
                 "rect", class_=f"dot {row.style}", x=x.at(row.effect) - 4, y=middle - 4,
@@ -244,6 +253,16 @@ def forest_scale(
     """The axis that holds 0, the margins and every interval."""
     ends = [v for row in rows for v in (row.effect, row.low, row.high) if finite(v)]
     return Scale(*span([0.0, *margins, *ends]), start, end)
+
+
+def near_scale(
+    rows: Sequence[Interval], margins: Sequence[float], start: float, end: float
+) -> Scale:
+    """The same for most rows: what reaches over three times as far as their median is cut."""
+    reaches = [max(map(abs, row[1:4])) for row in rows if finite(*row[1:4])]
+    most = 3 * sorted(reaches)[(len(reaches) - 1) // 2] if reaches else 0.0
+    near = [r for r in rows if finite(*r[1:4]) and max(map(abs, r[1:4])) <= most]
+    return forest_scale(near, margins, start, end)
 
 
 def rulers(x: Scale, margin: float | None, top: float, bottom: float) -> Markup:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from distill_jax.evals.likelihood import perplexity
 from distill_jax.progress import table
 from distill_jax.report.charts import COMPARISONS
+from distill_jax.study.arms import ARMS
 
 
 class ModelRow(NamedTuple):
@@ -13,8 +14,8 @@ class ModelRow(NamedTuple):
 
     name: str
     parameters: int | None
-    nll: float  # nats a token
-    forward_kl: float | None  # KL(teacher || model), nats a token
+    nll: float  # nats per token
+    forward_kl: float | None  # KL(teacher || model), nats per token
     agreement_top1: float | None
     decode_tokens_per_s: float | None
 
@@ -94,7 +95,7 @@ def samples_text(samples: Sequence[dict[str, Any]]) -> str:
 
 
 def study_table(report: dict[str, Any]) -> str:
-    """A study for a terminal: a line an arm, then the verdict at equal steps and equal FLOPs."""
+    """A study for a terminal: a line per arm, then a line per verdict."""
     header = ("arm", "seeds", "NLL", "from", "to", "KL to teacher", "top-1 agreement", "FLOPs")
     of = lambda value, key: None if value is None else value[key]
     rows = [
@@ -113,20 +114,21 @@ def study_table(report: dict[str, Any]) -> str:
     if report["teacher"]:
         nll = _or_dash(report["teacher"]["nll"], ".4f")
         rows.insert(0, ["teacher", "-", nll, "-", "-", "-", "-", "-"])
-    return "\n".join([table(header, rows), "", *verdict_lines(report["verdict"])])
+    return "\n".join([table(header, rows), "", *verdict_lines(report)])
 
 
-def verdict_lines(verdict: dict[str, Any] | None) -> list[str]:
+def verdict_lines(report: dict[str, Any]) -> list[str]:
     """A line for each comparison, and whether the student is fit to ship."""
+    verdict = report["verdict"]
     if verdict is None:
         return ["no verdict"]
-    lines = [
-        f"at {text}: {one['label']}. {one['reason']}"
-        for name, text in COMPARISONS.items()
-        if (one := verdict[name])
-    ]
+    named = [(f"at {text}", verdict[name]) for name, text in COMPARISONS.items() if verdict[name]]
+    for one in report["comparisons"]:
+        arm = one["treatment"] if one["treatment"] in ARMS else f"ablation {one['treatment']}"
+        named.append((f"{arm} against {one['baseline']}", one))
+    lines = [f"{name}: {one['label']}. {one['reason']}" for name, one in named]
     return [*lines, f"fit to ship: {'yes' if verdict['ships'] else 'no'}"]
 
 
-def _or_dash(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+def _or_dash(value: float | None, style: str) -> str:
+    return "-" if value is None else format(value, style)

@@ -9,8 +9,10 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from distill_jax.config import flatten
 from distill_jax.data.encode import document_hashes
 from distill_jax.data.tokenizer import Tokenizer
+from distill_jax.diagnosis.overrides import AdviceInputs
 from distill_jax.evals import continuations
 from distill_jax.evals.lm_eval_model import make_harness_model, score
 from distill_jax.evals.prompts import Prompts, prompts_of
@@ -220,12 +222,17 @@ def text_of(tokenizer: Tokenizer) -> Callable[[int], str]:
     return lambda token: tokenizer.backend.decode([token], skip_special_tokens=False)
 
 
-def run_facts(c: ConfigDict, evaluator: Evaluator) -> dict[str, Any]:
-    """What an option may depend on beside the config: the teacher's size, what was learned from."""
+def advice_inputs(
+    c: ConfigDict, evaluator: Evaluator, steps: int, flops_per_step: float | None
+) -> AdviceInputs:
+    """What advice depends on beside a report. steps, flops_per_step: of the distilled student."""
     cache, first = evaluator.teachers.cache, evaluator.teachers.first
-    return {
-        "targets": cache.manifest.kind if c.teacher.cache else c.teacher.targets,
-        "cache_dtype": cache and cache.manifest.form["dtype"],
-        "teacher_blocks": first and first.model.config.blocks,
-        "teacher_neurons": first and first.model.config.neurons,
-    }
+    return AdviceInputs(
+        config=flatten(c),
+        steps=steps,
+        flops_per_step=flops_per_step,
+        targets=cache.manifest.kind if c.teacher.cache else c.teacher.targets,
+        cache_dtype=cache and cache.manifest.form["dtype"],
+        teacher_blocks=first and first.model.config.blocks,
+        teacher_neurons=first and first.model.config.neurons,
+    )
