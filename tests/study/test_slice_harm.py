@@ -76,6 +76,15 @@ def test_which_slices_can_be_tested_follows_from_weights_alone():
     assert None in reasons[0]
 
 
+@pytest.mark.parametrize(
+    ("documents", "weight", "testable"), [(49, 10, 0), (50, 3, 1), (50, 2.9, 0), (150, 1, 1)]
+)
+def test_a_slice_needs_50_effective_documents_and_a_weight_of_150(documents, weight, testable):
+    nll, _ = sliced(np.random.default_rng(48), slices=1, documents=documents)
+    (row,) = rows_of(nll, np.full((1, documents), float(weight)))
+    assert (row.untestable is None) == bool(testable)
+
+
 def heavy(rng, documents, tokens, rare=0.02, gain=10.0, margin=0.05):
     """A slice whose harm is exactly the margin: most tokens lose, 2% of them gain a lot."""
     weight_D = np.maximum(rng.poisson(tokens, documents), 1)
