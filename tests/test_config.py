@@ -87,6 +87,7 @@ VALUES = {
 PLAIN = {key: value for key, value in leaves(load_base()).items() if key != "study.ablations"}
 
 
+@pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
 @settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_flags_give_the_config_back(data):
@@ -103,4 +104,4 @@ def test_flags_are_of_what_differs_and_what_a_flag_can_say():
     assert as_flags(base, base) == []
     given = {"steps": 5, "teacher.path": "", "optim.clip_norm": 2.0, "study.ablations.a.steps": 3}
     assert as_flags(given, base) == ["--config.steps=5", "--config.optim.clip_norm=2"]
-    assert as_flags({"study.arms": ["kd"]}, base) == ["--config.study.arms=('kd',)"]
+    assert as_flags({"study.arms": ["kd"]}, base) == ['--config.study.arms=("kd",)']

@@ -118,7 +118,7 @@ ADVICE: tuple[Advice, ...] = (
         (Condition("share_student_wrong", 0.25),),
         "{share_student_wrong:.0%} of the KL of the hot spots is where the teacher is right and the"
         " student wrong. Without a fine-tuned student, too small a student and what distilling"
-        " broke cannot be told apart.",
+        " broke look the same.",
         lambda run: {"job": "study"},
         "2106.05945: closeness to the teacher and generalization are different things",
         lambda run, overrides: ARMS * run.config["study.seeds"],

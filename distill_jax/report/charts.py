@@ -85,15 +85,14 @@ def forest(report: dict[str, Any], comparison: str) -> Markup | None:
         f" harmed: {', '.join(r.name.text for r in rows if r.style == 'bad') or 'none'}"
     )
     name = "difference in NLL, nats per token (negative is better)"
-    return svg.forest(rows, report["slices"]["margin"], name, describe)
+    return svg.forest(rows, _margins(report["slices"]["margin"])[-1:], name, describe)
 
 
 def whiskers(report: dict[str, Any], comparison: str) -> list[tuple[int, Markup]]:
     """The same, a small chart for each row of a table, all on one axis."""
-    rows, margin = slice_rows(report, comparison), report["slices"]["margin"]
-    margins = [margin] if svg.finite(margin) else []
+    rows, margins = slice_rows(report, comparison), _margins(report["slices"]["margin"])[-1:]
     x = svg.forest_scale([row for _, row in rows], margins, 6, 174)
-    return [(i, svg.whisker(row, x, margin, _words(row))) for i, row in rows]
+    return [(i, svg.whisker(row, x, margins, _words(row))) for i, row in rows]
 
 
 def comparisons(report: dict[str, Any]) -> list[tuple[int, Markup]]:
@@ -102,9 +101,14 @@ def comparisons(report: dict[str, Any]) -> list[tuple[int, Markup]]:
         Interval(Text(one["treatment"]), one["effect"], one["low"], one["high"], tone(one["label"]))
         for one in report["comparisons"]
     ]
-    margin = report["verdict"] and report["verdict"]["equal_steps"]["margin"]
-    x = svg.near_scale(rows, [margin] if svg.finite(margin) else [], 6, 174)
-    return [(i, svg.whisker(row, x, margin, _words(row))) for i, row in enumerate(rows)]
+    margins = _margins(report["verdict"]["equal_steps"]["margin"])
+    x = svg.near_scale(rows, margins, 6, 174)
+    return [(i, svg.whisker(row, x, margins, _words(row))) for i, row in enumerate(rows)]
+
+
+def _margins(margin: float | None) -> list[float]:
+    """Both sides of a margin; none where it is absent or 0."""
+    return [-margin, margin] if svg.finite(margin) and margin > 0 else []
 
 
 def _words(row: Interval) -> str:
@@ -118,15 +122,10 @@ def verdict(one: dict[str, Any]) -> Markup | None:
     if not svg.finite(one["effect"]):
         return None
     row = _interval(one, Text(f"{one['treatment']} - {one['baseline']}"), one["margin"])
-    margin = one["margin"] if svg.finite(one["margin"]) and one["margin"] > 0 else None
-    x = svg.forest_scale([row], [-margin, margin] if margin else [], 12, 308)
-    parts = [
-        svg.rulers(x, margin, 4, 34),
-        svg.strip(row, x, 19),
-        svg.across(x, 34, "nats per token"),
-    ]
-    if margin:
-        parts.append(svg.rulers(x, -margin, 4, 34))
+    margins = _margins(one["margin"])
+    x = svg.forest_scale([row], margins, 12, 308)
+    axis = svg.across(x, 34, "nats per token")
+    parts = (svg.rulers(x, margins, 4, 34), svg.strip(row, x, 19), axis)
     return svg.chart(320, 74, _words(row), *parts)
 
 

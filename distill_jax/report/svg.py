@@ -258,29 +258,28 @@ def forest_scale(
 def near_scale(
     rows: Sequence[Interval], margins: Sequence[float], start: float, end: float
 ) -> Scale:
-    """The same for most rows: what reaches over three times as far as their median is cut."""
+    """The same without rows that reach over three times as far as three quarters of all do."""
     reaches = [max(map(abs, row[1:4])) for row in rows if finite(*row[1:4])]
-    most = 3 * sorted(reaches)[(len(reaches) - 1) // 2] if reaches else 0.0
+    most = 3 * sorted(reaches)[3 * (len(reaches) - 1) // 4] if reaches else 0.0
     near = [r for r in rows if finite(*r[1:4]) and max(map(abs, r[1:4])) <= most]
     return forest_scale(near, margins, start, end)
 
 
-def rulers(x: Scale, margin: float | None, top: float, bottom: float) -> Markup:
-    """The line of no difference, and the margin beyond which there is harm."""
-    parts = [tag("line", class_="axis", x1=x.at(0), x2=x.at(0), y1=top, y2=bottom)]
-    if finite(margin):
-        parts.append(
-            tag("line", class_="margin", x1=x.at(margin), x2=x.at(margin), y1=top, y2=bottom)
-        )
+def rulers(x: Scale, margins: Sequence[float], top: float, bottom: float) -> Markup:
+    """The line of no difference, and margins."""
+    places = [("axis", x.at(0)), *(("margin", x.at(margin)) for margin in margins)]
+    parts = [tag("line", class_=kind, x1=at, x2=at, y1=top, y2=bottom) for kind, at in places]
     return Markup("").join(parts)
 
 
-def forest(rows: Sequence[Interval], margin: float | None, x_name: str, describe: str) -> Markup:
+def forest(
+    rows: Sequence[Interval], margins: Sequence[float], x_name: str, describe: str
+) -> Markup:
     """Effects with their intervals, a line each, over one axis."""
     first = max(70.0, LETTER * max(len(row.name.text) for row in rows) + 18)
     width, height = first + 290, 22.0 * len(rows) + 14
-    x = forest_scale(rows, [margin] if finite(margin) else [], first, width - RIGHT)
-    parts = [rulers(x, margin, 8, height)]
+    x = forest_scale(rows, margins, first, width - RIGHT)
+    parts = [rulers(x, margins, 8, height)]
     for i, row in enumerate(rows):
         parts.append(label(row.name, 10, 22 * i + 26))
         parts.append(strip(row, x, 22.0 * i + 22))
@@ -288,7 +287,7 @@ def forest(rows: Sequence[Interval], margin: float | None, x_name: str, describe
     return chart(width, height + 42, describe, *parts)
 
 
-def whisker(row: Interval, x: Scale, margin: float | None, describe: str) -> Markup:
+def whisker(row: Interval, x: Scale, margins: Sequence[float], describe: str) -> Markup:
     """One line of a forest plot for a cell of a table."""
-    inside = (rulers(x, margin, 0, 22), strip(row, x, 11))
+    inside = (rulers(x, margins, 0, 22), strip(row, x, 11))
     return chart(x.end + x.start, 22, describe, *inside, class_="whisker")
