@@ -6,8 +6,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from distill_jax.report import svg, svg_models
-from distill_jax.report.svg import Interval, Line, Text
+from distill_jax.report import svg, svg_intervals, svg_models
+from distill_jax.report.svg import Line, Text
+from distill_jax.report.svg_intervals import Interval
 
 TEMPLATES = Path(__file__).parent / "templates"
 # charts.css has so many colors and dashes. Known arms always look the same; others follow in order.
@@ -65,7 +66,7 @@ def _interval(row: dict[str, Any], name: Text, margin: float | None) -> Interval
     return Interval(name, row["effect"], row["low"], row["high"], style)
 
 
-def slice_rows(report: dict[str, Any], comparison: str) -> list[tuple[int, Interval]]:
+def slice_intervals(report: dict[str, Any], comparison: str) -> list[tuple[int, Interval]]:
     """The slices of one comparison, each with its place in the report."""
     part = report["slices"]
     return [
@@ -77,7 +78,7 @@ def slice_rows(report: dict[str, Any], comparison: str) -> list[tuple[int, Inter
 
 def forest(report: dict[str, Any], comparison: str) -> Markup | None:
     """Every slice's effect on one axis. None without slices."""
-    rows = [row for _, row in slice_rows(report, comparison)] if report["slices"] else []
+    rows = [row for _, row in slice_intervals(report, comparison)] if report["slices"] else []
     if not rows:
         return None
     describe = (
@@ -85,14 +86,14 @@ def forest(report: dict[str, Any], comparison: str) -> Markup | None:
         f" harmed: {', '.join(r.name.text for r in rows if r.style == 'bad') or 'none'}"
     )
     name = "difference in NLL, nats per token (negative is better)"
-    return svg.forest(rows, _margins(report["slices"]["margin"])[-1:], name, describe)
+    return svg_intervals.forest(rows, _margins(report["slices"]["margin"])[-1:], name, describe)
 
 
 def whiskers(report: dict[str, Any], comparison: str) -> list[tuple[int, Markup]]:
     """The same, a small chart for each row of a table, all on one axis."""
-    rows, margins = slice_rows(report, comparison), _margins(report["slices"]["margin"])[-1:]
-    x = svg.forest_scale([row for _, row in rows], margins, 6, 174)
-    return [(i, svg.whisker(row, x, margins, _words(row))) for i, row in rows]
+    rows, margins = slice_intervals(report, comparison), _margins(report["slices"]["margin"])[-1:]
+    x = svg_intervals.forest_scale([row for _, row in rows], margins, 6, 174)
+    return [(i, svg_intervals.whisker(row, x, margins, _words(row))) for i, row in rows]
 
 
 def comparisons(report: dict[str, Any]) -> list[tuple[int, Markup]]:
@@ -102,8 +103,8 @@ def comparisons(report: dict[str, Any]) -> list[tuple[int, Markup]]:
         for one in report["comparisons"]
     ]
     margins = _margins(report["verdict"]["equal_steps"]["margin"])
-    x = svg.near_scale(rows, margins, 6, 174)
-    return [(i, svg.whisker(row, x, margins, _words(row))) for i, row in enumerate(rows)]
+    x = svg_intervals.near_scale(rows, margins, 6, 174)
+    return [(i, svg_intervals.whisker(row, x, margins, _words(row))) for i, row in enumerate(rows)]
 
 
 def _margins(margin: float | None) -> list[float]:
@@ -123,9 +124,9 @@ def verdict(one: dict[str, Any]) -> Markup | None:
         return None
     row = _interval(one, Text(f"{one['treatment']} - {one['baseline']}"), one["margin"])
     margins = _margins(one["margin"])
-    x = svg.forest_scale([row], margins, 12, 308)
+    x = svg_intervals.forest_scale([row], margins, 12, 308)
     axis = svg.across(x, 34, "nats per token")
-    parts = (svg.rulers(x, margins, 4, 34), svg.strip(row, x, 19), axis)
+    parts = (svg_intervals.rulers(x, margins, 4, 34), svg_intervals.strip(row, x, 19), axis)
     return svg.chart(320, 74, _words(row), *parts)
 
 
@@ -169,7 +170,7 @@ def retention(report: dict[str, Any]) -> Markup | None:
 
 
 def classes(report: dict[str, Any]) -> Markup:
-    """The divergence of the hot spots by class."""
+    """The divergence of the hot tokens by cause."""
     rows = report["diagnose"]["classes"]
     parts = [
         (Text(row["class"], f"diagnose.classes.{i}.class"), row["share_of_kl"])
@@ -183,7 +184,9 @@ def positions(report: dict[str, Any]) -> Markup | None:
     """Divergence by place in the document."""
     bars = [(p["low"], p["high"], p["mean_kl"]) for p in report["diagnose"]["positions"]]
     describe = f"Mean divergence in {len(bars)} ranges of positions in the document"
-    return svg_models.columns(bars, "position in the document", "mean KL, nats per token", describe)
+    return svg_models.upright_bars(
+        bars, "position in the document", "mean KL, nats per token", describe
+    )
 
 
 def standalone(drawing: Markup) -> str:

@@ -2,9 +2,10 @@
 
 from typing import NamedTuple
 
-from distill_jax.report import svg
+from distill_jax.report import svg, svg_intervals
 from distill_jax.report.charts import standalone
-from distill_jax.report.svg import Interval, Scale, Text, label, tag
+from distill_jax.report.svg import Scale, Text, label, tag
+from distill_jax.report.svg_intervals import Interval
 
 LABELS, BARS, VALUES, ROW, TOP = 400, 400, 220, 24, 36
 STYLES = {"": "b0", "met": "b4", "missed": "b1"}
@@ -40,7 +41,7 @@ def _bar(bar: Bar, x: Scale, top: float) -> list[str]:
     parts = [
         label(name, LABELS - 8, middle + 4, anchor="end"),
         tag("rect", class_=STYLES[bar.verdict], **box),
-        svg.strip(Interval(name, None, bar.low, bar.high, "flat"), x, middle),
+        svg_intervals.strip(Interval(name, None, bar.low, bar.high, "flat"), x, middle),
     ]
     if bar.limit is not None:
         at = x.at(bar.limit)
