@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,11 @@ def _flag_text(value: Any) -> str:
     if isinstance(value, float):
         short = f"{value:g}"
         return short if float(short) == value else repr(value)
-    return repr(tuple(value)) if isinstance(value, tuple | list) else str(value)
+    if isinstance(value, tuple | list):
+        # Strings in double quotes, since a shell's are single.
+        quoted = lambda x: json.dumps(x, ensure_ascii=False) if isinstance(x, str) else repr(x)
+        return f"({''.join(quoted(entry) + ',' for entry in value)})"
+    return str(value)
 
 
 def choose(key: str, value: str, choices: Iterable[str]) -> str:

@@ -35,8 +35,8 @@ optim.warmup_steps optim.weight_decay seed steps student.dtype student.init stud
 student.prune.attention_ridge student.prune.block_criterion student.prune.blocks
 student.prune.calibration_tokens student.prune.neuron_criterion student.prune.neurons
 student.prune.ranking_tokens student.prune.refit student.prune.ridge study.arms study.cache
-study.confidence study.gate study.margin study.new_tokens
-study.price_per_hour study.prompt_tokens study.prompts study.seeds study.slice_margin
+study.confidence study.fixed_seeds study.gate study.margin study.measure study.new_tokens
+study.price_per_hour study.prompt_tokens study.prompts study.scorer study.seeds study.slice_margin
 teacher.average_decay teacher.cache teacher.draws teacher.dtype teacher.init teacher.k teacher.mix
 teacher.more teacher.path teacher.policy teacher.targets teacher.weights watchdog_s
 """
@@ -88,6 +88,7 @@ VALUES = {
 PLAIN = {key: value for key, value in leaves(load_base()).items() if key != "study.ablations"}
 
 
+@pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
 @settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_flags_give_the_config_back(data):
@@ -104,4 +105,4 @@ def test_flags_are_of_what_differs_and_what_a_flag_can_say():
     assert as_flags(base, base) == []
     given = {"steps": 5, "teacher.path": "", "optim.clip_norm": 2.0, "study.ablations.a.steps": 3}
     assert as_flags(given, base) == ["--config.steps=5", "--config.optim.clip_norm=2"]
-    assert as_flags({"study.arms": ["kd"]}, base) == ["--config.study.arms=('kd',)"]
+    assert as_flags({"study.arms": ["kd"]}, base) == ['--config.study.arms=("kd",)']

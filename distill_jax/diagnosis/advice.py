@@ -116,9 +116,9 @@ ADVICE: tuple[Advice, ...] = (
     Advice(
         "a study",
         (Condition("share_student_wrong", 0.25),),
-        "{share_student_wrong:.0%} of the KL of the hot spots is where the teacher is right and the"
+        "{share_student_wrong:.0%} of the hot tokens' KL is where the teacher is right and the"
         " student wrong. Without a fine-tuned student, too small a student and what distilling"
-        " broke cannot be told apart.",
+        " broke look the same.",
         lambda run: {"job": "study"},
         "2106.05945: closeness to the teacher and generalization are different things",
         lambda run, overrides: ARMS * run.config["study.seeds"],
@@ -135,7 +135,7 @@ ADVICE: tuple[Advice, ...] = (
     Advice(
         "a larger student",
         (Condition("share_capacity", 0.4),),
-        "{share_capacity:.0%} of the KL of the hot spots is where the teacher is right and both the"
+        "{share_capacity:.0%} of the hot tokens' KL is where the teacher is right and both the"
         " distilled and the fine-tuned student are wrong.",
         larger,
         "2502.08606: the student's own size bounds what a better teacher can give; 2407.14679 on"
@@ -170,7 +170,7 @@ ADVICE: tuple[Advice, ...] = (
     Advice(
         "trust the labels as much as the teacher",
         (Condition("share_teacher_wrong", 0.25),),
-        "{share_teacher_wrong:.0%} of the KL of the hot spots is where following the teacher leads"
+        "{share_teacher_wrong:.0%} of the hot tokens' KL is where following the teacher leads"
         " away from the label.",
         labels(1.0),
         "2502.02671: a student learns its teacher's mistakes, too",
@@ -178,7 +178,7 @@ ADVICE: tuple[Advice, ...] = (
     Advice(
         "from the teacher to the labels",
         (Condition("share_distillation_made", 0.15),),
-        "{share_distillation_made:.0%} of the KL of the hot spots is where plain fine-tuning is"
+        "{share_distillation_made:.0%} of the hot tokens' KL is where plain fine-tuning is"
         " right and the distilled student wrong.",
         labels_at_the_end,
         "1907.04829: teacher annealing ends on the labels and lets a student pass its teacher",
@@ -186,7 +186,7 @@ ADVICE: tuple[Advice, ...] = (
     Advice(
         "a mode-seeking divergence",
         (Condition("share_tail", 0.25), Condition("entropy_gap", 0.1)),
-        "{share_tail:.0%} of the KL of the hot spots is about the mass outside the teacher's top 5,"
+        "{share_tail:.0%} of the hot tokens' KL is about the mass outside the teacher's top 5,"
         " and the student's entropy is {entropy_gap:.2f} nats above its teacher's: it spreads mass"
         " over what the teacher finds unlikely.",
         instead("skew_reverse_kl"),
@@ -205,7 +205,7 @@ ADVICE: tuple[Advice, ...] = (
     Advice(
         "a softer divergence",
         (Condition("share_tail", 0.25), Condition("entropy_gap", -0.1, below=True)),
-        "{share_tail:.0%} of the KL of the hot spots is about the mass outside the teacher's top 5,"
+        "{share_tail:.0%} of the hot tokens' KL is about the mass outside the teacher's top 5,"
         " and the student's entropy is {entropy_gap:.2f} nats against its teacher's: it lacks the"
         " teacher's tail.",
         softer,

@@ -152,8 +152,7 @@ def own_text_drift(kl_own: float | None, kl_data: float | None) -> dict[str, obj
 
 
 def teacher_wrong(e: Evidence) -> np.ndarray:
-    """Confidently another token than the label, or far less likely than the student finds it, or
-    a mistake that the student copied and plain fine-tuning did not make."""
+    """See CAUSES."""
     sure = ~e.teacher_right_n & (e.teacher_confidence_n >= SURE)
     worse = e.teacher_nll_n - e.nll_n >= NATS
     if e.sft_right_n is None:
@@ -161,31 +160,9 @@ def teacher_wrong(e: Evidence) -> np.ndarray:
     return sure | worse | (~e.teacher_right_n & (e.agrees_n > 0.5) & (e.sft_right_n > 0.5))
 
 
-def distillation_made(e: Evidence) -> np.ndarray | None:
-    """Plain fine-tuning is right and the distilled student wrong."""
-    return None if e.sft_right_n is None else (e.sft_right_n > 0.5) & (e.right_n < 0.5)
-
-
-def capacity(e: Evidence) -> np.ndarray | None:
-    """The teacher is right, and both students of this size are wrong."""
-    if e.sft_right_n is None:
-        return None
-    return e.teacher_right_n & (e.right_n < 0.5) & (e.sft_right_n < 0.5)
-
-
-def student_wrong(e: Evidence) -> np.ndarray | None:
-    """The teacher is right and the student wrong, and no fine-tuned student to compare with."""
-    return None if e.sft_right_n is not None else e.teacher_right_n & (e.right_n < 0.5)
-
-
-def tail(e: Evidence) -> np.ndarray:
-    """Both have the same top-1, and at least half of the KL is outside the teacher's top 5."""
-    return (e.agrees_n > 0.5) & (e.tail_n >= TAIL)
-
-
-def other(e: Evidence) -> np.ndarray:
-    """What no rule before it names."""
-    return np.ones(e.forward_kl_n.shape, bool)
+def _with_sft(rule: Callable[[Evidence], np.ndarray]) -> Callable[[Evidence], np.ndarray | None]:
+    """The same rule, which cannot tell without a fine-tuned student."""
+    return lambda e: None if e.sft_right_n is None else rule(e)
 
 
 # In order of precedence: a token has the first cause whose rule holds.
@@ -199,26 +176,26 @@ CAUSES: dict[str, Cause] = {
     ),
     "distillation_made": Cause(
         "SFT's top-1 is the label and the distilled student's is not: distilling lost it.",
-        distillation_made,
+        _with_sft(lambda e: (e.sft_right_n > 0.5) & (e.right_n < 0.5)),
     ),
     "capacity": Cause(
         "The teacher's top-1 is the label and neither student's is: a student of this size and"
         " training does not get it from labels either.",
-        capacity,
+        _with_sft(lambda e: e.teacher_right_n & (e.right_n < 0.5) & (e.sft_right_n < 0.5)),
     ),
     "student_wrong": Cause(
         "The teacher's top-1 is the label and the student's is not. Without an SFT student, too"
         " small a student and what distilling broke look the same.",
-        student_wrong,
+        lambda e: None if e.sft_right_n is not None else e.teacher_right_n & (e.right_n < 0.5),
     ),
     "tail": Cause(
         f"Student and teacher have the same top-1, and at least {TAIL:.0%} of the KL is about the"
         " mass outside the teacher's top 5.",
-        tail,
+        lambda e: (e.agrees_n > 0.5) & (e.tail_n >= TAIL),
     ),
     "other": Cause(
         "No rule fits: mostly tokens that nobody predicts, or whose KL is the order within the"
         " teacher's top 5.",
-        other,
+        lambda e: np.ones(e.forward_kl_n.shape, bool),
     ),
 }

@@ -48,10 +48,6 @@ def _metric(report: Report, model: str, name: str) -> float | None:
     return _number(_at(_row(report.get("arms"), "arm", model), name)) if value is None else value
 
 
-def _effect(comparison: str) -> Callable[[Report, str], float | None]:
-    return lambda report, student: _at(report, "verdict", comparison, "effect")
-
-
 def _seeds_missing(report: Report, student: str) -> float | None:
     """Of the comparisons that are inconclusive, the one that lacks most."""
     verdicts = [_at(report, "verdict", name) or {} for name in ("equal_steps", "equal_flops")]
@@ -92,17 +88,22 @@ def _rare(report: Report, student: str) -> float | None:
     return rarest["share_of_kl"] / rarest["share_of_tokens"]
 
 
-def _overconfidence(report: Report, model: str) -> float | None:
+def _above_teacher(value_of: Callable[[Report], float | None]) -> Callable[..., float | None]:
+    """A number of the student's row of the calibration less that of the teacher's."""
+
+    def of(report: Report, student: str) -> float | None:
+        rows = _at(report, "calibration", "models")
+        values = [value_of(_row(rows, "model", name) or {}) for name in (student, "teacher")]
+        return _difference(*values)
+
+    return of
+
+
+def _overconfidence(model: Report) -> float | None:
     """Mean confidence minus accuracy of the reliability bins."""
-    bins = _at(_row(_at(report, "calibration", "models"), "model", model), "bins") or ()
-    bins = [b for b in bins if b["count"]]
-    count = sum(b["count"] for b in bins)
+    bins = [b for b in model.get("bins") or () if b["count"]]
     excess = sum(b["count"] * (b["confidence"] - b["accuracy"]) for b in bins)
-    return excess / count if count else None
-
-
-def _ece(report: Report, model: str) -> float | None:
-    return _at(_row(_at(report, "calibration", "models"), "model", model), "ece")
+    return excess / sum(b["count"] for b in bins) if bins else None
 
 
 def _own_text(report: Report, student: str) -> float | None:
@@ -144,11 +145,10 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 TRIGGERS: dict[str, Trigger] = {
-    "effect_equal_steps": Trigger(
-        "verdict.equal_steps.effect: mean NLL minus the baseline's, nats per token",
-        _effect("equal_steps"),
+    "effect_equal_flops": Trigger(
+        "verdict.equal_flops.effect: mean NLL minus the baseline's, nats per token",
+        lambda report, student: _at(report, "verdict", "equal_flops", "effect"),
     ),
-    "effect_equal_flops": Trigger("verdict.equal_flops.effect, the same", _effect("equal_flops")),
     "seeds_missing": Trigger(
         "verdict.*.seeds_needed minus seeds, where the label is INCONCLUSIVE; the larger of both",
         _seeds_missing,
@@ -174,13 +174,11 @@ TRIGGERS: dict[str, Trigger] = {
     ),
     "overconfidence": Trigger(
         "mean confidence minus accuracy, less the teacher's, calibration.models[].bins",
-        lambda report, student: _difference(
-            _overconfidence(report, student), _overconfidence(report, "teacher")
-        ),
+        _above_teacher(_overconfidence),
     ),
     "ece_excess": Trigger(
         "expected calibration error minus the teacher's, calibration.models[].ece",
-        lambda report, student: _difference(_ece(report, student), _ece(report, "teacher")),
+        _above_teacher(lambda model: model.get("ece")),
     ),
     "exposure_share": Trigger(
         "exposure_gap / kl_data of the arm, behaviour.models[]: how much larger the KL on its own"

@@ -59,7 +59,7 @@ def diagnose(
         "tokens": len(kl_n),
         "half_of_kl_share": float(hot_n.mean()) if hot_n.any() else None,
         "classes": cause_rows(evidence, causes_n),
-        "slices": slice_rows(first, kd[0].names, kl_n),
+        "slices": kl_by_slice(first, kd[0].names, kl_n),
         "vocabulary": vocabulary_rows(first["token"], kl_n, text_of),
         "positions": position_rows(first["position"], kl_n),
         "worst": worst(kd_columns, sft_columns, kl_n, causes_n, text_of=text_of),
@@ -93,7 +93,7 @@ def cause_rows(evidence: Evidence, causes_n: np.ndarray) -> list[dict[str, objec
     return rows
 
 
-def slice_rows(
+def kl_by_slice(
     columns: dict[str, np.ndarray], names: dict[str, tuple[str, ...]], kl_n: np.ndarray
 ) -> list[dict[str, object]]:
     """Every slice with a token, in the order of its codes; the slices of one kind share all KL."""

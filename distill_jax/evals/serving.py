@@ -128,14 +128,7 @@ def compare_serving(
     before the first. Raises UserError where prompt and new tokens do not fit a model's positions.
     """
     turns = _turns(
-        models,
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
-        batch_sizes=batch_sizes,
-        repeats=repeats,
-        cache_dtype=cache_dtype,
-        seed=seed,
-        clock=clock,
+        models, prompt_tokens, new_tokens, batch_sizes, repeats, cache_dtype, seed, clock
     )
     fastest = max(batch_sizes)
 
@@ -167,15 +160,7 @@ def sizes(params: Params) -> tuple[int, int]:
 
 
 def _turns(
-    models: dict[str, tuple[Model, Params]],
-    *,
-    prompt_tokens: int,
-    new_tokens: int,
-    batch_sizes: Sequence[int],
-    repeats: int,
-    cache_dtype: str,
-    seed: int,
-    clock: Callable[[], float],
+    models, prompt_tokens, new_tokens, batch_sizes, repeats, cache_dtype, seed, clock
 ) -> dict[str, np.ndarray]:
     """The values_RM of each model."""
     if min(prompt_tokens, new_tokens, repeats, *batch_sizes) < 1:

@@ -6,8 +6,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from distill_jax.report import svg, svg_models
-from distill_jax.report.svg import Interval, Line, Text
+from distill_jax.report import svg, svg_intervals, svg_models
+from distill_jax.report.svg import Line, Text
+from distill_jax.report.svg_intervals import Interval
 
 TEMPLATES = Path(__file__).parent / "templates"
 # charts.css has so many colors and dashes. Known arms always look the same; others follow in order.
@@ -71,7 +72,7 @@ def _interval(row: dict[str, Any], name: Text, margin: float | None, better: int
     return Interval(name, row["effect"], row["low"], row["high"], style)
 
 
-def slice_rows(report: dict[str, Any], comparison: str) -> list[tuple[int, Interval]]:
+def slice_intervals(report: dict[str, Any], comparison: str) -> list[tuple[int, Interval]]:
     """The slices of one comparison, each with its place in the report."""
     part, better = report["slices"], _better(report.get("measure"))
     return [
@@ -83,7 +84,7 @@ def slice_rows(report: dict[str, Any], comparison: str) -> list[tuple[int, Inter
 
 def forest(report: dict[str, Any], comparison: str) -> Markup | None:
     """Every slice's effect on one axis. None without slices."""
-    rows = [row for _, row in slice_rows(report, comparison)] if report["slices"] else []
+    rows = [row for _, row in slice_intervals(report, comparison)] if report["slices"] else []
     if not rows:
         return None
     describe = (
@@ -92,21 +93,20 @@ def forest(report: dict[str, Any], comparison: str) -> Markup | None:
     )
     side = "positive" if _better(report.get("measure")) > 0 else "negative"
     name = f"effect, {report['verdict'][comparison]['unit']} ({side} is better)"
-    return svg.forest(rows, _harm(report), name, describe)
+    return svg_intervals.forest(rows, _harm(report), name, describe)
 
 
-def _harm(report: dict[str, Any]) -> float | None:
+def _harm(report: dict[str, Any]) -> list[float]:
     """Where on the axis of effects the harm of a slice begins."""
-    margin = report["slices"]["margin"]
-    return -_better(report.get("measure")) * margin if svg.finite(margin) else None
+    margins = _margins(report["slices"]["margin"])
+    return margins[:1] if _better(report.get("measure")) > 0 else margins[-1:]
 
 
 def whiskers(report: dict[str, Any], comparison: str) -> list[tuple[int, Markup]]:
     """The same, a small chart for each row of a table, all on one axis."""
-    rows, margin = slice_rows(report, comparison), _harm(report)
-    margins = [margin] if svg.finite(margin) else []
-    x = svg.forest_scale([row for _, row in rows], margins, 6, 174)
-    return [(i, svg.whisker(row, x, margin, _words(row))) for i, row in rows]
+    rows, margins = slice_intervals(report, comparison), _harm(report)
+    x = svg_intervals.forest_scale([row for _, row in rows], margins, 6, 174)
+    return [(i, svg_intervals.whisker(row, x, margins, _words(row))) for i, row in rows]
 
 
 def comparisons(report: dict[str, Any]) -> list[tuple[int, Markup]]:
@@ -115,10 +115,14 @@ def comparisons(report: dict[str, Any]) -> list[tuple[int, Markup]]:
         Interval(Text(one["treatment"]), one["effect"], one["low"], one["high"], tone(one["label"]))
         for one in report["comparisons"]
     ]
-    margin = report["verdict"] and report["verdict"]["equal_steps"]["margin"]
-    margin = -_better(report.get("measure")) * margin if svg.finite(margin) else None
-    x = svg.near_scale(rows, [margin] if svg.finite(margin) else [], 6, 174)
-    return [(i, svg.whisker(row, x, margin, _words(row))) for i, row in enumerate(rows)]
+    margins = _margins(report["verdict"]["equal_steps"]["margin"])
+    x = svg_intervals.near_scale(rows, margins, 6, 174)
+    return [(i, svg_intervals.whisker(row, x, margins, _words(row))) for i, row in enumerate(rows)]
+
+
+def _margins(margin: float | None) -> list[float]:
+    """Both sides of a margin; none where it is absent or 0."""
+    return [-margin, margin] if svg.finite(margin) and margin > 0 else []
 
 
 def _words(row: Interval) -> str:
@@ -132,16 +136,10 @@ def verdict(one: dict[str, Any]) -> Markup | None:
     if not svg.finite(one["effect"]):
         return None
     name = Text(f"{one['treatment']} - {one['baseline']}")
-    row = _interval(one, name, one["margin"], _better(one))
-    margin = one["margin"] if svg.finite(one["margin"]) and one["margin"] > 0 else None
-    x = svg.forest_scale([row], [-margin, margin] if margin else [], 12, 308)
-    parts = [
-        svg.rulers(x, margin, 4, 34),
-        svg.strip(row, x, 19),
-        svg.across(x, 34, one["unit"]),
-    ]
-    if margin:
-        parts.append(svg.rulers(x, -margin, 4, 34))
+    row, margins = _interval(one, name, one["margin"], _better(one)), _margins(one["margin"])
+    x = svg_intervals.forest_scale([row], margins, 12, 308)
+    axis = svg.across(x, 34, one["unit"])
+    parts = (svg_intervals.rulers(x, margins, 4, 34), svg_intervals.strip(row, x, 19), axis)
     return svg.chart(320, 74, _words(row), *parts)
 
 
@@ -185,7 +183,7 @@ def retention(report: dict[str, Any]) -> Markup | None:
 
 
 def classes(report: dict[str, Any]) -> Markup:
-    """The divergence of the hot spots by class."""
+    """The divergence of the hot tokens by cause."""
     rows = report["diagnose"]["classes"]
     parts = [
         (Text(row["class"], f"diagnose.classes.{i}.class"), row["share_of_kl"])
@@ -199,7 +197,9 @@ def positions(report: dict[str, Any]) -> Markup | None:
     """Divergence by place in the document."""
     bars = [(p["low"], p["high"], p["mean_kl"]) for p in report["diagnose"]["positions"]]
     describe = f"Mean divergence in {len(bars)} ranges of positions in the document"
-    return svg_models.columns(bars, "position in the document", "mean KL, nats per token", describe)
+    return svg_models.upright_bars(
+        bars, "position in the document", "mean KL, nats per token", describe
+    )
 
 
 def standalone(drawing: Markup) -> str:

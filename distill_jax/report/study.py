@@ -61,6 +61,7 @@ def study_report(study: Study) -> dict[str, Any]:
     rows = slice_rows(steps, "equal_steps")
     if flops is not None:
         rows += slice_rows(flops, "equal_flops")
+    teacher = _teacher_metrics(study) or None
     report = {
         "schema": 1,
         "kind": "study",
@@ -71,11 +72,10 @@ def study_report(study: Study) -> dict[str, Any]:
             "equal_flops": flops and verdict_dict(flops),
         },
         "measure": plan.measure._asdict(),
-        "look": plan.look,
         "comparisons": [_comparison(v) for v in verdicts.others],
         "secondary": [{"measure": m.name} | _comparison(v) for m, v in verdicts.secondary],
         "arms": [_arm(study, name) for name in plan.by_name],
-        "teacher": _teacher(study),
+        "teacher": teacher and {"parameters": study.teacher_parameters, **teacher},
         "curves": [_curve(study, key) for key in study.curves],
         "slices": {"margin": plan.slice_margin, "rows": rows},
         "metrics": _metrics(study),
@@ -127,28 +127,31 @@ def interval(values: Sequence[float | None], confidence: float) -> dict[str, flo
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
-def _of(study: Study, arm: str, part: str, name: str = "") -> list[float | None]:
-    """A number of every seed of an arm that has it."""
-    values = []
-    for result in study.results.values():
-        if result.arm == arm and result.failed is None:
-            value: Any = getattr(result, part)
-            values.append(value.get(name) if name else value)
-    return values
+Values = Mapping[str, float | None]
+
+
+def _over_seeds(seeds: Sequence[Values], confidence: float) -> dict[str, dict[str, Any] | None]:
+    """Every number by its name, over the seeds that have it."""
+    names = dict.fromkeys(name for values in seeds for name in values)
+    return {name: interval([values.get(name) for values in seeds], confidence) for name in names}
+
+
+def _done(study: Study, arm: str) -> list[RunResult]:
+    return [r for r in study.results.values() if r.arm == arm and r.failed is None]
 
 
 def _arm(study: Study, name: str) -> dict[str, Any]:
-    planned = study.plan.by_name[name]
+    planned, done = study.plan.by_name[name], _done(study, name)
     own = {result.seed: result for result in study.results.values() if result.arm == name}
-    over_seeds = lambda *path: interval(_of(study, name, *path), study.plan.confidence)
+    means = _over_seeds([result.metrics for result in done], study.plan.confidence)
     return {
         "arm": name,
         "what": planned.arm.what,
         "seeds": sorted(own),
         "steps": planned.steps,
         "flops": planned.flops,
-        "parameters": next((p for p in _of(study, name, "parameters") if p), None),
-        **{m: over_seeds("metrics", m) for m in ("nll", "forward_kl", "agreement_top1")},
+        "parameters": next((r.parameters for r in done if r.parameters), None),
+        **{metric: means.get(metric) for metric in ("nll", "forward_kl", "agreement_top1")},
         "runs": [
             {
                 "seed": seed,
@@ -162,11 +165,6 @@ def _arm(study: Study, name: str) -> dict[str, Any]:
     }
 
 
-def _teacher(study: Study) -> dict[str, Any] | None:
-    values = _teacher_metrics(study)
-    return values and {"parameters": study.teacher_parameters, **values}
-
-
 def _teacher_metrics(study: Study) -> dict[str, float]:
     """The teacher's own numbers, which every run has measured alike."""
     first = next((r.metrics for r in study.results.values() if r.metrics), {})
@@ -174,37 +172,26 @@ def _teacher_metrics(study: Study) -> dict[str, float]:
     return {k.removeprefix(prefix): v for k, v in first.items() if k.startswith(prefix)}
 
 
-def _over_seeds(study: Study, arm: str, part: str) -> dict[str, dict[str, Any] | None]:
-    """Every number of a part of an arm's results (metrics, behaviour), by name."""
-    own = [result for result in study.results.values() if result.arm == arm]
-    names = dict.fromkeys(name for result in own for name in getattr(result, part))
-    confidence = study.plan.confidence
-    return {name: interval(_of(study, arm, part, name), confidence) for name in names}
-
-
 def _metrics(study: Study) -> dict[str, dict[str, Any]]:
     """Every aggregate of every arm over its seeds; the teacher's own stand once."""
-    rows = {}
-    for arm in study.plan.by_name:
-        found = _over_seeds(study, arm, "metrics")
-        rows[arm] = {n: value for n, value in found.items() if not n.startswith("teacher_")}
-    confidence = study.plan.confidence
-    teacher = {name: interval([v], confidence) for name, v in _teacher_metrics(study).items()}
-    return rows | ({"teacher": teacher} if teacher else {})
+    own = lambda r: {k: v for k, v in r.metrics.items() if not k.startswith("teacher_")}
+    seeds = {arm: [own(r) for r in _done(study, arm)] for arm in study.plan.by_name}
+    teacher = _teacher_metrics(study)
+    seeds |= {"teacher": [teacher]} if teacher else {}
+    return {name: _over_seeds(values, study.plan.confidence) for name, values in seeds.items()}
 
 
 def _flips(study: Study) -> dict[str, dict[str, Any]]:
     """Tokens that each arm has wrong and sft of the same seed right, and the reverse."""
     rows: dict[str, dict[str, Any]] = {}
     for arm in (name for name in study.plan.by_name if name != EQUAL_STEPS):
-        found = [
+        seeds = [
             flips(own.columns, study.records[EQUAL_STEPS, seed].columns)
             for (of, seed), own in study.records.items()
             if of == arm and (EQUAL_STEPS, seed) in study.records
         ]
-        if found:
-            confidence = study.plan.confidence
-            rows[arm] = {n: interval([f[n] for f in found], confidence) for n in found[0]}
+        if seeds:
+            rows[arm] = _over_seeds(seeds, study.plan.confidence)
     return rows
 
 
@@ -229,14 +216,12 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _behaviour(study: Study) -> dict[str, Any] | None:
-    plan, confidence = study.plan, study.plan.confidence
+    plan = study.plan
     if not plan.prompts:
         return None
-    rows = {
-        name: {key: interval([value], confidence) for key, value in values.items()}
-        for name, values in study.written.items()
-    }
-    rows |= {arm: _over_seeds(study, arm, "behaviour") for arm in plan.by_name}
+    seeds = {name: [values] for name, values in study.written.items()}
+    seeds |= {arm: [r.behaviour for r in _done(study, arm)] for arm in plan.by_name}
+    rows = {name: _over_seeds(values, plan.confidence) for name, values in seeds.items()}
     return behaviour_section(rows, prompts=plan.prompts, new_tokens=plan.new_tokens)
 
 
@@ -257,7 +242,7 @@ def _curve(study: Study, key: Key) -> dict[str, Any]:
 
 def _summary(study: Study) -> Summary:
     of = lambda arm: [r for (a, _), r in sorted(study.records.items()) if a == arm]
-    mean = lambda name: _mean(_of(study, TREATMENT, "behaviour", name))
+    mean = lambda name: _mean([r.behaviour.get(name) for r in _done(study, TREATMENT)])
     return summarise(
         of(TREATMENT),
         of(EQUAL_STEPS),

@@ -126,7 +126,7 @@ def stack(parts: Sequence[tuple[Text, float | None]], describe: str) -> Markup:
     return chart(width, y + 10, describe, *drawn, *names)
 
 
-def columns(
+def upright_bars(
     bars: Sequence[tuple[float, float, float | None]], x_name: str, y_name: str, describe: str
 ) -> Markup | None:
     """Upright bars (low, high, y) from 0, all of one width, with some of their ranges below."""

@@ -1,6 +1,6 @@
 """What a terminal shows of a run or a study: the closing tables, texts and verdicts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from distill_jax.evals.likelihood import perplexity
@@ -45,44 +45,18 @@ def model_rows(
     speeds: dict[str, float | None],
 ) -> list[ModelRow]:
     """The closing table of a run: the teacher, where there is one, the student before and after."""
-    names = ("teacher", "student before", "student after")
-    speed = [speeds.get(name) for name in names]
-    rows = [
-        ModelRow.of(*line)
-        for line in zip(names[1:], sizes[1:], evaluations, speed[1:], strict=True)
-    ]
+    names = ("student before", "student after")
+    students = zip(names, sizes[1:], evaluations, map(speeds.get, names), strict=True)
+    rows = [ModelRow.of(*student) for student in students]
     if "eval/teacher_nll" in evaluations[-1]:
-        rows.insert(0, ModelRow.teacher(names[0], sizes[0], evaluations[-1], speed[0]))
+        speed = speeds.get("teacher")
+        rows.insert(0, ModelRow.teacher("teacher", sizes[0], evaluations[-1], speed))
     return rows
-
-
-HEADER = (
-    "model",
-    "parameters",
-    "NLL",
-    "perplexity",
-    "KL to teacher",
-    "top-1 agreement",
-    "tokens/s",
-)
-
-
-def row_cells(row: ModelRow) -> list[str]:
-    """A row as the text of each column of HEADER."""
-    return [
-        row.name,
-        "-" if row.parameters is None else f"{row.parameters / 1e6:.1f} M",
-        f"{row.nll:.3f}",
-        f"{perplexity(row.nll):.2f}",
-        _or_dash(row.forward_kl, ".3f"),
-        _or_dash(row.agreement_top1, ".1%"),
-        _or_dash(row.decode_tokens_per_s, ",.0f"),
-    ]
 
 
 def text_table(rows: Sequence[ModelRow]) -> str:
     """The closing table for a terminal."""
-    return table(HEADER, [row_cells(row) for row in rows])
+    return table(list(COLUMNS), [[text_of(row) for text_of in COLUMNS.values()] for row in rows])
 
 
 def samples_text(samples: Sequence[dict[str, Any]]) -> str:
@@ -132,3 +106,14 @@ def verdict_lines(report: dict[str, Any]) -> list[str]:
 
 def _or_dash(value: float | None, style: str) -> str:
     return "-" if value is None else format(value, style)
+
+
+COLUMNS: dict[str, Callable[[ModelRow], str]] = {
+    "model": lambda row: row.name,
+    "parameters": lambda row: "-" if row.parameters is None else f"{row.parameters / 1e6:.1f} M",
+    "NLL": lambda row: f"{row.nll:.3f}",
+    "perplexity": lambda row: f"{perplexity(row.nll):.2f}",
+    "KL to teacher": lambda row: _or_dash(row.forward_kl, ".3f"),
+    "top-1 agreement": lambda row: _or_dash(row.agreement_top1, ".1%"),
+    "tokens/s": lambda row: _or_dash(row.decode_tokens_per_s, ",.0f"),
+}

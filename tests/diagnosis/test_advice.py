@@ -280,7 +280,6 @@ def report():
 
 
 EXPECTED = {
-    "effect_equal_steps": -0.2,
     "effect_equal_flops": 0.03,
     "seeds_missing": 2,
     "harmed_slices": 1,
@@ -319,7 +318,7 @@ def test_a_part_that_is_absent_takes_its_values_with_it(part):
 
 def test_an_empty_report_has_no_values():
     assert trigger_values({}) == {}
-    assert trigger_values(report(), student="another")["effect_equal_steps"] == -0.2
+    assert trigger_values(report(), student="another")["effect_equal_flops"] == 0.03
     assert "late_fall" not in trigger_values(report(), student="another")
 
 

@@ -92,7 +92,6 @@ def study(seed=0):
         "slices": {"margin": 0.05, "rows": rows},
         "metrics": metrics(rng),
         "measure": {"name": "nll", "unit": "nats per token", "higher_is_better": False},
-        "look": 1,
         "comparisons": comparisons(),
         "secondary": [{"measure": "kl_to_teacher"} | short("sft", -0.12, 0.03, "HELPS")],
         "flips": {

@@ -293,6 +293,7 @@ def test_a_run_says_first_what_it_cannot_tell():
     assert "Did distillation help" not in " ".join(seen)
 
 
+@pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
 def test_the_command_of_the_study_has_the_config_of_the_run():
     config, base = get_config(), flatten(get_config())
     config.teacher.path, config.data.source = "a teacher's", "*.jsonl"

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from distill_jax.report import charts, page, svg, svg_models
-from distill_jax.report.svg import Interval, Line, Scale, Text
+from distill_jax.report import charts, page, svg, svg_intervals, svg_models
+from distill_jax.report.svg import Line, Scale, Text
+from distill_jax.report.svg_intervals import Interval
 from tests.report import sample_report
 
 NAME = "{http://www.w3.org/2000/svg}"
@@ -136,11 +137,11 @@ def test_names_of_points_do_not_overlap(heights):
 def test_an_interval_lies_between_its_ends():
     row = Interval(Text("a"), 0.1, -0.2, 0.3, "flat")
     x = Scale(-1, 1, 0, 200)
-    root = ET.fromstring(f"<g>{svg.strip(row, x, 10)}</g>")
+    root = ET.fromstring(f"<g>{svg_intervals.strip(row, x, 10)}</g>")
     bar, dot = root.find("line"), root.find("rect")
     assert (float(bar.get("x1")), float(bar.get("x2"))) == pytest.approx((80, 130))
     assert float(dot.get("x")) + 4 == pytest.approx(110)
-    assert svg.strip(row._replace(effect=None, low=None, high=None), x, 10) == ""
+    assert svg_intervals.strip(row._replace(effect=None, low=None, high=None), x, 10) == ""
 
 
 def test_a_forest_has_a_line_a_slice_and_the_margin():
@@ -267,12 +268,12 @@ def test_every_arm_has_a_color_and_dash_of_its_own(count):
 def test_a_far_effect_is_an_arrow_and_does_not_flatten_the_others():
     rows = [Interval(Text(str(i)), 0.1 * i, 0.1 * i - 0.05, 0.1 * i + 0.05, "flat") for i in (1, 2)]
     far = Interval(Text("far"), 40.0, 39.0, 41.0, "bad")
-    x = svg.near_scale([*rows, far], [0.01], 0, 100)
+    x = svg_intervals.near_scale([*rows, far], [0.01], 0, 100)
     assert x.low < 0
     assert 0.25 < x.high < 1
-    arrow = ET.fromstring(f"<g>{svg.strip(far, x, 10)}</g>").find("polyline")
+    arrow = ET.fromstring(f"<g>{svg_intervals.strip(far, x, 10)}</g>").find("polyline")
     assert places(arrow)[1] == (100, 10)
-    assert ET.fromstring(f"<g>{svg.strip(rows[1], x, 10)}</g>").find("polyline") is None
+    assert ET.fromstring(f"<g>{svg_intervals.strip(rows[1], x, 10)}</g>").find("polyline") is None
     assert [i for i, _ in charts.comparisons(STUDY)] == [0, 1]
 
 
