@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from distill_jax.diagnosis.causes import CLASSES, Columns
+from distill_jax.diagnosis.causes import CLASSES
+from distill_jax.evals.records_file import Columns
 
 WORST = 12  # examples
 A_DOCUMENT = 2  # examples at most of one document

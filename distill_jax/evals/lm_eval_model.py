@@ -100,7 +100,7 @@ def request_of(prompt: list[int], options: dict[str, Any]) -> Request:
     return Request(prompt, [until] if isinstance(until, str) else until, new_tokens, temperature)
 
 
-def make_harness_model(
+def make_lm_eval_model(
     model: Model,
     params: Params,
     tokenizer: Tokenizer,

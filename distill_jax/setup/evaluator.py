@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from distill_jax.data.tokenizer import Tokenizer
 from distill_jax.evals import continuations
-from distill_jax.evals.lm_eval_model import make_harness_model, score
+from distill_jax.evals.lm_eval_model import make_lm_eval_model, score
 from distill_jax.evals.prompts import Prompts, prompts_of
 from distill_jax.evals.records import collect, make_record_step
 from distill_jax.evals.records_file import Records
@@ -148,7 +148,7 @@ def measure_texts(c: ConfigDict, subject: Loaded, evaluator: Evaluator) -> Writt
         teacher = None
     key = ("texts", subject.model.config, teacher is not None)
     if key not in evaluator.programs:
-        evaluator.programs[key] = continuations.make_programs(
+        evaluator.programs[key] = continuations.make_continuation_programs(
             subject.model,
             teacher and teacher.model,
             max_new_tokens=c.study.new_tokens,
@@ -156,7 +156,7 @@ def measure_texts(c: ConfigDict, subject: Loaded, evaluator: Evaluator) -> Writt
             cache_dtype=c.model.compute_dtype,
             block_tokens=c.model.block_tokens,
         )
-    measured = continuations.measure_behaviour(
+    measured = continuations.measure_continuations(
         evaluator.programs[key],
         subject.params,
         teacher and teacher.params,
@@ -182,7 +182,7 @@ def task_scores(c: ConfigDict, subject: Loaded) -> dict[str, float]:
     """
     if not c.eval.tasks:
         return {}
-    runs = make_harness_model(
+    runs = make_lm_eval_model(
         subject.model,
         subject.params,
         subject.tokenizer,

@@ -17,7 +17,7 @@ import pytest
 
 from distill_jax.data.tokenizer import load_tokenizer
 from distill_jax.evals import lm_eval_model
-from distill_jax.evals.lm_eval_model import Request, make_harness_model, request_of, score, written
+from distill_jax.evals.lm_eval_model import Request, make_lm_eval_model, request_of, score, written
 from distill_jax.evals.log_likelihoods import log_likelihoods, make_score_step, padded
 from distill_jax.losses.vocabulary import head_logits
 from distill_jax.models.binding import bind
@@ -109,7 +109,7 @@ def main(root):
 
     model, params, tokenizer = load(root / "model")
     sides = {
-        "ours": make_harness_model(model, params, tokenizer, batch_size=8),
+        "ours": make_lm_eval_model(model, params, tokenizer, batch_size=8),
         "hf": HFLM(pretrained=str(root / "model"), device="cpu", batch_size=4),
     }
     found = {}
