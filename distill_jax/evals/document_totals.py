@@ -5,6 +5,7 @@ Letters beside the legend of types.py: P slices (parts; the first is the whole d
 """
 
 import hashlib
+import itertools
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
@@ -69,8 +70,10 @@ def document_totals(
         totals = [_sums(s, v, names, documents) for s, v in zip(slices, values, strict=True)]
         weight_PRE = np.stack([weights[id(own)] for own in slices], axis=1)
         arms[arm] = ArmTotals(tuple(map(str, seeds)), np.stack(totals, axis=1), weight_PRE)
-    teacher_n = first.columns.get(OF_TEACHER + column)
-    teacher_E = None if teacher_n is None else _sums(first, teacher_n, names[:1], documents)[0]
+    of_teacher = OF_TEACHER + column
+    known = (r for key, r in records.items() if sliced[key] is first and of_teacher in r.columns)
+    teacher = next(known, None)
+    teacher_E = teacher and _sums(first, teacher.columns[of_teacher], names[:1], documents)[0]
     return DocumentTotals(names, documents.astype(np.int64), arms, teacher_E)
 
 
@@ -81,8 +84,7 @@ def document_groups(text: Tokenized) -> np.ndarray:
     """
     tokens = np.ascontiguousarray(text.tokens, "<u4").view(np.uint8)
     ends = (4 * np.asarray(text.offsets)).tolist()
-    parts = zip(ends[:-1], ends[1:], strict=True)
-    digests = [hashlib.sha256(tokens[a:b]).hexdigest()[:16] for a, b in parts]
+    digests = [hashlib.sha256(tokens[a:b]).hexdigest()[:16] for a, b in itertools.pairwise(ends)]
     return np.array(digests, "<U16")
 
 

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from distill_jax.data.tokenizer import Tokenizer
 from distill_jax.evals import continuations
-from distill_jax.evals.lm_eval_model import make_lm_eval_model, score
+from distill_jax.evals.lm_eval_model import make_lm_eval_model
+from distill_jax.evals.lm_eval_tasks import evaluate_tasks
 from distill_jax.evals.prompts import Prompts, prompts_of
 from distill_jax.evals.records import collect, make_record_step
 from distill_jax.evals.records_file import Records
@@ -191,12 +192,12 @@ def task_scores(c: ConfigDict, subject: Loaded) -> dict[str, float]:
         cache_dtype=c.model.compute_dtype,
         block_tokens=c.model.block_tokens,
     )
-    return score(
+    return evaluate_tasks(
         runs,
         tuple(c.eval.tasks),
         include_path=c.eval.task_path or None,
         limit=c.eval.task_limit or None,
-    )
+    ).numbers
 
 
 def text_of(tokenizer: Tokenizer) -> Callable[[int], str]:
