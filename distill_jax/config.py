@@ -1,14 +1,25 @@
 """Checks of a config that need no model: unknown keys, choices, and what differs from base."""
 
 import difflib
+import importlib.util
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from distill_jax.types import UserError
 
+BASE = Path(__file__).resolve().parents[1] / "configs" / "base.py"
 OPEN = "study.ablations."  # the one group whose names base does not fix
+
+
+def load_base() -> ConfigDict:
+    """The schema beside the package, with every default, wherever the command runs."""
+    spec = importlib.util.spec_from_file_location("distill_jax_base", BASE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:

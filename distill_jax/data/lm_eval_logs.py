@@ -24,6 +24,11 @@ LIKELIHOODS = {
     "byte_perplexity": ("nats per byte", 1.0),
     "bits_per_byte": ("bits per byte", 1 / math.log(2)),
 }
+# What stands in a line beside its metrics, for logs that do not list these.
+KEYS = {
+    *("doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics"),
+    *("doc_hash", "prompt_hash", "target_hash", "schema", "task_name"),
+}
 
 
 class SampleLog(NamedTuple):
@@ -121,9 +126,3 @@ def _higher_is_better(path: Path, task: str, name: str) -> bool | None:
         return json.loads(beside.read_text())["higher_is_better"][task][name]
     except (ValueError, KeyError, TypeError):
         return None
-
-
-KEYS = frozenset(
-    "doc_id doc target arguments resps filtered_resps filter metrics doc_hash prompt_hash"
-    " target_hash schema task_name".split()
-)

@@ -4,12 +4,15 @@ Nothing is judged here but whether a file can be read; data/scores.py says what 
 """
 
 import csv
+import glob
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet
 
@@ -26,6 +29,44 @@ class FileTable(NamedTuple):
     path: Path
     columns: dict[str, list[Any]]
     rows: Sequence[int]
+
+
+def matching_files(source: str, layout: str) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Each file of a source, with the arm and the seed that its path names.
+
+    layout: of a directory, the pattern below it.
+    """
+    if not source:
+        raise UserError(
+            "config.verdict.source is empty: give a csv, parquet or jsonl file, or a directory of "
+            f"logs of lm-evaluation-harness, laid out as {layout}"
+        )
+    if Path(source).is_file():
+        yield Path(source), {}
+        return
+    pattern = f"{source.rstrip('/')}/{layout}" if Path(source).is_dir() else source
+    seen, named, wild = set(), "", ""
+    for part in re.split(r"(\{\w*\}|\*\*/|\*|\?|\[[^]]+\])", pattern):
+        if part in ("{arm}", "{seed}"):
+            named += f"(?P={part[1:-1]})" if part in seen else f"(?P<{part[1:-1]}>[^/]+)"
+            seen.add(part)
+            wild += "*"
+        elif re.fullmatch(r"\{\w*\}", part):
+            raise UserError(f"config.verdict.source has {part}: only {{arm}} and {{seed}} are read")
+        else:
+            special = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
+            named += special.get(part) or (part if part.startswith("[") else re.escape(part))
+            wild += part
+    matches = [
+        (path, re.fullmatch(named, path)) for path in sorted(glob.glob(wild, recursive=True))
+    ]
+    files = [(Path(p), m.groupdict()) for p, m in matches if m is not None and Path(p).is_file()]
+    if not files:
+        raise UserError(
+            f"config.verdict.source: no file is {pattern}: give a csv, parquet or jsonl file, a "
+            f"glob, or a directory of logs of lm-evaluation-harness, laid out as {layout}"
+        )
+    yield from files
 
 
 def read_table_file(path: Path) -> FileTable:
@@ -77,7 +118,8 @@ def _read_csv(path: Path) -> FileTable:
             f"{first.expected_columns}: put texts with commas into double quotes"
         )
     columns = {
-        name: pa.compute.utf8_trim_whitespace(table[name]).to_pylist() for name in table.schema.names
+        name: pa.compute.utf8_trim_whitespace(table[name]).to_pylist()
+        for name in table.schema.names
     }
     return FileTable(path, columns, range(2, len(table) + 2))
 

@@ -1,7 +1,7 @@
 """Anybody's scores, example by example, as one table: a row per arm, seed, document and slice.
 
 A source is a file, a glob, a glob with {arm} and {seed} in the place of a part of the path that
-names them, or a directory of logs of lm-evaluation-harness, laid out as ARM/SEED/**/samples_*.jsonl.
+names them, or a directory of logs of lm-evaluation-harness with ARM/SEED/**/samples_*.jsonl below.
 
   column    other names         what it is
   arm                           what was trained, or the path's {arm}
@@ -14,20 +14,17 @@ names them, or a directory of logs of lm-evaluation-harness, laid out as ARM/SEE
 """
 
 import fnmatch
-import glob
-import itertools
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from distill_jax.data.lm_eval_logs import SampleLog, is_sample_log, read_sample_log, task_of
-from distill_jax.data.score_files import FileTable, read_table_file
+from distill_jax.data.score_columns import Rows, checked_columns, join
+from distill_jax.data.score_files import FileTable, matching_files, read_table_file
 from distill_jax.types import UserError
 
-WHOLE = "all"  # the slice that is the whole document
 REQUIRED = {
     "arm": ("arm",),
     "seed": ("seed",),
@@ -61,32 +58,6 @@ class ScoreTable(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-class Rows(NamedTuple):
-    """Values of all files, one after the other."""
-
-    tables: list[FileTable]
-    columns: dict[str, list[Any]]
-
-    def where(self, i: int) -> str:
-        """File and number of a row."""
-        for table in self.tables:
-            if i < len(table.rows):
-                word = "line" if table.path.suffix == ".jsonl" else "row"
-                return f"{table.path} {word} {table.rows[i]}"
-            i -= len(table.rows)
-        raise IndexError(i)
-
-
-class Names(NamedTuple):
-    """A column of names: the distinct ones, and which of them each row has."""
-
-    distinct: np.ndarray
-    code: np.ndarray
-
-    def texts(self) -> np.ndarray:
-        return self.distinct[self.code]
-
-
 def read_scores(source: str, *, metric: str = "", task: str = "") -> ScoreTable:
     """Reads all files of a source.
 
@@ -94,7 +65,7 @@ def read_scores(source: str, *, metric: str = "", task: str = "") -> ScoreTable:
     task: of logs, a task or a pattern such as mmlu_*; empty: all.
     Raises UserError, with file and row, for whatever is no such table.
     """
-    found = list(_files(source))
+    found = list(matching_files(source, LOGS))
     is_log = {_is_log(path) for path, _ in found}
     if len(is_log) > 1:
         raise UserError(f"{source!r} has logs of lm-evaluation-harness and tables: give one kind")
@@ -107,41 +78,8 @@ def read_scores(source: str, *, metric: str = "", task: str = "") -> ScoreTable:
         )
     tables = [_with_path(read_table_file(path), given) for path, given in found]
     total = (metric,) if metric else REQUIRED["total"]
-    rows = _join([_picked(table, REQUIRED | {"total": total} | OPTIONAL) for table in tables])
-    return ScoreTable(_columns(rows), tuple(path for path, _ in found))
-
-
-def _files(source: str) -> Iterator[tuple[Path, dict[str, str]]]:
-    """Each file, with the arm and the seed that its path names."""
-    if not source:
-        raise UserError(
-            "config.verdict.source is empty: give a csv, parquet or jsonl file, or a directory of "
-            f"logs of lm-evaluation-harness, laid out as {LOGS}"
-        )
-    if Path(source).is_file():
-        yield Path(source), {}
-        return
-    pattern = f"{source.rstrip('/')}/{LOGS}" if Path(source).is_dir() else source
-    seen, named, wild = set(), "", ""
-    for part in re.split(r"(\{\w*\}|\*\*/|\*|\?|\[[^]]+\])", pattern):
-        if part in ("{arm}", "{seed}"):
-            named += f"(?P={part[1:-1]})" if part in seen else f"(?P<{part[1:-1]}>[^/]+)"
-            seen.add(part)
-            wild += "*"
-        elif re.fullmatch(r"\{\w*\}", part):
-            raise UserError(f"config.verdict.source has {part}: only {{arm}} and {{seed}} are read")
-        else:
-            special = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
-            named += special.get(part) or (part if part.startswith("[") else re.escape(part))
-            wild += part
-    matches = [(path, re.fullmatch(named, path)) for path in sorted(glob.glob(wild, recursive=True))]
-    files = [(Path(p), m.groupdict()) for p, m in matches if m is not None and Path(p).is_file()]
-    if not files:
-        raise UserError(
-            f"config.verdict.source: no file is {pattern}: give a csv, parquet or jsonl file, a "
-            f"glob, or a directory of logs of lm-evaluation-harness, laid out as {LOGS}"
-        )
-    yield from files
+    rows = join([_picked(table, REQUIRED | {"total": total} | OPTIONAL) for table in tables])
+    return ScoreTable(checked_columns(rows), tuple(path for path, _ in found))
 
 
 def _is_log(path: Path) -> bool:
@@ -158,13 +96,13 @@ def _read_logs(found: list[tuple[Path, dict[str, str]]], metric: str, task: str)
     for log, _ in logs:
         _check_alike(log, first, next(one for one, _ in logs if one.task == log.task))
     named = REQUIRED | OPTIONAL | {"prompt": ("prompt",)}
-    rows = _join([_picked(_with_path(log.table, given), named) for log, given in logs])
+    rows = join([_picked(_with_path(log.table, given), named) for log, given in logs])
     if len({log.task for log, _ in logs}) == 1:
         del rows.columns["slice"]
     notes = _prompts_differ(rows)
     paths = tuple(path for path, _ in chosen)
     about = first.metric, first.unit, first.higher_is_better
-    return ScoreTable(_columns(rows), paths, *about, notes)
+    return ScoreTable(checked_columns(rows), paths, *about, notes)
 
 
 def _check_alike(log: SampleLog, first: SampleLog, of_task: SampleLog) -> None:
@@ -183,7 +121,7 @@ def _check_alike(log: SampleLog, first: SampleLog, of_task: SampleLog) -> None:
 
 def _prompts_differ(rows: Rows) -> tuple[str, ...]:
     """A note where a task's example was not put to all models in the same words."""
-    read = {pair for pair in zip(rows.columns["document"], rows.columns["prompt"], strict=True)}
+    read = set(zip(rows.columns["document"], rows.columns["prompt"], strict=True))
     documents = set(rows.columns["document"])
     if more := len(read) - len(documents):
         return (
@@ -211,7 +149,9 @@ def _picked(table: FileTable, names: Mapping[str, tuple[str, ...]]) -> FileTable
                 f"{WHY[name]}"
             )
         if len(own) > 1 and own[0] != name:
-            raise UserError(f"{table.path} has columns {' and '.join(own)}: name one of them {name}")
+            raise UserError(
+                f"{table.path} has columns {' and '.join(own)}: name one of them {name}"
+            )
         if own:
             columns[name] = there[own[0]]
     if "score" in there and "total" not in there and "weight" in columns:
@@ -220,109 +160,3 @@ def _picked(table: FileTable, names: Mapping[str, tuple[str, ...]]) -> FileTable
             "over the weight, and multiply it by the weight before if it is the mean"
         )
     return table._replace(columns=columns)
-
-
-def _join(tables: list[FileTable]) -> Rows:
-    """One file after the other."""
-    names = tables[0].columns
-    for table in tables:
-        if differs := sorted(set(names) ^ set(table.columns)):
-            raise UserError(
-                f"{tables[0].path} and {table.path} differ in the column {differs[0]}: give it in "
-                "all files or in none"
-            )
-    joined = {n: list(itertools.chain(*(t.columns[n] for t in tables))) for n in names}
-    return Rows(tables, joined)
-
-
-def _columns(rows: Rows) -> dict[str, np.ndarray]:
-    """The checked columns as arrays, with a row of slice `all` for every document."""
-    count = len(rows.columns["arm"])
-    ones = [1.0] * count
-    rows = rows._replace(columns={"weight": ones, "slice": [WHOLE] * count} | rows.columns)
-    number = {name: _numbers(rows, name) for name in ("total", "weight")}
-    negative = np.flatnonzero(number["weight"] < 0)
-    if len(negative):
-        i = int(negative[0])
-        raise UserError(
-            f"{rows.where(i)}: weight is {number['weight'][i]:g}: give the number of tokens or "
-            "examples in the document, 0 or more"
-        )
-    texts = [n for n in ("arm", "seed", "document", "slice", "group") if n in rows.columns]
-    names = {name: _names(rows, name) for name in texts}
-    _check_once(rows, names, ("arm", "seed", "document", "slice"))
-    columns = {name: column.texts() for name, column in names.items()} | number
-    if WHOLE in names["slice"].distinct:
-        return columns
-    _check_once(rows, names, ("arm", "seed", "document"))
-    whole = columns | {"slice": np.full(count, WHOLE, object)}
-    return {name: np.concatenate([whole[name], columns[name]]) for name in columns}
-
-
-def _numbers(rows: Rows, name: str) -> np.ndarray:
-    values = rows.columns[name]
-    try:
-        found = np.array(values, np.float64)
-    except (TypeError, ValueError):
-        found = np.array([_number(value) for value in values], np.float64)
-    bad = np.flatnonzero(~np.isfinite(found))
-    if len(bad):
-        i = int(bad[0])
-        raise UserError(
-            f"{rows.where(i)}: {name} is {str(values[i])[:40]!r}: give a finite number, with a "
-            "point before its decimals, and leave out runs that broke down"
-        )
-    return found
-
-
-def _number(value: Any) -> float:
-    """NaN for what is no number; right or wrong are 1 and 0."""
-    try:
-        return float({"true": 1, "false": 0}.get(str(value).lower(), value))
-    except (TypeError, ValueError):
-        return float("nan")
-
-
-def _names(rows: Rows, name: str) -> Names:
-    """Names as texts: 1, 1.0 and "1" are the same, as files and data frames mix them."""
-    values = rows.columns[name]
-    try:
-        text = {value: _text(value) for value in dict.fromkeys(values)}
-    except TypeError:
-        i = next(i for i, value in enumerate(values) if isinstance(value, list | dict))
-        raise UserError(
-            f"{rows.where(i)}: {name} is a {type(values[i]).__name__}: give a text or a number"
-        ) from None
-    number = {name: i for i, name in enumerate(dict.fromkeys(text.values()))}
-    code_of = {value: number[name] for value, name in text.items()}
-    code = np.fromiter((code_of[value] for value in values), np.int64, len(values))
-    if "" in number:
-        i = int(np.argmax(code == number[""]))
-        raise UserError(f"{rows.where(i)}: {name} is empty: name it in each row")
-    return Names(np.array(list(number), object), code)
-
-
-def _text(value: Any) -> str:
-    if value is None or value != value:
-        return ""
-    return re.sub(r"^(-?\d+)\.0+$", r"\1", str(value).strip())
-
-
-def _check_once(rows: Rows, names: Mapping[str, Names], key: tuple[str, ...]) -> None:
-    """Refuses two rows of one arm, seed and document (and slice)."""
-    place = np.zeros(len(names["arm"].code), np.int64)
-    for name in key:
-        place = np.unique(place * len(names[name].distinct) + names[name].code, return_inverse=True)[1]
-    order = np.argsort(place, kind="stable")
-    again = np.flatnonzero(place[order][1:] == place[order][:-1])
-    if not len(again):
-        return
-    n = again[np.argmin(order[again + 1])]
-    before, i = int(order[n]), int(order[n + 1])
-    what = ", ".join(f"{name} {names[name].texts()[i]}" for name in key)
-    remedy = (
-        "list it once; samples of one prompt are documents of their own, with the prompt as group"
-        if "slice" in key
-        else f"add rows of slice {WHOLE}, which hold the whole document"
-    )
-    raise UserError(f"{rows.where(i)} repeats {rows.where(before)} ({what}): {remedy}")
