@@ -101,13 +101,13 @@ def _read_logs(found: list[tuple[Path, dict[str, str]]], metric: str, task: str)
         del rows.columns["slice"]
     notes = _prompts_differ(rows)
     paths = tuple(path for path, _ in chosen)
-    about = first.metric, first.unit, first.higher_is_better
-    return ScoreTable(checked_columns(rows), paths, *about, notes)
+    better = next((x.higher_is_better for x, _ in logs if x.higher_is_better is not None), None)
+    return ScoreTable(checked_columns(rows), paths, first.metric, first.unit, better, notes)
 
 
 def _check_alike(log: SampleLog, first: SampleLog, of_task: SampleLog) -> None:
     """Refuses scores that do not add up: other metrics, other filters of one task."""
-    if (log.unit, log.higher_is_better) != (first.unit, first.higher_is_better):
+    if log.unit != first.unit or {log.higher_is_better, first.higher_is_better} == {True, False}:
         raise UserError(
             f"{log.table.path} scores {log.metric} and {first.table.path} {first.metric}: choose "
             "one metric by config.verdict.metric, or one task by config.verdict.task"

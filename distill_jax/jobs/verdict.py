@@ -20,6 +20,7 @@ from distill_jax.study.table import read_table
 from distill_jax.study.verdict import TEACHER, Comparison, Verdict, judge, judge_all, verdict
 from distill_jax.types import Forbidden, UserError
 
+OF_STUDY = ("study.confidence", "study.gate")  # keys that count here, too
 PACKAGES = ("numpy", "scipy", "pyarrow")
 
 
@@ -40,14 +41,15 @@ def verdict_job(c: ConfigDict, directory: Path) -> None:
         f"{'higher' if rules.higher_is_better else 'lower'} is better; arms {', '.join(arms)}"
     )
     names = {"treatment": v.treatment, "baseline": v.baseline}
-    main = verdict(scores.columns, **names, **rules._asdict())
+    compared = _rows_of(scores.columns, (v.treatment, v.baseline, TEACHER))
+    main = verdict(compared, **names, **rules._asdict())
     others = [arm for arm in arms if arm not in (v.treatment, v.baseline, TEACHER)]
     report = verdict_report(
         main,
         _against_treatment(scores.columns, others, v.treatment, rules),
         scores.columns,
         notes=scores.notes,
-        config={k: x for k, x in flatten(c).items() if k.startswith(("verdict.", "study."))},
+        config={k: x for k, x in flatten(c).items() if k.startswith("verdict.") or k in OF_STUDY},
         provenance=_provenance(scores),
     )
     if jax.process_index() == 0:
@@ -131,16 +133,19 @@ def _against_treatment(
     """Further arms, each against the treatment, with Holm over them."""
     comparable, found = [], {}
     for arm in others:
-        rows = np.isin(columns["arm"], (arm, treatment))
-        own = {name: column[rows] for name, column in columns.items()}
         try:
-            read, _ = read_table(own, (arm, treatment), None)
+            read, _ = read_table(_rows_of(columns, (arm, treatment)), (arm, treatment), None)
             comparable.append(Comparison(read, arm, treatment, rules))
         except Incomparable as error:
             found[arm] = judge(None, arm, treatment, rules, invalid=str(error))
     for one, judged in zip(comparable, judge_all(comparable), strict=True):
         found[one.treatment] = judged
     return [found[arm] for arm in others]
+
+
+def _rows_of(columns: dict[str, np.ndarray], arms: tuple[str, ...]) -> dict[str, np.ndarray]:
+    rows = np.isin(columns["arm"].astype(str), arms)
+    return {name: column[rows] for name, column in columns.items()}
 
 
 def _provenance(scores: ScoreTable) -> dict[str, str]:
