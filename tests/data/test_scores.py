@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from distill_jax.data.lm_eval_logs import read_sample_log
+from distill_jax.data.score_files import READERS
 from distill_jax.data.scores import read_scores
 from distill_jax.types import UserError
 from tests.data.score_tables import right_or_wrong, write, write_logs
@@ -24,7 +25,7 @@ ROWS = [
     for document in (7, 8, 9)
     for part in ("all", "code")
 ]  # fmt: skip
-KINDS = (".csv", ".parquet", ".jsonl")
+KINDS = tuple(READERS)
 HEADER = "arm,seed,document,total\n"
 
 
