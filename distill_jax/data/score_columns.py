@@ -87,7 +87,7 @@ def _numbers(rows: Rows, name: str) -> np.ndarray:
         i = int(bad[0])
         raise UserError(
             f"{rows.where(i)}: {name} is {str(values[i])[:40]!r}: give a finite number, with a "
-            "point before its decimals, and leave out runs that broke down"
+            "point before its decimals"
         )
     return found
 

@@ -154,9 +154,15 @@ def _picked(table: FileTable, names: Mapping[str, tuple[str, ...]]) -> FileTable
             )
         if own:
             columns[name] = there[own[0]]
-    if "score" in there and "total" not in there and "weight" in columns:
+    mean = next((name for name in REQUIRED["total"][1:] if name in there), "")
+    if (
+        mean
+        and "total" not in there
+        and names["total"] == REQUIRED["total"]
+        and "weight" in columns
+    ):
         raise UserError(
-            f"{table.path} has the columns score and weight: name the score total if it is the sum "
-            "over the weight, and multiply it by the weight before if it is the mean"
+            f"{table.path} has a column {mean} and weights: name it total if it is the sum over "
+            "the weight, and multiply it by the weight before if it is the mean"
         )
     return table._replace(columns=columns)

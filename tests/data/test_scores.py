@@ -150,7 +150,7 @@ BAD = {
         "s.csv", "arm;seed;document;total\nkd;0;a;1\n"),
     "columns score and value: name one of them total": (
         "s.csv", "arm,seed,document,score,value\nkd,0,a,1,2\n"),
-    "columns score and weight: name the score total if it is the sum": (
+    "a column score and weights: name it total if it is the sum": (
         "s.csv", "arm,seed,document,score,weight\nkd,0,a,1,2\n"),
     "two columns 'total'": ("s.csv", "arm,seed,document,total,total\nkd,0,a,1,2\n"),
     "s.csv row 3: total is 'good': give a finite number": (
@@ -182,7 +182,7 @@ BAD = {
     "suffix '.tsv'": ("s.tsv", HEADER + "kd,0,a,1\n"),
     "suffix ''": ("s", HEADER + "kd,0,a,1\n"),
     "s.csv row 4 repeats": (
-        "s.csv", HEADER + "kd,0,a,1\nkd,0,b,1\nkd,0,a,1\n"),
+        "s.csv", HEADER + "kd,0,a,1\nkd,0,b,1\nkd,0,b,1\nkd,0,a,1\n"),
     "s.jsonl line 2 repeats": (
         "s.jsonl", '{"arm":"kd","seed":0,"document":1,"total":1}\n'
         '{"arm":"kd","seed":"0","document":"1","total":2}\n'),

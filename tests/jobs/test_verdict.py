@@ -137,6 +137,7 @@ def test_slices_and_further_arms_are_judged_too(sliced):
     labels = {one["treatment"]: one["label"] for one in found["comparisons"]}
     assert labels == {"hot": "HELPS", "ko": "INVALID"}
     assert [arm["arm"] for arm in found["arms"]] == ["kd", "sft", "hot", "ko", "teacher"]
+    assert {arm["documents"] for arm in found["arms"]} == {60}
     assert [len(seed["means"]) for seed in found["seeds"]] == [5, 5, 5, 4]
     mean = np.mean([seed["difference"] for seed in found["seeds"]])
     assert mean == pytest.approx(found["verdict"]["effect"])
