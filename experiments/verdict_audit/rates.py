@@ -2,13 +2,16 @@
 
 import numpy as np
 
-from distill_jax.study.verdict import verdict
+from distill_jax.study.rules import Rules
+from distill_jax.study.table import read_table
+from distill_jax.study.verdict import Comparison, judge_all
 from experiments.verdict_audit import worlds
 from experiments.verdict_audit.tally import (
     SLICE_MARGIN,
     Tally,
     first_seeds,
     generators,
+    has_interval,
     improvement,
     judge,
     sides,
@@ -46,7 +49,7 @@ def boundary(name: str, seeds: int, documents: int, studies: int) -> list[Tally]
 
 
 def _errors(name: str, size: str, rows: list, level: float | None) -> list[Tally]:
-    known = [(*v.interval, effect) for _, v, effect in rows if v.interval is not None]
+    known = [(*v.interval, effect) for _, v, effect in rows if has_interval(v)]
     hits = (
         [wrong(v.label, 1) for side, v, _ in rows if side > 0],
         [wrong(v.label, -1) for side, v, _ in rows if side < 0],
@@ -158,7 +161,7 @@ def sure_answers(studies: int, seeds: int = 5, documents: int = 500) -> list[Tal
         judge(WORLDS[name].draw(rng, seeds, documents, -0.2), world=WORLDS[name])
         for rng in generators("sure answers", studies)
     ]
-    mean = float(np.mean([width(v) for v in seen if v.interval is not None]))
+    mean = float(np.mean([width(v) for v in seen if has_interval(v)]))
     hits = [v.label == "HELPS" for v in seen]
     size = f"{seeds} x {documents}"
     return [tally("HELPS at -0.2", name, size, hits, at_least=0.95, mean=mean)]
@@ -175,9 +178,9 @@ def null_arms(seeds: int, documents: int, studies: int, arms: int = 12) -> list[
     return [tally("any false label at margin 0", where, size, hits, at_most=0.05)]
 
 
-def compare(table, arms: int) -> list:
+def compare(table, arms: int) -> tuple:
     """Verdicts on several treatments against the one baseline, at margin 0."""
-    return [
-        verdict(table, treatment=name, baseline=BASELINE, margin=0.0, slice_margin=SLICE_MARGIN)
-        for name in (TREATMENT, *worlds.more_arms(arms))
-    ]
+    names = (TREATMENT, *worlds.more_arms(arms))
+    rules = Rules(margin=0.0, slice_margin=SLICE_MARGIN)
+    scores, _ = read_table(table, (*names, BASELINE), None)
+    return judge_all([Comparison(scores, name, BASELINE, rules) for name in names])

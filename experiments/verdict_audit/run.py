@@ -34,18 +34,18 @@ QUESTIONS = {
         f"power, {name}, {seeds} x {documents}": (partial(rates.power, name, seeds, documents), 0.5)
         for name, seeds, documents in TWICE
     },
-    "planning": (partial(rates.planning, 3, 60), 1.0),
-    "planning from five": (partial(rates.planning, 5, 60), 1.0),
+    "planning": (partial(rates.planning, 3, 60), 0.5),
+    "planning from five": (partial(rates.planning, 5, 60), 0.5),
     "adding seeds": (partial(rates.adding_seeds, "unpaired", 60), 2.0),
     "adding seeds, documents vary more": (partial(rates.adding_seeds, "normal", 60), 1.0),
-    "slices at the margin": (partial(edges.null_slices, 5, 60, 30), 0.5),
-    "slices at the margin, 3 seeds": (partial(edges.null_slices, 3, 60, 30), 0.5),
-    "slices without an effect": (partial(edges.null_slices, 5, 60, 30, harm=0.0), 0.25),
+    "slices at the margin": (partial(edges.null_slices, 5, 100, 30), 0.5),
+    "slices at the margin, 3 seeds": (partial(edges.null_slices, 3, 100, 30), 0.5),
+    "slices without an effect": (partial(edges.null_slices, 5, 100, 30, harm=0.0), 0.25),
     **{
         f"heavy tokens, {documents}": (partial(edges.heavy_tokens, 5, documents), 0.5)
-        for documents in (60, 100, 200)
+        for documents in (100, 200, 400)
     },
-    "absent slices": (partial(edges.absent_slices, 5, 60), 1.0),
+    "absent slices": (partial(edges.absent_slices, 5, 100), 1.0),
     "null arms": (partial(rates.null_arms, 3, 30), 0.5),
     "null arms, 5 seeds": (partial(rates.null_arms, 5, 30), 0.5),
     "discrete power": (rates.discrete_power, 0.1),

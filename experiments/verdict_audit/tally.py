@@ -70,6 +70,10 @@ def wrong(label: str, side: int) -> bool:
     return label == ("HELPS" if side > 0 else "WORSE")
 
 
+def has_interval(v) -> bool:
+    return v.interval is not None and None not in v.interval
+
+
 def width(v) -> float:
     return v.interval[1] - v.interval[0]
 
