@@ -25,7 +25,7 @@ BOUNDARY = (
     "false HELPS", "false WORSE", "effect below the interval", "effect above the interval",
     "covered", "INVALID",
 )  # fmt: skip
-LOOKS = (3, 5, 8, 12)  # seeds at the first, second ... look
+LOOKS = (3, 5, 8, 12)
 REACH = 200  # seeds beyond which no follow-up study is drawn
 FEW = 20  # effective documents below which nothing is promised
 
@@ -125,18 +125,21 @@ def planning(seeds: int, documents: int, studies: int) -> list[Tally]:
     ]
 
 
-def adding_seeds(name: str, documents: int, studies: int) -> list[Tally]:
-    """Seeds are added until the verdict decides; the true effect is the margin itself."""
+def adding_seeds(name: str, documents: int, studies: int, looks=LOOKS) -> list[Tally]:
+    """Seeds are added until the verdict decides; the true effect is the margin itself.
+
+    looks: how many seeds there are at the first look, at the second ...
+    """
     world = WORLDS[name]
     errors = {1: [], -1: []}
     for side, rng in sides(f"adding seeds {name} {documents}", studies):
-        whole = world.draw(rng, LOOKS[-1], documents, improvement(world, side * world.margin))
+        whole = world.draw(rng, looks[-1], documents, improvement(world, side * world.margin))
         label = "INCONCLUSIVE"
-        for look, seeds in enumerate(LOOKS, 1):
+        for look, seeds in enumerate(looks, 1):
             if label == "INCONCLUSIVE":
                 label = judge(first_seeds(whole, seeds), world=world, look=look).label
         errors[side].append(wrong(label, side))
-    size = f"{', '.join(map(str, LOOKS))} x {documents}"
+    size = f"{', '.join(map(str, looks))} x {documents}"
     return [
         tally("false HELPS, seeds added", name, size, errors[1], at_most=0.025),
         tally("false WORSE, seeds added", name, size, errors[-1], at_most=0.025),
