@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from distill_jax.study.rules import Rules
 from distill_jax.types import UserError
 
 WHOLE = "all"  # the slice that is the whole document
@@ -145,15 +146,15 @@ def check_copied_seeds(arm: Arm, weight_PE: np.ndarray, name: str) -> None:
             )
 
 
-def check_teacher(teacher_xE, baseline_RE, name: str, sign: int, unit: str) -> None:
+def check_teacher(teacher_xE, baseline_RE, name: str, rules: Rules) -> None:
     """Refuses a teacher that is no better than the baseline is. Both: scores over the weight."""
     of_teacher, of_baseline = (float(x.sum(axis=-1).mean()) for x in (teacher_xE, baseline_RE))
     if not math.isfinite(of_teacher):
         raise Incomparable("a total of the teacher is not finite: evaluate it again")
-    if not sign * of_teacher < sign * of_baseline:
+    if not rules.sign * of_teacher < rules.sign * of_baseline:
         raise Incomparable(
             f"the teacher is not better than {name} on these documents ({of_teacher:.4g} against "
-            f"{of_baseline:.4g} {unit}): choose a teacher that knows them"
+            f"{of_baseline:.4g} {rules.unit}): choose a teacher that knows them"
         )
 
 
@@ -168,10 +169,7 @@ def pair(
     scores: Scores,
     treatment: str,
     baseline: str,
-    *,
-    higher_is_better: bool = False,
-    non_negative: bool = False,
-    unit: str = "",
+    rules: Rules,
     teacher_E: np.ndarray | None = None,
 ) -> Paired:
     """The two arms, seed by seed and unit by unit; no other arm is looked at.
@@ -190,21 +188,21 @@ def pair(
             f"seeds {', '.join(unpaired)} are missing in {treatment} or {baseline}: run both arms "
             "with the same seeds"
         )
-    weight_PE, slices, sign = scores.weight_PE, scores.slices, -1 if higher_is_better else 1
+    weight_PE, slices = scores.weight_PE, scores.slices
     check_numbers(weight_PE[:, None], "weight", treatment, arms[0].seeds)
     if not (weight := weight_PE[0].sum()):
         raise Incomparable(f"no document of arm {treatment} has weight: its mask is empty")
     check_slices(weight_PE, slices, "weight")
     for name, arm in zip(names, arms, strict=True):
-        smallest = -ROUNDING * float(weight_PE.max()) if non_negative else -math.inf
-        check_numbers(arm.total_PRE, "total", name, arm.seeds, smallest)
-        if non_negative:
+        lowest = rules.lowest - ROUNDING * float(weight_PE.max())
+        check_numbers(arm.total_PRE, "total", name, arm.seeds, lowest)
+        if rules.lowest == 0:
             check_slices(arm.total_PRE, slices, "score")
         check_copied_seeds(arm, weight_PE, name)
     if teacher_E is not None:
-        check_teacher(teacher_E / weight, arms[1].total_PRE[0] / weight, baseline, sign, unit)
+        check_teacher(teacher_E / weight, arms[1].total_PRE[0] / weight, baseline, rules)
     order = [arms[1].seeds.index(seed) for seed in arms[0].seeds]
-    total_PRE = sign * (arms[0].total_PRE - arms[1].total_PRE[:, order])
+    total_PRE = rules.sign * (arms[0].total_PRE - arms[1].total_PRE[:, order])
     total_PRE = np.where(weight_PE[:, None] > 0, total_PRE, 0.0)
     units = scores.documents or tuple(str(e) for e in range(weight_PE.shape[1]))
     if scores.group_E is not None:

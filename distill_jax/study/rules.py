@@ -5,7 +5,6 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from distill_jax.study.slice_harm import MINIMUM_DOCUMENTS, MINIMUM_WEIGHT
 from distill_jax.types import UserError
 
 INVALID = "INVALID"
@@ -16,6 +15,8 @@ INCONCLUSIVE = "INCONCLUSIVE"
 NEW_FAILURE = "NEW FAILURE MODE IN "  # and the slice
 NLL = "nats per token"
 MOST_LOOKS = 40
+MINIMUM_DOCUMENTS = 50  # effective ones, below which a slice is not tested
+MINIMUM_WEIGHT = 150  # tokens or examples
 
 
 class Rules(NamedTuple):
@@ -47,6 +48,18 @@ class Rules(NamedTuple):
     minimum_documents: float = MINIMUM_DOCUMENTS
     minimum_weight: float = MINIMUM_WEIGHT
     non_negative: bool | None = None
+
+    @property
+    def sign(self) -> int:
+        """Times a score: lower is better."""
+        return -1 if self.higher_is_better else 1
+
+    @property
+    def lowest(self) -> float:
+        """That a score can be, but for rounding."""
+        likelihood = self.unit == NLL and not self.higher_is_better
+        known = likelihood if self.non_negative is None else self.non_negative
+        return 0.0 if known else -math.inf
 
 
 def check_rules(rules: Rules, treatment: str, baseline: str) -> None:

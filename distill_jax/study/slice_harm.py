@@ -5,12 +5,15 @@ values are adjusted by Holm (1979) over them: the chance of any false alarm stay
 1 - confidence, however many slices there are and however they depend on each other. Which can be
 tested is known from weights alone, never from scores, so that choosing them costs nothing.
 
-No test protects a mean against what was never seen: a slice of 30 documents misses what happens
-in 2% of documents in 55% of studies. So a slice needs both some effective documents and some
-weight (150 tokens or examples see what happens to 2% of them with 95%), and one whose harm rests
-on the absence of rare large gains, of which some were seen, is not called harmed: its
-contributions are skewed. What remains is said with each failure: what less than 3 / documents of
-them show may have been missed.
+No test of a mean protects against what was never seen: 30 documents miss what happens in 2% of
+documents in 55% of studies, and if that is a large gain, a slice without harm seems harmed. So
+  - a slice needs 50 effective documents, and a weight of 150: so many independent tokens or
+    examples show what happens to 2% of them with 95%;
+  - a slice in which a few documents gain far more than the others is not called harmed, since the
+    next documents may have more of them.
+What remains: gains that come by whole documents, 2% of them, are missed by 50 documents in 36% of
+studies, by 100 in 13%, by 150 in 5%. Each failure therefore says how rare a kind of document it
+may have missed (3 / effective documents).
 """
 
 from typing import NamedTuple
@@ -18,10 +21,9 @@ from typing import NamedTuple
 import numpy as np
 
 from distill_jax.study.paired import Paired
+from distill_jax.study.rules import Rules
 from distill_jax.study.uncertainty import Spread, interval, p_above, spread_of
 
-MINIMUM_DOCUMENTS = 50  # effective ones, below which a slice is not tested
-MINIMUM_WEIGHT = 150  # tokens or examples
 LARGEST_SKEWNESS = 0.3  # of the mean, towards gains: p of 2.5% is then up to 5%
 
 
@@ -66,45 +68,37 @@ def in_units(effect: float, bounds, sign: int):
     return sign * effect + 0.0, (low + 0.0, high + 0.0)  # + 0.0: no -0.0
 
 
-def why_untestable(weight_U: np.ndarray, seeds: int, documents: float, weight: float) -> str | None:
+def why_untestable(weight_U: np.ndarray, seeds: int, rules: Rules) -> str | None:
     """The reason why a slice is not tested, or None; from weights alone."""
     has = int(np.count_nonzero(weight_U))
     total = float(weight_U.sum())
     effective = total**2 / float(np.sum(weight_U**2)) if has else 0.0
-    if effective < documents * (1 - 1e-9):
-        return f"{has} documents, {effective:.3g} effective of at least {documents:g}"
-    if total < weight:
-        return f"a weight (tokens, examples) of {total:g} of at least {weight:g}"
+    if effective < rules.minimum_documents * (1 - 1e-9):
+        return f"{has} documents, {effective:.3g} effective of at least {rules.minimum_documents:g}"
+    if total < rules.minimum_weight:
+        return f"a weight (tokens, examples) of {total:g} of at least {rules.minimum_weight:g}"
     return "one seed: how seeds differ is not known" if seeds < 2 else None
 
 
 def slice_effects(
-    paired: Paired,
-    names: tuple[str, ...],
-    *,
-    slice_margin: float,
-    confidence: float,
-    sign: int = 1,
-    minimum_documents: float = MINIMUM_DOCUMENTS,
-    minimum_weight: float = MINIMUM_WEIGHT,
+    paired: Paired, names: tuple[str, ...], rules: Rules, confidence: float
 ) -> tuple[SliceEffect, ...]:
-    """The rows of the named slices, in their order. sign: -1 where higher scores are better."""
+    """The rows of the named slices, in their order. confidence: see level_at."""
     rows: list[SliceEffect] = []
     tested: dict[int, float] = {}
     for i, name in enumerate(names):
         known = name in paired.slices
         p = paired.slices.index(name) if known else 0
         weight_U = paired.weight_PU[p] if known else np.zeros(1)
-        seeds = len(paired.seeds)
-        reason = why_untestable(weight_U, seeds, minimum_documents, minimum_weight)
+        reason = why_untestable(weight_U, len(paired.seeds), rules)
         if not weight_U.any():
             rows.append(SliceEffect(name, None, (None, None), None, 0.0, 0, 0.0, False, reason))
             continue
         spread = spread_of(paired.total_PRU[p], weight_U)
         if reason is None:
-            tested[i] = p_above(spread, slice_margin)
+            tested[i] = p_above(spread, rules.slice_margin)
             reason = skewed(spread)
-        effect, bounds = in_units(spread.effect, interval(spread, confidence), sign)
+        effect, bounds = in_units(spread.effect, interval(spread, confidence), rules.sign)
         about = float(weight_U.sum()), spread.documents, spread.effective_documents
         rows.append(SliceEffect(name, effect, bounds, None, *about, False, reason))
     for i, adjusted in zip(tested, holm(list(tested.values())), strict=True):
@@ -123,6 +117,6 @@ def skewed(spread: Spread) -> str | None:
     )
 
 
-def failures_of(rows: tuple[SliceEffect, ...], sign: int = 1) -> tuple[SliceEffect, ...]:
+def failures_of(rows: tuple[SliceEffect, ...], sign: int) -> tuple[SliceEffect, ...]:
     """The harmed slices, the largest harm first."""
     return tuple(sorted((r for r in rows if r.harmed), key=lambda r: (-sign * r.effect, r.slice)))

@@ -16,6 +16,7 @@ Letters as in paired.py: R seeds, U units.
 """
 
 import math
+from bisect import bisect_left
 from typing import NamedTuple
 
 import numpy as np
@@ -209,15 +210,10 @@ def seeds_for(spread: Spread, target: float, confidence: float, minimum: int) ->
     """
     factor = variance_factor(spread.seeds, 1 - PLAN_BOUND)
     resolves = lambda n: resolution(spread, confidence, seeds=n, factor=factor) <= target
-    if not resolves(MOST_SEEDS):
+    if not resolves(MOST_SEEDS - 1):
         return None
-    low, high = minimum - 1, max(minimum, 2)
-    while not resolves(high):
-        low, high = high, min(2 * high, MOST_SEEDS)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if resolves(middle) else (middle, high)
-    return high
+    candidates = range(minimum, MOST_SEEDS)
+    return candidates[bisect_left(candidates, True, key=resolves)]
 
 
 def documents_for(spread: Spread, target: float, confidence: float) -> int:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from distill_jax.study.paired import Incomparable, Paired, Scores, pair
+from distill_jax.study.paired import Incomparable, Scores, pair
 from distill_jax.study.rules import (
     HELPS,
     INCONCLUSIVE,
@@ -130,41 +130,25 @@ def judge(
     """
     check_rules(rules, treatment, baseline)
     alpha = level_at(rules.look, 1 - rules.confidence) if alpha is None else alpha
-    about = {
-        "treatment": treatment,
-        "baseline": baseline,
-        "confidence": 1 - alpha,
-        "margin": rules.margin,
-        "slice_margin": rules.slice_margin,
-        "unit": rules.unit,
-        "higher_is_better": rules.higher_is_better,
-        "look": rules.look,
-    }
+    said = ("margin", "slice_margin", "unit", "higher_is_better", "look")
+    about = {name: getattr(rules, name) for name in said}
+    about |= {"treatment": treatment, "baseline": baseline, "confidence": 1 - alpha}
     try:
         if invalid is not None:
             raise Incomparable(invalid)
         names = registered_slices(rules, scores.slices)
-        paired = paired_by(scores, treatment, baseline, rules, teacher_E)
+        paired = pair(scores, treatment, baseline, rules, teacher_E)
     except Incomparable as error:
         return Verdict(INVALID, str(error), **about)
-    sign = -1 if rules.higher_is_better else 1
     spread = spread_of(paired.total_PRU[0], paired.weight_PU[0])
-    slices = slice_effects(
-        paired,
-        names,
-        slice_margin=rules.slice_margin,
-        confidence=1 - alpha,
-        sign=sign,
-        minimum_documents=rules.minimum_documents,
-        minimum_weight=rules.minimum_weight,
-    )
+    slices = slice_effects(paired, names, rules, 1 - alpha)
     enough = spread.known and spread.seeds >= rules.minimum_seeds
     bounds = interval(spread, 1 - alpha)
     label = mean_label = decide(bounds, rules.margin) if enough else INCONCLUSIVE
-    failures = failures_of(slices, sign) if enough else ()
+    failures = failures_of(slices, rules.sign) if enough else ()
     if failures and label != WORSE:
         label = NEW_FAILURE + failures[0].slice
-    effect, bounds = in_units(spread.effect, bounds, sign)
+    effect, bounds = in_units(spread.effect, bounds, rules.sign)
     detectable, detectable_range = detectable_effect(spread, rules.margin, alpha)
     spent = alpha / level_at(rules.look, 1 - rules.confidence)
     next_alpha = spent * level_at(rules.look and rules.look + 1, 1 - rules.confidence)
@@ -208,7 +192,7 @@ def judge_all(comparisons: Sequence[Comparison]) -> tuple[Verdict, ...]:
         if (one.rules.confidence, one.rules.look) != (rules.confidence, rules.look):
             raise UserError("comparisons of one family differ in confidence or look: give one")
         try:
-            paired = paired_by(*one)
+            paired = pair(*one)
         except Incomparable:
             continue
         spread = spread_of(paired.total_PRU[0], paired.weight_PU[0])
@@ -222,19 +206,6 @@ def judge_all(comparisons: Sequence[Comparison]) -> tuple[Verdict, ...]:
         stopped = stopped or p_of[i] > levels[i]
         left -= not stopped
     return tuple(judge(*one, alpha=levels.get(i, alpha)) for i, one in enumerate(comparisons))
-
-
-def paired_by(scores, treatment, baseline, rules: Rules, teacher_E=None) -> Paired:
-    likelihood = rules.unit == NLL and not rules.higher_is_better
-    return pair(
-        scores,
-        treatment,
-        baseline,
-        higher_is_better=rules.higher_is_better,
-        non_negative=likelihood if rules.non_negative is None else rules.non_negative,
-        unit=rules.unit,
-        teacher_E=teacher_E,
-    )
 
 
 def one_token_share(scores: Scores, rules: Rules) -> float:

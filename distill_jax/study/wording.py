@@ -110,8 +110,7 @@ def decided(v: Verdict, spread: Spread, rules: Rules, next_level: float) -> str:
             f"fewer seeds than the minimum of {rules.minimum_seeds}: {smallest(v)}; run at least "
             f"{plural(v.seeds_needed, 'seed')}"
         )
-    sign = -1 if v.higher_is_better else 1
-    low, high = sorted(sign * bound for bound in v.interval)
+    low, high = sorted(rules.sign * bound for bound in v.interval)
     if high < -v.margin:
         return f"an improvement beyond the margin of {v.margin:g} is shown"
     if low > v.margin:

@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 
 from distill_jax.study.paired import Incomparable, pair
+from distill_jax.study.rules import Rules
 from tests.study.simulated import as_scores
 
+RULES = Rules(0.0, 0.0, unit="score")
 
-def paired(score_ASD, **options):
-    return pair(as_scores(score_ASD, np.ones(score_ASD.shape[-1])), "kd", "sft", **options)
+
+def paired(score_ASD, rules=RULES, **options):
+    return pair(as_scores(score_ASD, np.ones(score_ASD.shape[-1])), "kd", "sft", rules, **options)
 
 
 def right(rng, shape, chance):
@@ -64,10 +67,10 @@ def test_seeds_are_paired_by_name_and_groups_added_up():
     scores = as_scores(score_ASD, np.ones(40))
     sft = scores.arms["sft"]
     turned = sft._replace(seeds=sft.seeds[::-1], total_PRE=sft.total_PRE[:, ::-1])
-    there = pair(scores._replace(arms={**scores.arms, "sft": turned}), "kd", "sft")
+    there = pair(scores._replace(arms={**scores.arms, "sft": turned}), "kd", "sft", RULES)
     assert np.array_equal(there.total_PRU, paired(score_ASD).total_PRU)
     assert np.allclose(there.total_PRU[0], score_ASD[0] - score_ASD[1])
-    grouped = pair(scores._replace(group_E=np.arange(40) // 4), "kd", "sft")
+    grouped = pair(scores._replace(group_E=np.arange(40) // 4), "kd", "sft", RULES)
     assert grouped.weight_PU.tolist() == [[4.0] * 10]
     summed = there.total_PRU.reshape(1, 3, 10, 4).sum(axis=-1)
     order = np.argsort([int(name) for name in grouped.units])
@@ -80,4 +83,4 @@ def test_a_teacher_has_to_be_better_whichever_way_the_score_counts():
     paired(score_ASD, teacher_E=good_E)
     for bad_E, higher in ((good_E + 0.2, False), (good_E, True), (good_E * np.nan, False)):
         with pytest.raises(Incomparable, match="teacher"):
-            paired(score_ASD, teacher_E=bad_E, higher_is_better=higher)
+            paired(score_ASD, teacher_E=bad_E, rules=RULES._replace(higher_is_better=higher))

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 from distill_jax.study.paired import Paired
+from distill_jax.study.rules import Rules
 from distill_jax.study.slice_harm import holm, slice_effects
 from distill_jax.study.verdict import verdict
 from distill_jax.types import UserError
 from tests.study.simulated import sliced, sliced_table
 
-STUDIES = 300
+STUDIES = 200
 
 
 def test_holm_is_its_definition():
@@ -27,10 +28,9 @@ def paired_of(nll_ASKD, weight_KD):
     return Paired(names, seeds, units, total_KSD, weight_KD.astype(float), len(units))
 
 
-def rows_of(nll_ASKD, weight_KD, names=None, **options):
+def rows_of(nll_ASKD, weight_KD, names=None):
     paired = paired_of(nll_ASKD, weight_KD)
-    options = {"slice_margin": 0.0, "confidence": 0.95, **options}
-    return slice_effects(paired, names or paired.slices, **options)
+    return slice_effects(paired, names or paired.slices, Rules(0.0, 0.0), 0.95)
 
 
 @pytest.mark.parametrize("seeds", [3, 10])
@@ -42,7 +42,7 @@ def test_thirty_slices_without_harm_give_a_false_alarm_in_at_most_one_study_of_t
         found = rows_of(nll, weight_KD)
         alarms += any(row.harmed for row in found)
         tested += sum(row.adjusted_p is not None for row in found)
-    assert alarms <= 23  # more with a chance of 2% at 5%
+    assert alarms <= 16  # more with a chance of 2% at 5%
     assert tested > 0.5 * 30 * STUDIES
 
 
@@ -76,6 +76,15 @@ def test_which_slices_can_be_tested_follows_from_weights_alone():
     assert None in reasons[0]
 
 
+@pytest.mark.parametrize(
+    ("documents", "weight", "testable"), [(49, 10, 0), (50, 3, 1), (50, 2.9, 0), (150, 1, 1)]
+)
+def test_a_slice_needs_50_effective_documents_and_a_weight_of_150(documents, weight, testable):
+    nll, _ = sliced(np.random.default_rng(48), slices=1, documents=documents)
+    (row,) = rows_of(nll, np.full((1, documents), float(weight)))
+    assert (row.untestable is None) == bool(testable)
+
+
 def heavy(rng, documents, tokens, rare=0.02, gain=10.0, margin=0.05):
     """A slice whose harm is exactly the margin: most tokens lose, 2% of them gain a lot."""
     weight_D = np.maximum(rng.poisson(tokens, documents), 1)
@@ -89,13 +98,13 @@ def heavy(rng, documents, tokens, rare=0.02, gain=10.0, margin=0.05):
 @pytest.mark.parametrize(("documents", "tokens"), [(30, 2), (60, 3), (100, 2), (200, 2), (60, 20)])
 def test_rare_large_gains_are_no_cause_for_alarm(documents, tokens):
     rng, guarded, bare = np.random.default_rng(45), 0, 0
-    options = {"slice_margin": 0.05, "confidence": 0.95}
+    rules = Rules(0.0, 0.05)
     for _ in range(STUDIES):
         paired = heavy(rng, documents, tokens)
-        (row,) = slice_effects(paired, ("part",), **options)
+        (row,) = slice_effects(paired, ("part",), rules, 0.95)
         guarded += row.harmed
-        low = {"minimum_documents": 0, "minimum_weight": 0}
-        (row,) = slice_effects(paired, ("part",), **options, **low)
+        low = rules._replace(minimum_documents=0, minimum_weight=0)
+        (row,) = slice_effects(paired, ("part",), low, 0.95)
         bare += row.harmed
     assert guarded <= 0.06 * STUDIES
     assert guarded <= bare
