@@ -191,7 +191,9 @@ def pair(
     weight_PE, slices = scores.weight_PE, scores.slices
     check_numbers(weight_PE[:, None], "weight", treatment, arms[0].seeds)
     if not (weight := weight_PE[0].sum()):
-        raise Incomparable(f"no document of arm {treatment} has weight: its mask is empty")
+        raise Incomparable(
+            f"no document of arm {treatment} has weight in slice all: its mask is empty"
+        )
     check_slices(weight_PE, slices, "weight")
     for name, arm in zip(names, arms, strict=True):
         lowest = rules.lowest - ROUNDING * float(weight_PE.max())

@@ -104,7 +104,9 @@ def read_table(
         total_PRE.flat[place], weight_PRE.flat[place] = total_n[own], weight_n[own]
         check_numbers(weight_PRE, "weight", arm, seeds)
         if not weight_PRE[0].any():
-            raise Incomparable(f"no document of arm {arm} has weight: its mask is empty")
+            raise Incomparable(
+                f"no document of arm {arm} has weight in slice all: its mask is empty"
+            )
         if not found:
             weight_PE = weight_PRE[:, 0]
         compared = len(slices) if arm in arms else 1
