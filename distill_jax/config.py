@@ -44,6 +44,12 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
 
 def unknown_key(key: str, known: Iterable[str]) -> UserError:
     """The error for a key that base does not have, with the nearest one that it has."""
+    if f"{key}.".startswith(OPEN):
+        return UserError(
+            f"config.{key} cannot be given on the command line: put"
+            f" c.{OPEN}NAME = {{'optim': {{'learning_rate': (1e-4, 1e-3)}}}} or the like into a"
+            " config file of yours (README, Did it help?) and give that file as --config"
+        )
     known = list(known)
     # Either the group is missing (batch_size), or something is misspelt (data.batchsize).
     near = [name for name in known if name.rsplit(".", 1)[-1] == key]

@@ -35,8 +35,8 @@ optim.warmup_steps optim.weight_decay seed steps student.dtype student.init stud
 student.prune.attention_ridge student.prune.block_criterion student.prune.blocks
 student.prune.calibration_tokens student.prune.neuron_criterion student.prune.neurons
 student.prune.ranking_tokens student.prune.refit student.prune.ridge study.arms study.cache
-study.confidence study.gate study.margin study.new_tokens study.one_token_documents
-study.price_per_hour study.prompt_tokens study.prompts study.seeds study.slice_margin
+study.confidence study.fixed_seeds study.gate study.margin study.measure study.new_tokens
+study.price_per_hour study.prompt_tokens study.prompts study.scorer study.seeds study.slice_margin
 teacher.average_decay teacher.cache teacher.draws teacher.dtype teacher.init teacher.k teacher.mix
 teacher.more teacher.path teacher.policy teacher.targets teacher.weights watchdog_s
 """
@@ -53,6 +53,7 @@ def test_a_near_miss_is_named():
     assert "config.data.batch_size?" in str(unknown_key("data.batchsize", known))
     assert "config.optim.learning_rate?" in str(unknown_key("learning_rate", known))
     assert "configs/base.py lists" in str(unknown_key("zzz", known))
+    assert "cannot be given on the command line" in str(unknown_key("study.ablations.hot", known))
 
 
 def test_another_type_is_refused_and_an_integer_for_a_float_is_not():

@@ -1,6 +1,6 @@
 """Per-token records of one model on held-out text, in memory and as one parquet file.
 
-Columns, one entry a counted token, ordered by document and position:
+Columns, one entry per counted token, ordered by document and position:
   document, position, token   int32; position is that of the token within its document, from 1
   nll, entropy                nats, of the model's own distribution q
   confidence, brier           max q, and the sum over the vocabulary of (q - [label])²
@@ -13,7 +13,7 @@ Columns, one entry a counted token, ordered by document and position:
 """
 
 import json
-import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,9 +21,13 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
+from distill_jax.files import written_whole
 from distill_jax.types import UserError
 
+OF_TEACHER = "teacher_"  # before the name of a column that is the teacher's
 NAMES = b"slice_names"
+
+Columns = Mapping[str, np.ndarray]
 
 
 class Records(NamedTuple):
@@ -37,9 +41,8 @@ def write_records(path: Path, records: Records) -> None:
     """Writes the file as a whole or not at all; every number is kept bit by bit."""
     arrays = {name: _to_arrow(column) for name, column in records.columns.items()}
     table = pa.table(arrays).replace_schema_metadata({NAMES: json.dumps(records.names)})
-    part = path.with_name(f".{path.name}.part")
-    parquet.write_table(table, part, compression="zstd")
-    os.replace(part, path)
+    with written_whole(path) as part:
+        parquet.write_table(table, part, compression="zstd")
 
 
 def read_records(path: Path) -> Records:

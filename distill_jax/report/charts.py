@@ -56,21 +56,27 @@ def curves(report: dict[str, Any], x: str, y: str) -> Markup | None:
     return svg.lines(drawn, AXES[x], f"{WORDS[y]}, nats per token", describe)
 
 
-def _interval(row: dict[str, Any], name: Text, margin: float | None) -> Interval:
+def _better(measure: dict[str, Any] | None) -> int:
+    """The side of 0 on which gains lie."""
+    return 1 if measure and measure["higher_is_better"] else -1
+
+
+def _interval(row: dict[str, Any], name: Text, margin: float | None, better: int) -> Interval:
     """Blue where the whole interval is a gain, orange where harm is found, gray otherwise."""
+    near, far = (row["low"], row["high"]) if better > 0 else (row["high"], row["low"])
     harm = row.get("harmed")
     if harm is None:
-        harm = svg.finite(row["low"], margin) and row["low"] > margin
-    good = svg.finite(row["high"]) and row["high"] < 0
+        harm = svg.finite(far, margin) and -better * far > margin
+    good = svg.finite(near) and better * near > 0
     style = "bad" if harm else "good" if good else "flat"
     return Interval(name, row["effect"], row["low"], row["high"], style)
 
 
 def slice_intervals(report: dict[str, Any], comparison: str) -> list[tuple[int, Interval]]:
     """The slices of one comparison, each with its place in the report."""
-    part = report["slices"]
+    part, better = report["slices"], _better(report.get("measure"))
     return [
-        (i, _interval(row, Text(row["slice"], f"slices.rows.{i}.slice"), part["margin"]))
+        (i, _interval(row, Text(row["slice"], f"slices.rows.{i}.slice"), part["margin"], better))
         for i, row in enumerate(part["rows"])
         if row["comparison"] == comparison
     ]
@@ -85,13 +91,20 @@ def forest(report: dict[str, Any], comparison: str) -> Markup | None:
         f"Effect on {len(rows)} slices at {COMPARISONS[comparison]};"
         f" harmed: {', '.join(r.name.text for r in rows if r.style == 'bad') or 'none'}"
     )
-    name = "difference in NLL, nats per token (negative is better)"
-    return svg_intervals.forest(rows, _margins(report["slices"]["margin"])[-1:], name, describe)
+    side = "positive" if _better(report.get("measure")) > 0 else "negative"
+    name = f"effect, {report['verdict'][comparison]['unit']} ({side} is better)"
+    return svg_intervals.forest(rows, _harm(report), name, describe)
+
+
+def _harm(report: dict[str, Any]) -> list[float]:
+    """Where on the axis of effects the harm of a slice begins."""
+    margins = _margins(report["slices"]["margin"])
+    return margins[:1] if _better(report.get("measure")) > 0 else margins[-1:]
 
 
 def whiskers(report: dict[str, Any], comparison: str) -> list[tuple[int, Markup]]:
     """The same, a small chart for each row of a table, all on one axis."""
-    rows, margins = slice_intervals(report, comparison), _margins(report["slices"]["margin"])[-1:]
+    rows, margins = slice_intervals(report, comparison), _harm(report)
     x = svg_intervals.forest_scale([row for _, row in rows], margins, 6, 174)
     return [(i, svg_intervals.whisker(row, x, margins, _words(row))) for i, row in rows]
 
@@ -122,10 +135,10 @@ def verdict(one: dict[str, Any]) -> Markup | None:
     """The interval of one comparison against no difference and the margin on either side."""
     if not svg.finite(one["effect"]):
         return None
-    row = _interval(one, Text(f"{one['treatment']} - {one['baseline']}"), one["margin"])
-    margins = _margins(one["margin"])
+    name = Text(f"{one['treatment']} - {one['baseline']}")
+    row, margins = _interval(one, name, one["margin"], _better(one)), _margins(one["margin"])
     x = svg_intervals.forest_scale([row], margins, 12, 308)
-    axis = svg.across(x, 34, "nats per token")
+    axis = svg.across(x, 34, one["unit"])
     parts = (svg_intervals.rulers(x, margins, 4, 34), svg_intervals.strip(row, x, 19), axis)
     return svg.chart(320, 74, _words(row), *parts)
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
 from distill_jax.diagnosis.advice import advise
 from distill_jax.diagnosis.examples import TextOf
@@ -14,15 +15,15 @@ from distill_jax.diagnosis.triggers import trigger_values
 from distill_jax.evals.aggregates import by_slice, flips
 from distill_jax.evals.continuations import behaviour_section
 from distill_jax.evals.records_file import Records
-from distill_jax.evals.slices import verdict_table
-from distill_jax.study.arms import EQUAL_FLOPS, EQUAL_STEPS, TREATMENT
+from distill_jax.study.arms import EQUAL_STEPS, TREATMENT
+from distill_jax.study.comparisons import StudyVerdicts
 from distill_jax.study.results import Key, RunResult, StudyPlan
-from distill_jax.study.student_t import t_quantile
-from distill_jax.study.verdict import Verdict, ships, slice_rows, verdict, verdict_dict
+from distill_jax.study.verdict import ships, slice_rows, verdict_dict
+from distill_jax.study.wording import Verdict
 
 SLICED = ("nll", "forward_kl", "accuracy_top1", "agreement_top1", "ece")
 COMPARED = (
-    "label", "reason", "treatment", "baseline", "effect", "low", "high", "confidence", "adjusted_p",
+    "label", "reason", "treatment", "baseline", "effect", "low", "high", "confidence", "unit",
 )  # fmt: skip
 
 
@@ -33,17 +34,16 @@ class Study(NamedTuple):
     written    behaviour of the teacher, and of the data as if a model had written it
     cost       that part of the report: Serving.json()
     advice     what advice depends on; None without the arm kd
-    invalid    why nothing can be compared, where the caller knows of a reason
     """
 
     plan: StudyPlan
     results: Mapping[Key, RunResult]
     records: Mapping[Key, Records]
+    verdicts: StudyVerdicts
     curves: Mapping[Key, Sequence[Mapping[str, Any]]]
     written: Mapping[str, Mapping[str, float | None]]
     cost: Mapping[str, Any] | None
     teacher_parameters: int | None
-    invalid: str | None
     text_of: TextOf
     document_labels: Sequence[str]
     config: Mapping[str, Any]
@@ -55,22 +55,8 @@ class Study(NamedTuple):
 
 def study_report(study: Study) -> dict[str, Any]:
     """report.json of a study, as report.schema.json describes it."""
-    plan = study.plan
-    table = verdict_table(study.records) if study.records else {}
-    decide = lambda treatment, baseline: verdict(
-        table,
-        treatment=treatment,
-        baseline=baseline,
-        margin=plan.margin,
-        slice_margin=plan.slice_margin,
-        confidence=plan.confidence,
-        registered=plan.slices,
-        one_token_documents=plan.one_token_documents,
-        invalid=study.invalid,
-    )
-    steps = decide(TREATMENT, EQUAL_STEPS)
-    flops = decide(TREATMENT, EQUAL_FLOPS) if EQUAL_FLOPS in plan.by_name else None
-    others = [a for a in plan.by_name if a not in (TREATMENT, EQUAL_STEPS, EQUAL_FLOPS)]
+    plan, verdicts = study.plan, study.verdicts
+    steps, flops = verdicts.equal_steps, verdicts.equal_flops
     ship = ships(steps, flops)
     rows = slice_rows(steps, "equal_steps")
     if flops is not None:
@@ -85,7 +71,9 @@ def study_report(study: Study) -> dict[str, Any]:
             "equal_steps": verdict_dict(steps),
             "equal_flops": flops and verdict_dict(flops),
         },
-        "comparisons": [_comparison(decide(arm, TREATMENT)) for arm in others],
+        "measure": plan.measure._asdict(),
+        "comparisons": [_comparison(v) for v in verdicts.others],
+        "secondary": [{"measure": m.name} | _comparison(v) for m, v in verdicts.secondary],
         "arms": [_arm(study, name) for name in plan.by_name],
         "teacher": teacher and {"parameters": study.teacher_parameters, **teacher},
         "curves": [_curve(study, key) for key in study.curves],
@@ -111,7 +99,7 @@ def study_report(study: Study) -> dict[str, Any]:
 
 def _comparison(v: Verdict) -> dict[str, Any]:
     values = verdict_dict(v)
-    return {key: values.get(key) for key in COMPARED}
+    return {key: values[key] for key in COMPARED}
 
 
 def statement(steps: Verdict, flops: Verdict | None, ship: bool) -> str:
@@ -134,7 +122,7 @@ def interval(values: Sequence[float | None], confidence: float) -> dict[str, flo
     mean = float(known.mean())
     if len(known) == 1:
         return {"mean": mean, "low": None, "high": None}
-    half = t_quantile((1 + confidence) / 2, len(known) - 1)
+    half = float(stdtrit(len(known) - 1, (1 + confidence) / 2))
     half *= float(known.std(ddof=1)) / math.sqrt(len(known))
     return {"mean": mean, "low": mean - half, "high": mean + half}
 

@@ -1,7 +1,7 @@
 """What every arm is measured by: one teacher, one held-out text, one set of prompts."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,9 @@ from distill_jax.config import flatten
 from distill_jax.data.tokenizer import Tokenizer
 from distill_jax.diagnosis.overrides import AdviceInputs
 from distill_jax.evals import continuations
-from distill_jax.evals.lm_eval_model import make_harness_model, score
+from distill_jax.evals.document_totals import document_groups
+from distill_jax.evals.lm_eval_model import make_lm_eval_model
+from distill_jax.evals.lm_eval_tasks import TaskScores, evaluate_tasks
 from distill_jax.evals.prompts import Prompts, prompts_of
 from distill_jax.evals.records import collect, make_record_step
 from distill_jax.evals.records_file import Records
@@ -23,16 +25,18 @@ from distill_jax.setup import data, samples, teachers
 from distill_jax.setup.inputs import Inputs, held_out_of
 from distill_jax.setup.loss import terms_of
 from distill_jax.setup.models import Loaded
+from distill_jax.setup.scorer import Scorer, load_scorer
 from distill_jax.setup.teachers import Teachers
 from distill_jax.sharding import batch_ways
 
 
 class Continuation(NamedTuple):
-    """A prompt, what the model wrote after it, and how the data goes on."""
+    """A prompt, what the model wrote after it, how the data goes on, and what the scorer says."""
 
     prompt: str
     text: str
     reference: str
+    score: float | None = None
 
 
 class Written(NamedTuple):
@@ -66,10 +70,12 @@ class Evaluator(NamedTuple):
     counts_V: np.ndarray  # of training labels
     lengths: np.ndarray  # tokens of each held-out document
     labels: tuple[str, ...]
+    groups: np.ndarray  # what identifies the text of each held-out document
     slices: tuple[str, ...]
     prompts: Prompts | None
     training: Ngrams
     stop_ids: tuple[int, ...]
+    scorer: Scorer | None
     programs: dict[Any, Any]
 
 
@@ -100,10 +106,12 @@ def evaluator_of(c: ConfigDict, inputs: Inputs) -> Evaluator:
         counts_V,
         lengths,
         text.labels,
+        document_groups(text),
         tuple(names),
         prompts,
         index_ngrams(training.tokens, training.offsets),
         stop_ids,
+        load_scorer(c.study.scorer) if c.study.scorer else None,
         {},
     )
 
@@ -150,7 +158,7 @@ def measure_texts(c: ConfigDict, subject: Loaded, evaluator: Evaluator) -> Writt
         teacher = None
     key = ("texts", subject.model.config, teacher is not None)
     if key not in evaluator.programs:
-        evaluator.programs[key] = continuations.make_programs(
+        evaluator.programs[key] = continuations.make_continuation_programs(
             subject.model,
             teacher and teacher.model,
             max_new_tokens=c.study.new_tokens,
@@ -158,33 +166,42 @@ def measure_texts(c: ConfigDict, subject: Loaded, evaluator: Evaluator) -> Writt
             cache_dtype=c.model.compute_dtype,
             block_tokens=c.model.block_tokens,
         )
-    measured = continuations.measure_behaviour(
+    decode, prompts = subject.tokenizer.backend.decode, evaluator.prompts
+    shown = [
+        tuple(map(decode, pair)) for pair in zip(prompts.prompts, prompts.references, strict=True)
+    ]
+    scores: dict[int, float] = {}
+
+    def verify(i: int, ids: Sequence[int]) -> float:
+        prompt, reference = shown[i]
+        scores[i] = evaluator.scorer(prompt, decode(ids), reference)
+        return scores[i]
+
+    measured = continuations.measure_continuations(
         evaluator.programs[key],
         subject.params,
         teacher and teacher.params,
-        prompts=evaluator.prompts,
+        prompts=prompts,
+        verify=verify if evaluator.scorer else None,
         training=evaluator.training,
         batch_size=c.generate.batch_size,
         seed=c.seed,
     )
-    decode = subject.tokenizer.backend.decode
     texts = tuple(
-        Continuation(decode(prompt), decode(text), decode(reference))
-        for prompt, text, reference in zip(
-            evaluator.prompts.prompts, measured.generated, evaluator.prompts.references, strict=True
-        )
+        Continuation(prompt, decode(text), reference, scores.get(i))
+        for i, ((prompt, reference), text) in enumerate(zip(shown, measured.generated, strict=True))
     )
     return Written(measured.metrics, texts)
 
 
-def task_scores(c: ConfigDict, subject: Loaded) -> dict[str, float]:
-    """What lm-evaluation-harness gives for config.eval.tasks, by `TASK/METRIC`.
+def task_scores(c: ConfigDict, subject: Loaded) -> TaskScores:
+    """What lm-evaluation-harness gives for config.eval.tasks: numbers, and each example's score.
 
     Raises UserError where the harness is not installed or does not know a task.
     """
     if not c.eval.tasks:
-        return {}
-    runs = make_harness_model(
+        return TaskScores({}, ())
+    runs = make_lm_eval_model(
         subject.model,
         subject.params,
         subject.tokenizer,
@@ -193,7 +210,7 @@ def task_scores(c: ConfigDict, subject: Loaded) -> dict[str, float]:
         cache_dtype=c.model.compute_dtype,
         block_tokens=c.model.block_tokens,
     )
-    return score(
+    return evaluate_tasks(
         runs,
         tuple(c.eval.tasks),
         include_path=c.eval.task_path or None,
