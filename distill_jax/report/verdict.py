@@ -4,12 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from distill_jax.progress import table
-from distill_jax.report import svg
-from distill_jax.report.page import finite, render, tone
-from distill_jax.report.svg import Interval, Text
+from distill_jax.report import charts
+from distill_jax.report.page import finite, render
 from distill_jax.study.paired import WHOLE
 from distill_jax.study.verdict import Verdict, flat, ships, verdict_dict
 
@@ -100,40 +98,11 @@ def _ratio(total: float, weight: float) -> float | None:
 def verdict_page(report: dict[str, Any]) -> str:
     """report.html, from the numbers of report.json."""
     one = report["verdict"]
-    return render(
-        "scores.html.j2", report, drawing=interval_chart(one), whiskers=slice_charts(report)
-    )
-
-
-def interval_chart(one: dict[str, Any]) -> Markup | None:
-    """The interval against no difference and the margin on either side."""
-    if not svg.finite(one["effect"]):
-        return None
-    name = f"{one['treatment']} - {one['baseline']}"
-    row = Interval(Text(name), one["effect"], one["low"], one["high"], tone(one["label"]))
-    margins = [-one["margin"], one["margin"]] if one["margin"] else []
-    x = svg.forest_scale([row], margins, 12, 308)
-    lines = [svg.rulers(x, margin, 4, 34) for margin in margins or [None]]
-    words = f"{name}: {one['effect']:+.4g}"
-    return svg.chart(320, 74, words, *lines, svg.strip(row, x, 19), svg.across(x, 34, one["unit"]))
-
-
-def slice_charts(report: dict[str, Any]) -> list[Markup]:
-    """A small chart for each slice, all on one axis."""
-    sign = -1 if report["verdict"]["higher_is_better"] else 1
-    margin = sign * report["verdict"]["slice_margin"]
-    rows = [Interval(Text(r["slice"]), r["effect"], r["low"], r["high"], _style(r, sign))
-            for r in report["slices"]]  # fmt: skip
-    x = svg.forest_scale(rows, [margin], 6, 174)
-    return [svg.whisker(row, x, margin, f"{row.name.text}: the interval") for row in rows]
-
-
-def _style(row: dict[str, Any], sign: int) -> str:
-    """Blue where the whole interval is a gain, orange where harm is found, gray otherwise."""
-    if row["harmed"]:
-        return "bad"
-    ends = row["low"], row["high"]
-    return "good" if svg.finite(*ends) and max(sign * end for end in ends) < 0 else "flat"
+    # As the charts of a study want them: one of several comparisons.
+    rows = [{"comparison": "", **row} for row in report["slices"]]
+    sliced = {"slices": {"margin": one["slice_margin"], "rows": rows}, "measure": one}
+    whiskers = [drawing for _, drawing in charts.whiskers(sliced, "")]
+    return render("scores.html.j2", report, drawing=charts.verdict(one), whiskers=whiskers)
 
 
 def verdict_text(report: dict[str, Any]) -> str:
