@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from distill_jax.diagnosis.causes import CAUSES
-from distill_jax.evals.aggregates import Columns
+from distill_jax.evals.records_file import Columns
 
 WORST = 12  # examples
 PER_DOCUMENT = 2  # examples at most

@@ -9,7 +9,7 @@ from distill_jax.diagnosis.examples import TextOf
 from distill_jax.diagnosis.where import diagnose
 from distill_jax.evals.aggregates import aggregate
 from distill_jax.evals.calibration import reliability
-from distill_jax.evals.records import Records
+from distill_jax.evals.records_file import Records
 
 
 class Summary(NamedTuple):

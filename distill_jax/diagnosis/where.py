@@ -18,7 +18,7 @@ from distill_jax.diagnosis.causes import (
     possible_causes,
 )
 from distill_jax.diagnosis.examples import TextOf, passages, worst
-from distill_jax.evals.records import Records
+from distill_jax.evals.records_file import Records
 from distill_jax.types import UserError
 
 VOCABULARY = 20  # labels listed

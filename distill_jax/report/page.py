@@ -21,8 +21,8 @@ from distill_jax.report.number_formats import FORMATS, is_number
 def page(report: dict[str, Any]) -> str:
     """The page of a study or of a single run; everything a model or a data set wrote is escaped."""
     report = finite(report)
-    present = [s for s in SECTIONS if s.present(report)]
-    return render("report.html.j2", report, sections=present, left_out=left_out(report))
+    there = [s for s in SECTIONS if s.present(report)]
+    return render("report.html.j2", report, sections=there, left_out=left_out(report))
 
 
 def render(template: str, report: dict[str, Any], **more: Any) -> str:

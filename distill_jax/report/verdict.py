@@ -98,10 +98,7 @@ def _ratio(total: float, weight: float) -> float | None:
 def verdict_page(report: dict[str, Any]) -> str:
     """report.html, from the numbers of report.json."""
     one = report["verdict"]
-    # As the charts of a study want them: one of several comparisons.
-    rows = [{"comparison": "", **row} for row in report["slices"]]
-    sliced = {"slices": {"margin": one["slice_margin"], "rows": rows}, "measure": one}
-    whiskers = [drawing for _, drawing in charts.whiskers(sliced, "")]
+    whiskers = charts.whiskers_of(report["slices"], one)
     return render("scores.html.j2", report, drawing=charts.verdict(one), whiskers=whiskers)
 
 
