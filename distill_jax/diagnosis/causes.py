@@ -53,7 +53,7 @@ def evidence_of(kd: Sequence[Columns], sft: Sequence[Columns] | None = None) -> 
         nll_n=mean_over_seeds(kd, lambda c: c["nll"]),
         right_n=mean_over_seeds(kd, right),
         teacher_nll_n=teacher["teacher_nll"].astype(np.float64),
-        teacher_right_n=teacher["teacher_top5"][:, 0] == teacher["token"],
+        teacher_right_n=right(teacher, "teacher_"),
         teacher_confidence_n=teacher["teacher_confidence"].astype(np.float64),
         sft_right_n=mean_over_seeds(sft, right) if sft else None,
     )

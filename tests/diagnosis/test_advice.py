@@ -117,12 +117,10 @@ def test_there_is_advice_and_their_names_are_theirs():
     assert all(o.conditions and o.literature for o in ADVICE)
 
 
-def test_every_condition_is_of_a_documented_trigger():
+def test_every_condition_is_of_a_trigger():
     for advice in ADVICE:
         for condition in advice.conditions:
             assert condition.trigger in TRIGGERS
-    for trigger in TRIGGERS.values():
-        assert trigger.what
 
 
 @pytest.mark.parametrize("advice", ADVICE, ids=lambda o: o.name)
