@@ -38,7 +38,9 @@ student.prune.ranking_tokens student.prune.refit student.prune.ridge study.arms 
 study.confidence study.fixed_seeds study.gate study.margin study.measure study.new_tokens
 study.price_per_hour study.prompt_tokens study.prompts study.scorer study.seeds study.slice_margin
 teacher.average_decay teacher.cache teacher.draws teacher.dtype teacher.init teacher.k teacher.mix
-teacher.more teacher.path teacher.policy teacher.targets teacher.weights watchdog_s
+teacher.more teacher.path teacher.policy teacher.targets teacher.weights verdict.baseline
+verdict.higher_is_better verdict.look verdict.margin verdict.metric verdict.minimum_seeds
+verdict.slice_margin verdict.source verdict.task verdict.treatment verdict.unit watchdog_s
 """
 
 

@@ -21,6 +21,13 @@ from distill_jax.report.number_formats import FORMATS, is_number
 def page(report: dict[str, Any]) -> str:
     """The page of a study or of a single run; everything a model or a data set wrote is escaped."""
     report = finite(report)
+    sections = [s for s in SECTIONS if s.present(report)]
+    left_out = [s for s in SECTIONS if s not in sections]
+    return render("report.html.j2", report, sections=sections, left_out=left_out)
+
+
+def render(template: str, report: dict[str, Any], **more: Any) -> str:
+    """A template of a report, which sees it as `r`, and what is given more."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -34,12 +41,7 @@ def page(report: dict[str, Any]) -> str:
         interval=shown.interval, leaves=leaves, charts=charts, meter=svg_models.meter,
         heat=heat, tone=tone, glyph=glyph, costs=COSTS, by_prompt=by_prompt,
     )  # fmt: skip
-    sections = {s.name: s for s in SECTIONS if s.present(report)}
-    return environment.get_template("report.html.j2").render(
-        r=report,
-        sections=list(sections.values()),
-        left_out=[s for s in SECTIONS if s.name not in sections],
-    )
+    return environment.get_template(template).render(r=report, **more)
 
 
 def finite(value: Any) -> Any:
