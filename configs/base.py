@@ -7,7 +7,7 @@ carries a .gguf file; it is found, never imported).
 from ml_collections import ConfigDict
 
 from distill_jax.losses.divergences import DIVERGENCES
-from distill_jax.losses.schedules import ADAPTIVE
+from distill_jax.losses.terms import ADAPTIVE
 
 
 def get_config(variant: str = "train") -> ConfigDict:
@@ -26,11 +26,11 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.teacher.more = ()  # paths of further teachers, mixed with the first
     c.teacher.weights = ()  # of all of them, divided by their sum; empty: equal
     c.teacher.mix = "probability"  # probability | logits: what is averaged
-    c.teacher.average_decay = 0.999  # what the student's running average keeps a step
+    c.teacher.average_decay = 0.999  # what the student's running average keeps per step
     c.teacher.targets = "hidden"  # hidden (all of p) | top_k | sampled | sampled_renormalised
-    c.teacher.k = 64  # entries a token of top_k
+    c.teacher.k = 64  # entries per token of top_k
     c.teacher.policy = ""  # of the mass outside top_k: tail_bucket | renormalise | truncate
-    c.teacher.draws = 50  # a token, of the two sampled targets
+    c.teacher.draws = 50  # per token, of the two sampled targets
 
     c.student = ConfigDict()
     c.student.path = ""  # empty: the teacher's weights or architecture
@@ -60,8 +60,8 @@ def get_config(variant: str = "train") -> ConfigDict:
     )
     c.data.eval_source = ""  # the same; empty: see data.held_out_fraction
     c.data.held_out_fraction = 0.05  # of data.source's documents, where training has no eval_source
-    c.data.seq_len = 512  # tokens a row; longer documents are cut into windows
-    c.data.batch_size = 8  # rows of the whole mesh an update
+    c.data.seq_len = 512  # tokens per row; longer documents are cut into windows
+    c.data.batch_size = 8  # rows of the whole mesh per update
     c.data.microbatches = 1  # parts the rows of an update are computed in, one after another
     c.data.prefetch = 2  # batches prepared ahead
 
@@ -80,16 +80,16 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.optim = ConfigDict()
     c.optim.name = "adamw"  # adamw | muon (matrices of the blocks; adamw for all else)
     c.optim.schedule = "cosine"  # cosine | linear | wsd | constant, each after the warm-up
-    c.optim.learning_rate = 5e-4  # peak, a step
+    c.optim.learning_rate = 5e-4  # peak, per step
     c.optim.final_fraction = 0.1  # of the peak, at the last step
     c.optim.warmup_steps = 20  # steps
     c.optim.decay_steps = 200  # steps at the end of wsd
-    c.optim.weight_decay = 0.0  # a step, times the learning rate; matrices only
+    c.optim.weight_decay = 0.0  # per step, times the learning rate; matrices only
     c.optim.beta1 = 0.9
     c.optim.beta2 = 0.95
     c.optim.epsilon = 1e-8
     c.optim.clip_norm = 1.0  # global gradient norm; 0: no clipping
-    c.optim.muon_learning_rate = 5e-4  # peak, a step, scaled to AdamW's size of update
+    c.optim.muon_learning_rate = 5e-4  # peak, per step, scaled to AdamW's size of update
     c.optim.muon_momentum = 0.95
     c.optim.muon_iterations = 5  # Newton-Schulz iterations
     c.optim.frozen = ()  # parameters that stay, as patterns over paths such as "embedding"
@@ -100,12 +100,12 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.eval.batch_size = 8  # rows of the whole mesh
     c.eval.tasks = ()  # of lm-evaluation-harness, in the jobs evaluate and study; needs lm_eval
     c.eval.task_path = ""  # a directory with tasks of your own
-    c.eval.task_limit = 0  # documents a task; 0: all
+    c.eval.task_limit = 0  # documents per task; 0: all
 
     c.cache = ConfigDict()  # what the job cache writes of teacher.targets
     c.cache.dtype = "bfloat16"  # of hidden: float32 | bfloat16 | int8; of logits: float32 | float16
     c.cache.batch_size = 8  # rows of the whole mesh
-    c.cache.shard_tokens = 200_000  # tokens a file; a stopped job goes on after the last whole one
+    c.cache.shard_tokens = 200_000  # tokens per file; a stopped job goes on after the last one
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 200  # steps; 0: only at the end or when stopped
@@ -126,12 +126,14 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.study = ConfigDict()  # arms x seeds, and what they say of distillation
     c.study.arms = ()  # empty: kd, sft, sft_flops, random_teacher and all ablations; also: scratch
     c.study.ablations = ConfigDict()  # name -> {group: {key: value, or (values of an axis)}}
-    c.study.seeds = 3  # runs an arm: config.seed and those that follow
+    c.study.seeds = 3  # runs per arm: config.seed and those that follow
     c.study.cache = True  # the teacher runs once over the text that the arms read
-    c.study.margin = 0.01  # nats a token that an effect must exceed
-    c.study.slice_margin = 0.05  # nats a token of harm on a slice that make a failure
-    c.study.confidence = 0.95
-    c.study.one_token_documents = False  # documents of one counted token are no mistake
+    c.study.fixed_seeds = False  # True: no seeds are added later, so one look has the whole level
+    c.study.measure = "nll"  # of the verdict: nll | kl_to_teacher | scorer | a task of eval.tasks
+    c.study.scorer = ""  # FILE.py:FUNCTION of (prompt, text, reference) -> number, higher is better
+    c.study.margin = 0.01  # in the measure's unit, what an effect must exceed: nats per token, ...
+    c.study.slice_margin = 0.05  # the same, of harm on a slice that makes a failure
+    c.study.confidence = 0.95  # of the whole study, over all its looks
     c.study.gate = False  # exit code 3 where the verdict forbids shipping
     c.study.prompts = 16  # held-out texts that the models continue; 0: none
     c.study.prompt_tokens = 32  # tokens of each that are given

@@ -1,14 +1,26 @@
-"""Checks of a config that need no model: unknown keys, choices, and what differs from base."""
+"""A config without a model: its checks, what differs from base, and that as flags."""
 
 import difflib
-from collections.abc import Iterable
+import importlib.util
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from distill_jax.types import UserError
 
+BASE = Path(__file__).resolve().parents[1] / "configs" / "base.py"
 OPEN = "study.ablations."  # the one group whose names base does not fix
+
+
+def load_base() -> ConfigDict:
+    """The schema beside the package, with every default, wherever the command runs."""
+    spec = importlib.util.spec_from_file_location("distill_jax_base", BASE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
@@ -32,6 +44,12 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
 
 def unknown_key(key: str, known: Iterable[str]) -> UserError:
     """The error for a key that base does not have, with the nearest one that it has."""
+    if f"{key}.".startswith(OPEN):
+        return UserError(
+            f"config.{key} cannot be given on the command line: put"
+            f" c.{OPEN}NAME = {{'optim': {{'learning_rate': (1e-4, 1e-3)}}}} or the like into a"
+            " config file of yours (README, Did it help?) and give that file as --config"
+        )
     known = list(known)
     # Either the group is missing (batch_size), or something is misspelt (data.batchsize).
     near = [name for name in known if name.rsplit(".", 1)[-1] == key]
@@ -67,6 +85,32 @@ def config_diff(config: ConfigDict, base: ConfigDict) -> str:
         if key not in defaults or value != defaults[key]
     ]
     return "".join(lines)
+
+
+def as_flags(config: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
+    """One flag `--config.key=value` for each key that differs from base, both flat as by flatten().
+
+    The command line reads each flag back as the same value; shlex.join makes one text of them. Keys
+    that base lacks (the ablations of a study) are left out: only a config file can give them.
+    """
+    return [
+        f"--config.{key}={_flag_text(value)}"
+        for key, value in config.items()
+        if key in base and value != base[key]
+    ]
+
+
+def _flag_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    if isinstance(value, tuple | list):
+        # Strings in double quotes, since a shell's are single.
+        quoted = lambda x: json.dumps(x, ensure_ascii=False) if isinstance(x, str) else repr(x)
+        return f"({''.join(quoted(entry) + ',' for entry in value)})"
+    return str(value)
 
 
 def choose(key: str, value: str, choices: Iterable[str]) -> str:

@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from distill_jax import checkpoint
-from distill_jax.losses.reduce import finish
+from distill_jax.losses.tokens import finish
 from distill_jax.progress import progress_line, say
 from distill_jax.types import Array, Batch, Mean, NumbersBrokeDown, Params, Stopped, TrainState
 from distill_jax.workdir import METRICS, rewind

@@ -6,7 +6,6 @@ Exit codes: 0 done, 2 the input or config is wrong, 3 the verdict forbids shippi
 failure, 74 no progress, 75 stopped by a signal after saving, 76 the numbers broke down.
 """
 
-import importlib.util
 import os
 import re
 import signal
@@ -20,10 +19,9 @@ import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
-from distill_jax.config import check_keys, flatten, unknown_key
+from distill_jax.config import check_keys, flatten, load_base, unknown_key
 from distill_jax.types import Forbidden, NumbersBrokeDown, Stopped, UserError
 
-ROOT = Path(__file__).resolve().parents[1]
 HELP = """\
 Distil a language model: a teacher, text, and a smaller student.
 
@@ -64,7 +62,7 @@ def main(argv: list[str]) -> int:
     workdir = None
     try:
         if any(re.fullmatch(r"--?h(elp)?", argument) for argument in argv[1:]):
-            print(HELP + _key_list(_load_base()))
+            print(HELP + _key_list(load_base()))
             return 0
         command = parse(argv)
         workdir = command.workdir
@@ -83,7 +81,7 @@ def main(argv: list[str]) -> int:
 
 def parse(argv: list[str]) -> Command:
     """Config, workdir and process flags. Raises UserError for anything it does not know."""
-    base = _load_base()
+    base = load_base()
     known = flatten(base)
     for argument in argv[1:]:
         found = re.match(r"--?(?:no)?config\.([^=]*)", argument)
@@ -140,14 +138,6 @@ def _run(command: Command) -> int:
 
 def _interrupt(number, frame):
     raise Stopped("stopped by a signal before the first step: run the same command again")
-
-
-def _load_base() -> ml_collections.ConfigDict:
-    """The schema beside the package, wherever the command runs."""
-    spec = importlib.util.spec_from_file_location("distill_jax_base", ROOT / "configs" / "base.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
 
 
 def _key_list(base: ml_collections.ConfigDict) -> str:

@@ -25,8 +25,8 @@ from distill_jax.types import (
     Unembed,
 )
 
-# (teacher_params, batch, key) -> Targets. teacher_params: one entry a teacher; the running average
-# of the student, where the state keeps one, is the last.
+# (teacher_params, batch, key) -> Targets. teacher_params: one entry per teacher; the running
+# average of the student, where the state keeps one, is the last.
 Teach = Callable[[tuple[Params, ...], Batch, Array], Targets]
 
 

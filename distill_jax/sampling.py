@@ -28,7 +28,7 @@ def make_continue(
     """Builds continue(params, prompts_BT, length_B, key) -> [B, max_new_tokens], jitted.
 
     Prompts stand on the left of their rows. After its first stop token a row holds only such. Token
-    i of a row is drawn with fold_in(key, i), one key a row, so that a row's text does not depend
+    i of a row is drawn with fold_in(key, i), one key per row, so that a row's text does not depend
     on the other rows of its batch.
     """
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from distill_jax.losses.reduce import merge
-from distill_jax.losses.schedules import Plan
+from distill_jax.losses.terms import Plan
+from distill_jax.losses.tokens import merge
 from distill_jax.optim import frozen_parameters
 from distill_jax.types import Array, Batch, Mean, Params, TrainState
 
@@ -49,8 +49,8 @@ def make_train_step(
     program nor donated. The rows of the batch are cut into `microbatches` that are scanned, their
     gradients added. An update that is not finite is refused inside the program and counted. The
     terms of the loss are what `plan` has for the step; `key` is folded with the step. `frozen` are
-    patterns over parameter paths; the new state keeps `state_shardings`. average_decay: share of
-    its own that the running average keeps a step, where the state has one.
+    patterns over parameter paths; the new state keeps `state_shardings`. average_decay: what the
+    running average of the parameters, where the state has one, keeps of itself per step.
     """
 
     @partial(jax.jit, donate_argnums=0, out_shardings=(state_shardings, None))
@@ -104,12 +104,7 @@ def _averaged(average, params, decay):
 
 def _moving(terms):
     """What the plan has moved a parameter to, by `term_parameter`."""
-    return {
-        f"{term.name}_{name}": value
-        for term in terms
-        for name, value in term.parameters
-        if isinstance(value, jax.Array)
-    }
+    return {f"{term.name}_{name}": value for term in terms for name, value in term.moving.items()}
 
 
 def _split(batch: Batch, parts: int) -> Batch:

@@ -3,7 +3,8 @@
 Shape legend, used in every name of this package:
   B sequences (rows)   T positions   V vocabulary entries   D model width
   L blocks             N query heads K key/value heads      H head width
-  F feed-forward neurons             S cache slots          x any leading shape
+  F feed-forward neurons             S cache slots          E known entries of a partial target
+  M temperatures, draws or teachers  x any leading shape
 """
 
 from typing import Any, NamedTuple
@@ -96,19 +97,19 @@ class Projected(NamedTuple):
 
 
 class TopK(NamedTuple):
-    """Teacher targets as the raw logits of K entries a token and the mass of all others.
+    """Teacher targets as the raw logits of E entries per token and the mass of all others.
 
-    ids_BTK      int32; -1 where a token has fewer than K entries.
-    logits_BTK   float32, raw: a temperature other than the stored ones can only be renormalised.
-    rest_BTN     logsumexp of all other logits, each divided by one of `temperatures`; -inf: none.
+    ids_BTE      int32; -1 where a token has fewer than E entries.
+    logits_BTE   float32, raw: a temperature other than the stored ones can only be renormalised.
+    rest_BTM     logsumexp of all other logits, each divided by one of `temperatures`; -inf: none.
     temperatures fixed when traced; the first is 1.
     policy       what becomes of the others: a key of losses/sparse.py POLICIES.
     vocab        entries that the teacher has.
     """
 
-    ids_BTK: Array
-    logits_BTK: Array
-    rest_BTN: Array
+    ids_BTE: Array
+    logits_BTE: Array
+    rest_BTM: Array
     temperatures: tuple[float, ...]
     policy: str
     vocab: int
@@ -117,13 +118,13 @@ class TopK(NamedTuple):
 class Sampled(NamedTuple):
     """Teacher targets as draws from p at temperature 1. Random-sampling KD, 2503.16870.
 
-    ids_BTK          int32, distinct; -1 where a token has fewer than K.
-    probability_BTK  counts / draws: its mean over draws is p.
+    ids_BTE          int32, distinct; -1 where a token has fewer than E.
+    probability_BTE  counts / draws: its mean over draws is p.
     vocab            entries that the teacher has.
     """
 
-    ids_BTK: Array
-    probability_BTK: Array
+    ids_BTE: Array
+    probability_BTE: Array
     vocab: int
 
 
@@ -146,5 +147,5 @@ class TrainState(NamedTuple):
     opt_state: Any
     skipped: Array  # int32, updates refused because they were not finite
     skipped_in_a_row: Array  # int32
-    adaptive: dict[str, dict[str, Array]]  # schedules that follow the loss (losses/schedules.py)
+    adaptive: dict[str, dict[str, Array]]  # schedules that follow the loss (losses/terms.py)
     average: Params | None  # running average of params, where it serves as a teacher

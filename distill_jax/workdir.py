@@ -1,7 +1,6 @@
 """The directory of one run: its lock, its config, its metrics file. Written by process 0 alone."""
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import filelock
 
+from distill_jax.files import written_whole
 from distill_jax.types import UserError
 
 CONFIG, CONFIG_DIFF, PROVENANCE = "config.json", "config_diff.txt", "provenance.json"
@@ -66,9 +66,8 @@ def claim(workdir: Path, resolved: dict[str, Any], diff: str, free: set[str]) ->
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file as a whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
-    os.replace(part, path)
+    with written_whole(path) as part:
+        part.write_text(text)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,6 +1,7 @@
 """Laws of the source itself: import direction, who prints, one schema, no pickles."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,7 @@ import pytest
 from configs.base import get_config
 from distill_jax.config import flatten
 from distill_jax.losses.divergences import DIVERGENCES
-from distill_jax.losses.schedules import ADAPTIVE
-from distill_jax.losses.terms import CROSS_ENTROPY
+from distill_jax.losses.terms import ADAPTIVE, CROSS_ENTROPY
 from tests.cli import ROOT
 
 PACKAGE = ROOT / "distill_jax"
@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Rooms in the order in which they may be imported; the rooms of one set do not import each other.
 ORDER = [
-    {"types"},
+    {"types", "files"},
     {"config", "sharding", "optim", "losses", "models", "data", "progress", "workdir", "writers"},
     {"objective"},
     {"step"},
@@ -142,3 +142,17 @@ def test_documents_name_files_that_exist():
         for word in {w.strip("`(),.:") for w in text.split()}:
             if word.startswith(("configs/", "distill_jax/", "tests/")) and word.endswith(".py"):
                 assert Path(ROOT / word).exists(), f"{name} names {word}"
+
+
+def test_readme_names_the_way_from_a_weight_to_its_gradient():
+    """At most eight files; each after the one that reads the config is imported by one before."""
+    section = (ROOT / "README.md").read_text().split("## From the config to the gradient")[1]
+    files = re.findall(r"^\d\. `(.*?\.py)`", section.split("\n## ")[0], re.MULTILINE)
+    assert files[0] == "configs/base.py"
+    assert files[-1] == "distill_jax/losses/divergences.py"
+    assert len(files) <= 8
+    seen = set(imports(ROOT / files[1]))
+    for file in files[2:]:
+        module = file.removeprefix("distill_jax/").removesuffix(".py").replace("/", ".")
+        assert module in seen, f"no file before {file} imports it"
+        seen |= set(imports(ROOT / file))

@@ -1,10 +1,24 @@
 """The schema is frozen: a key that comes, goes or changes its type is seen here."""
 
+import shlex
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from configs.base import get_config
-from distill_jax.config import check_keys, choose, config_diff, flatten, unknown_key
+from distill_jax.config import (
+    as_flags,
+    check_keys,
+    choose,
+    config_diff,
+    flatten,
+    leaves,
+    load_base,
+    unknown_key,
+)
+from distill_jax.main import parse
 from distill_jax.types import UserError
 
 KEYS = """
@@ -21,8 +35,8 @@ optim.warmup_steps optim.weight_decay seed steps student.dtype student.init stud
 student.prune.attention_ridge student.prune.block_criterion student.prune.blocks
 student.prune.calibration_tokens student.prune.neuron_criterion student.prune.neurons
 student.prune.ranking_tokens student.prune.refit student.prune.ridge study.arms study.cache
-study.confidence study.gate study.margin study.new_tokens study.one_token_documents
-study.price_per_hour study.prompt_tokens study.prompts study.seeds study.slice_margin
+study.confidence study.fixed_seeds study.gate study.margin study.measure study.new_tokens
+study.price_per_hour study.prompt_tokens study.prompts study.scorer study.seeds study.slice_margin
 teacher.average_decay teacher.cache teacher.draws teacher.dtype teacher.init teacher.k teacher.mix
 teacher.more teacher.path teacher.policy teacher.targets teacher.weights watchdog_s
 """
@@ -39,6 +53,7 @@ def test_a_near_miss_is_named():
     assert "config.data.batch_size?" in str(unknown_key("data.batchsize", known))
     assert "config.optim.learning_rate?" in str(unknown_key("learning_rate", known))
     assert "configs/base.py lists" in str(unknown_key("zzz", known))
+    assert "cannot be given on the command line" in str(unknown_key("study.ablations.hot", known))
 
 
 def test_another_type_is_refused_and_an_integer_for_a_float_is_not():
@@ -60,3 +75,34 @@ def test_the_diff_names_what_changed_and_nothing_else():
 def test_a_choice_names_its_neighbor():
     with pytest.raises(UserError, match="did you mean prune"):
         choose("student.init", "prun", ("checkpoint", "prune"))
+
+
+# A value of each type that base has.
+VALUES = {
+    str: st.text(st.characters(codec="utf-8", exclude_characters="\0")),
+    int: st.integers(-(2**40), 2**40),
+    float: st.floats(allow_nan=False) | st.integers(0, 9),
+    bool: st.booleans(),
+    tuple: st.lists(st.text(max_size=3) | st.floats(0, 1), max_size=3).map(tuple),
+}
+PLAIN = {key: value for key, value in leaves(load_base()).items() if key != "study.ablations"}
+
+
+@pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_flags_give_the_config_back(data):
+    config = get_config()
+    for key in data.draw(st.lists(st.sampled_from(sorted(PLAIN)), max_size=6)):
+        config.update_from_flattened_dict({key: data.draw(VALUES[type(PLAIN[key])])})
+    text = shlex.join(as_flags(flatten(config), flatten(get_config())))
+    words = ["main", "--config=configs/base.py", "--workdir=x", *shlex.split(text)]
+    assert flatten(parse(words).config) == flatten(config)
+
+
+def test_flags_are_of_what_differs_and_what_a_flag_can_say():
+    base = flatten(get_config())
+    assert as_flags(base, base) == []
+    given = {"steps": 5, "teacher.path": "", "optim.clip_norm": 2.0, "study.ablations.a.steps": 3}
+    assert as_flags(given, base) == ["--config.steps=5", "--config.optim.clip_norm=2"]
+    assert as_flags({"study.arms": ["kd"]}, base) == ['--config.study.arms=("kd",)']

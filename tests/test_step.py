@@ -9,8 +9,7 @@ import optax
 import pytest
 
 from distill_jax.losses.divergences import DIVERGENCES
-from distill_jax.losses.schedules import fixed_plan
-from distill_jax.losses.terms import CROSS_ENTROPY, Term
+from distill_jax.losses.terms import CROSS_ENTROPY, Term, make_plan
 from distill_jax.objective import live_teacher, objective
 from distill_jax.step import init_state, make_train_step
 from tests import tiny
@@ -39,7 +38,7 @@ def loss_of(pair):
 
 
 def plan(name="forward_kl"):
-    return fixed_plan(terms(name))
+    return make_plan(terms(name), 1)
 
 
 def one_step(pair, batch, *, microbatches=1, name="forward_kl", optimizer=None):

@@ -9,8 +9,7 @@ import optax
 import pytest
 
 from distill_jax.losses import partial_targets
-from distill_jax.losses.schedules import fixed_plan, make_plan
-from distill_jax.losses.terms import CROSS_ENTROPY, Term
+from distill_jax.losses.terms import CROSS_ENTROPY, Term, make_plan
 from distill_jax.objective import (
     cached_teacher,
     live_teacher,
@@ -66,7 +65,7 @@ def stored(models, batch):
     head = (full.unembed.weight_DV, full.unembed.bias_V)
     return {
         "hidden": ({"hidden": full.hidden_BTD}, (head,)),
-        "top_k": ({"ids": top.ids_BTK, "logits": top.logits_BTK, "rest": top.rest_BTN}, ()),
+        "top_k": ({"ids": top.ids_BTE, "logits": top.logits_BTE, "rest": top.rest_BTM}, ()),
     }
 
 
@@ -106,7 +105,7 @@ def test_draws_do_not_depend_on_micro_batches(models):
         return partial_targets.sampled(targets, uniform, block_tokens=8)
 
     teach = partly(live_teacher(models[1]), part)
-    run = partial(steps, models, fixed_plan(FORWARD), teach, (models[4],), 2)
+    run = partial(steps, models, make_plan(FORWARD, 1), teach, (models[4],), 2)
     (whole, seen), (split, other) = run(), run(microbatches=4)
     for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(split.params), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6)
@@ -115,14 +114,14 @@ def test_draws_do_not_depend_on_micro_batches(models):
 
 
 def test_the_students_average_teaches_and_follows(models):
-    plan = fixed_plan((Term("forward_kl", 1.0), Term(CROSS_ENTROPY, 1.0)))
+    plan = make_plan((Term("forward_kl", 1.0), Term(CROSS_ENTROPY, 1.0)), 1)
     state, seen = steps(models, plan, live_teacher(models[0]), (), 1)
     assert abs(float(seen[0]["loss"])) > 1.0  # the labels'
     for average, before, after in zip(
         *map(jax.tree.leaves, (state.average, models[3], state.params)), strict=True
     ):
         np.testing.assert_allclose(average, 0.9 * before + 0.1 * after, rtol=1e-5, atol=1e-7)
-    alone, _ = steps(models, fixed_plan((Term(CROSS_ENTROPY, 1.0),)), None, (), 1)
+    alone, _ = steps(models, make_plan((Term(CROSS_ENTROPY, 1.0),), 1), None, (), 1)
     # At the first step the average is the student itself, so only the labels move it.
     for a, b in zip(jax.tree.leaves(alone.params), jax.tree.leaves(state.params), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
@@ -165,6 +164,6 @@ def test_a_weight_of_a_schedule_is_the_weight_in_the_step(models):
         jax.tree.map(jnp.array, models[3]), optax.sgd(0.1), moving
     )._replace(step=jnp.int32(step))
     losses = [float(run(plan=moving, state=state(i))[1][0]["loss"]) for i in (1, 2)]
-    fixed = float(run(plan=fixed_plan(terms), state=state(1))[1][0]["loss"])
+    fixed = float(run(plan=make_plan(terms, 3), state=state(1))[1][0]["loss"])
     assert losses[0] == pytest.approx(fixed / 2, rel=1e-6)
     assert losses[1] == 0.0

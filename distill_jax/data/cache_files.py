@@ -5,10 +5,10 @@ A shard counts once it and its index both stand under their final names. Shapes:
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from distill_jax.files import written_whole
 from distill_jax.types import UserError
 
 MANIFEST, HEAD, SHARD, INDEX = "manifest.json", "head.npz", ".array_record", ".index.json"
@@ -82,10 +82,8 @@ def _seal(content: Any) -> str:
 
 def write_sealed(path: Path, content: Any) -> None:
     """JSON with a hash of itself, written as a whole or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps({"seal": _seal(content), "content": content}))
-    sync(part)
-    os.replace(part, path)
+    with written_whole(path) as part:
+        part.write_text(json.dumps({"seal": _seal(content), "content": content}))
 
 
 def _read_sealed(path: Path) -> dict[str, Any]:
@@ -109,12 +107,6 @@ def digest_of(path: Path) -> str:
     """A hash of a whole file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Onto the disk, so that a rename afterwards never names a file without its content."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def short(value: Any) -> str:

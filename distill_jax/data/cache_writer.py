@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,10 +22,10 @@ from distill_jax.data.cache_files import (
     read_manifest,
     shard_keys,
     shard_names,
-    sync,
     write_sealed,
 )
 from distill_jax.data.cache_records import Signals, to_record
+from distill_jax.files import written_whole
 from distill_jax.types import UserError
 
 
@@ -62,18 +61,18 @@ class Writer:
         mine = [n for n in shard_names(self.directory) if n.endswith(f"-{self.process:05d}")]
         name = f"shard-{1 + max((int(n.split('-')[1]) for n in mine), default=-1):05d}"
         name += f"-{self.process:05d}"
-        part = self.directory / f"{name}{SHARD}.part"
+        shard = self.directory / f"{name}{SHARD}"
         try:
-            _write_records(part, self.records.values())
-            index = {"digest": digest_of(part), "keys": list(self.records), "tokens": self.tokens}
-            write_sealed(self.directory / f"{name}{INDEX}", index)
+            with written_whole(shard) as part:
+                _write_records(part, self.records.values())
+                digest = digest_of(part)
+                index = {"digest": digest, "keys": list(self.records), "tokens": self.tokens}
+                write_sealed(self.directory / f"{name}{INDEX}", index)
         except (OSError, RuntimeError) as error:  # ArrayRecord raises the latter
-            part.unlink(missing_ok=True)
             raise UserError(
-                f"{part} cannot be written ({str(error).splitlines()[0]}): make room and"
+                f"{shard} cannot be written ({str(error).splitlines()[0]}): make room and"
                 f" {AGAIN}, which goes on where it stopped"
             ) from error
-        os.replace(part, self.directory / f"{name}{SHARD}")
         self.done |= self.records.keys()
         self.records, self.tokens = {}, 0
 
@@ -83,7 +82,6 @@ def _write_records(path: Path, records: Iterable[bytes]) -> None:
     for record in records:
         writer.write(record)
     writer.close()
-    sync(path)
 
 
 def open_writer(
@@ -154,7 +152,5 @@ def head_file(weight_DV: np.ndarray, bias_V: np.ndarray | None) -> tuple[bytes, 
 
 def write_head(directory: Path, content: bytes) -> None:
     """Puts the teacher's head beside its hidden states, once the directory is claimed."""
-    part = directory / f"{HEAD}.part"
-    part.write_bytes(content)
-    sync(part)
-    os.replace(part, directory / HEAD)
+    with written_whole(directory / HEAD) as part:
+        part.write_bytes(content)

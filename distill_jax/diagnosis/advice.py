@@ -1,17 +1,16 @@
-"""What to try next: each option with the number that triggers it, its command and its cost.
+"""What to try next: each piece of advice with the number that triggers it, its command, its cost.
 
-An option appears where every one of its conditions holds in the facts of a report (facts.py) and
-its override would change the run. Thresholds are conventions of this file: large enough that a
-run's noise rarely reaches them, and shown beside the number. Whether an option helps is for the
-next study to say.
+Advice appears where each of its conditions holds for the values of a report (triggers.py) and its
+override would change the run. Thresholds are conventions of this file: so large that a run's noise
+rarely reaches them, and shown beside the value. Whether the advice helps, the next study tells.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from distill_jax.diagnosis.overrides import (
-    Changes,
-    Run,
+    AdviceInputs,
+    Overrides,
     best_checkpoint,
     finer_cache,
     flags,
@@ -28,86 +27,73 @@ from distill_jax.diagnosis.overrides import (
 
 
 class Condition(NamedTuple):
-    """A fact at least (or, where `below`, at most) a threshold."""
+    """The value of a trigger is at least (or, where `below`, at most) a threshold."""
 
-    fact: str
+    trigger: str
     threshold: float
     below: bool = False
 
 
-class Option(NamedTuple):
-    """why is formatted with the facts; cost: runs' worth of FLOPs, given the changes."""
+class Advice(NamedTuple):
+    """why is formatted with the values; cost: runs' worth of FLOPs, given the overrides."""
 
     name: str
     conditions: tuple[Condition, ...]  # all must hold; the first is shown as the trigger
     why: str
-    changes: Callable[[Run], Changes]
+    overrides: Callable[[AdviceInputs], Overrides]
     literature: str
-    cost: Callable[[Run, Changes], float] = lambda run, changes: 1.0
+    cost: Callable[[AdviceInputs, Overrides], float] = lambda run, overrides: 1.0
 
 
-def options(
-    facts: Mapping[str, float | None],
-    *,
-    config: Mapping[str, Any],
-    steps: int,
-    flops_per_step: float | None,
-    targets: str = "hidden",
-    cache_dtype: str | None = None,
-    teacher_blocks: int | None = None,
-    teacher_neurons: int | None = None,
-) -> list[dict[str, object]]:
-    """The part `options` of report.json, in the order of OPTIONS; two with one command are one.
+def advise(values: Mapping[str, float | None], run: AdviceInputs) -> list[dict[str, object]]:
+    """The part `options` of report.json, in the order of ADVICE; two with one command are one.
 
-    facts: by the names of FACTS; a fact that is absent or None triggers nothing. For the others see
-    Run. `flops` is the cost of one run with the override, None where it is not counted.
+    values: by the names of TRIGGERS; an absent one or None triggers nothing. `flops` is the cost of
+    one run with the override, None where it is not counted.
     """
-    known = {name: value for name, value in facts.items() if value is not None}
-    of_run = (config, steps, flops_per_step, targets, cache_dtype, teacher_blocks, teacher_neurons)
-    run = Run(known, *of_run)
+    run = run._replace(values={k: value for k, value in values.items() if value is not None})
     rows: dict[str, dict[str, object]] = {}
-    for option in OPTIONS:
-        changes = _changed(option.changes(run), config)
-        if changes and all(holds(condition, known) for condition in option.conditions):
-            row = _row(option, run, changes)
+    for advice in ADVICE:
+        overrides = _effective(advice.overrides(run), run.config)
+        if overrides and all(holds(condition, run.values) for condition in advice.conditions):
+            row = _row(advice, run, overrides)
             rows.setdefault(str(row["override"]), row)
     return list(rows.values())
 
 
-def holds(condition: Condition, facts: Mapping[str, float]) -> bool:
-    """Whether a condition holds; not where its fact is absent."""
-    value = facts.get(condition.fact)
+def holds(condition: Condition, values: Mapping[str, float]) -> bool:
+    """Whether a condition holds; not where its value is absent."""
+    value = values.get(condition.trigger)
     if value is None:
         return False
     return value <= condition.threshold if condition.below else value >= condition.threshold
 
 
-def _row(option: Option, run: Run, changes: Changes) -> dict[str, object]:
-    first = option.conditions[0]
-    trigger = {"metric": first.fact, "value": run.facts[first.fact], "threshold": first.threshold}
+def _row(advice: Advice, run: AdviceInputs, overrides: Overrides) -> dict[str, object]:
+    name, threshold, _ = advice.conditions[0]
     one = None if run.flops_per_step is None else run.flops_per_step * run.steps
     return {
-        "name": option.name,
-        "why": option.why.format(**run.facts),
-        "trigger": trigger,
-        "override": flags(changes),
-        "flops": None if one is None else float(one * option.cost(run, changes)),
-        "literature": option.literature,
+        "name": advice.name,
+        "why": advice.why.format(**run.values),
+        "trigger": {"metric": name, "value": run.values[name], "threshold": threshold},
+        "override": flags(overrides, run.config),
+        "flops": None if one is None else float(one * advice.cost(run, overrides)),
+        "literature": advice.literature,
     }
 
 
-def _changed(changes: Changes, config: Mapping[str, Any]) -> Changes:
-    """Those changes that would change something; none where they would leave no teacher."""
-    if "teacher.cache" in changes and not config["teacher.path"]:
+def _effective(overrides: Overrides, config: Mapping[str, Any]) -> Overrides:
+    """Those that would change something; none where they would leave no teacher."""
+    if "teacher.cache" in overrides and not config["teacher.path"]:
         return {}
-    return {key: value for key, value in changes.items() if config[key] != value}
+    return {key: value for key, value in overrides.items() if config[key] != value}
 
 
 MORE = 2  # times as many steps
 ARMS = 4  # kd, sft, sft_flops and random_teacher, none of which takes more FLOPs than kd
 
-OPTIONS: tuple[Option, ...] = (
-    Option(
+ADVICE: tuple[Advice, ...] = (
+    Advice(
         "more seeds",
         (Condition("seeds_missing", 1),),
         "The verdict is inconclusive with this many seeds, and by the spread of those it needs"
@@ -115,9 +101,9 @@ OPTIONS: tuple[Option, ...] = (
         more_seeds,
         "2106.05945: independent runs of one method differ, so that one run tells little. The FLOPs"
         " are of the new seeds of four arms",
-        lambda run, changes: ARMS * run.facts["seeds_missing"],
+        lambda run, overrides: ARMS * run.values["seeds_missing"],
     ),
-    Option(
+    Advice(
         "the best step",
         (Condition("late_rise", 0.01),),
         "The held-out NLL ended {late_rise:.3f} nats above its lowest, at step {best_step:.0f}:"
@@ -125,38 +111,38 @@ OPTIONS: tuple[Option, ...] = (
         best_checkpoint,
         "2502.02671: on a fixed data set a student drifts from the truth while it still comes"
         " closer to its teacher",
-        lambda run, changes: changes.get("steps", 0) / run.steps,
+        lambda run, overrides: overrides.get("steps", 0) / run.steps,
     ),
-    Option(
+    Advice(
         "a study",
         (Condition("share_student_wrong", 0.25),),
-        "{share_student_wrong:.0%} of the KL of the hot spots is where the teacher is right and the"
+        "{share_student_wrong:.0%} of the hot tokens' KL is where the teacher is right and the"
         " student wrong. Without a fine-tuned student, too small a student and what distilling"
-        " broke cannot be told apart.",
+        " broke look the same.",
         lambda run: {"job": "study"},
         "2106.05945: closeness to the teacher and generalization are different things",
-        lambda run, changes: ARMS * run.config["study.seeds"],
+        lambda run, overrides: ARMS * run.config["study.seeds"],
     ),
-    Option(
+    Advice(
         "more steps",
         (Condition("late_fall", 0.02),),
         "The held-out NLL still fell by {late_fall:.3f} nats over about the last quarter of the"
         " steps.",
         lambda run: {"steps": MORE * run.steps},
         "2106.05237: distillation needs unusually long training",
-        lambda run, changes: MORE,
+        lambda run, overrides: MORE,
     ),
-    Option(
+    Advice(
         "a larger student",
         (Condition("share_capacity", 0.4),),
-        "{share_capacity:.0%} of the KL of the hot spots is where the teacher is right and both the"
+        "{share_capacity:.0%} of the hot tokens' KL is where the teacher is right and both the"
         " distilled and the fine-tuned student are wrong.",
         larger,
         "2502.08606: the student's own size bounds what a better teacher can give; 2407.14679 on"
         " what to keep when pruning. The FLOPs are an upper bound",
         growth,
     ),
-    Option(
+    Advice(
         "a target between student and teacher",
         (Condition("teacher_gap", 0.5),),
         "The student's NLL is {teacher_gap:.2f} nats above its teacher's: the teacher may be too"
@@ -164,7 +150,7 @@ OPTIONS: tuple[Option, ...] = (
         instead("taid"),
         "2501.16937: TAID moves the target from the student to the teacher as the loss falls",
     ),
-    Option(
+    Advice(
         "labels beside the teacher",
         (Condition("effect_equal_flops", 0.0),),
         "At equal FLOPs the distilled student is not better than plain fine-tuning (NLL higher by"
@@ -173,7 +159,7 @@ OPTIONS: tuple[Option, ...] = (
         "1503.02531, section 2: a weighted mean of soft and hard targets; 2502.08606: with enough"
         " compute supervised learning catches up",
     ),
-    Option(
+    Advice(
         "labels beside the teacher, for the harmed slices",
         (Condition("harmed_slices", 1),),
         "{harmed_slices:.0f} slices became worse than with plain fine-tuning, which sees labels"
@@ -181,32 +167,32 @@ OPTIONS: tuple[Option, ...] = (
         labels(0.5),
         "1911.05248: compression costs rare slices first, whatever the mean says",
     ),
-    Option(
+    Advice(
         "trust the labels as much as the teacher",
         (Condition("share_teacher_wrong", 0.25),),
-        "{share_teacher_wrong:.0%} of the KL of the hot spots is where following the teacher leads"
+        "{share_teacher_wrong:.0%} of the hot tokens' KL is where following the teacher leads"
         " away from the label.",
         labels(1.0),
         "2502.02671: a student learns its teacher's mistakes, too",
     ),
-    Option(
+    Advice(
         "from the teacher to the labels",
         (Condition("share_distillation_made", 0.15),),
-        "{share_distillation_made:.0%} of the KL of the hot spots is where plain fine-tuning is"
+        "{share_distillation_made:.0%} of the hot tokens' KL is where plain fine-tuning is"
         " right and the distilled student wrong.",
         labels_at_the_end,
         "1907.04829: teacher annealing ends on the labels and lets a student pass its teacher",
     ),
-    Option(
+    Advice(
         "a mode-seeking divergence",
         (Condition("share_tail", 0.25), Condition("entropy_gap", 0.1)),
-        "{share_tail:.0%} of the KL of the hot spots is about the mass outside the teacher's top 5,"
+        "{share_tail:.0%} of the hot tokens' KL is about the mass outside the teacher's top 5,"
         " and the student's entropy is {entropy_gap:.2f} nats above its teacher's: it spreads mass"
         " over what the teacher finds unlikely.",
         instead("skew_reverse_kl"),
         "2402.03898: DistiLLM's skew reverse KL; 2306.08543 on why forward KL spreads mass",
     ),
-    Option(
+    Advice(
         "a mode-seeking divergence, for the student's own text",
         (Condition("exposure_share", 0.5),),
         "On its own text the student is {exposure_share:.0%} further from its teacher than on the"
@@ -216,16 +202,16 @@ OPTIONS: tuple[Option, ...] = (
         "2306.13649: GKD trains on the student's own samples; 2402.03898: DistiLLM's skew reverse"
         " KL",
     ),
-    Option(
+    Advice(
         "a softer divergence",
         (Condition("share_tail", 0.25), Condition("entropy_gap", -0.1, below=True)),
-        "{share_tail:.0%} of the KL of the hot spots is about the mass outside the teacher's top 5,"
+        "{share_tail:.0%} of the hot tokens' KL is about the mass outside the teacher's top 5,"
         " and the student's entropy is {entropy_gap:.2f} nats against its teacher's: it lacks the"
         " teacher's tail.",
         softer,
         "1503.02531, section 2.1: a higher temperature gives unlikely tokens more weight",
     ),
-    Option(
+    Advice(
         "the teacher's whole distribution",
         (Condition("ece_excess", 0.01),),
         "The student's calibration error is {ece_excess:.3f} above its teacher's, and it learned"
@@ -233,7 +219,7 @@ OPTIONS: tuple[Option, ...] = (
         whole_distribution,
         "2503.16870: calibration error 4.7% with top-12 targets, 0.2% with the whole distribution",
     ),
-    Option(
+    Advice(
         "the teacher's whole distribution, for rare tokens",
         (Condition("rare_kl_ratio", 1.5),),
         "The rarest tenth of the labels carries {rare_kl_ratio:.1f} times its share of the KL, and"
@@ -241,7 +227,7 @@ OPTIONS: tuple[Option, ...] = (
         whole_distribution,
         "2503.16870: truncated targets are biased where the teacher's tail matters",
     ),
-    Option(
+    Advice(
         "soft targets alone",
         (Condition("overconfidence", 0.03),),
         "Confidence exceeds accuracy by {overconfidence:.3f} more than the teacher's does, and hard"
@@ -249,14 +235,14 @@ OPTIONS: tuple[Option, ...] = (
         soft_targets_only,
         "2503.16870: full distillation keeps the calibration of the teacher",
     ),
-    Option(
+    Advice(
         "a softer divergence, for calibration",
         (Condition("overconfidence", 0.03),),
         "Confidence exceeds accuracy by {overconfidence:.3f} more than the teacher's does.",
         softer,
         "1503.02531, section 2.1: a higher temperature gives unlikely tokens more weight",
     ),
-    Option(
+    Advice(
         "a divergence between forward and reverse KL",
         (Condition("overconfidence", -0.03, below=True),),
         "Confidence less accuracy is {overconfidence:.3f} against the teacher's: the student"
@@ -264,7 +250,7 @@ OPTIONS: tuple[Option, ...] = (
         instead("alpha_beta"),
         "2505.04560: ABKD, forward KL concentrates too little and reverse KL too much",
     ),
-    Option(
+    Advice(
         "a finer teacher cache",
         (Condition("forward_kl", 0.1, below=True),),
         "The KL to the teacher is {forward_kl:.3f} nats, near enough for the rounding of int8"

@@ -1,26 +1,26 @@
-"""Where a student is far from its teacher, and which of a few causes fits each such token.
+"""Which tokens carry half of the KL to the teacher, and which of a few causes fits each token.
 
-Everything is NumPy on the columns of evals/records.py. n counts tokens; several records are the
-seeds of one arm on the same tokens: nats are averaged over seeds, and a model is right or wrong at
-a token where most of its seeds are (with half of them each, neither).
+NumPy on the columns of evals/records.py. n counts tokens; several records are the seeds of one arm
+on the same tokens: nats are means over seeds, and a model is right or wrong at a token where more
+than half of its seeds are.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-Columns = Mapping[str, np.ndarray]
+from distill_jax.evals.aggregates import Columns
 
 SURE = 0.5  # the teacher's largest probability from which its top-1 counts as confident
 NATS = 1.0  # so much more NLL than the student makes the teacher the worse guide: a factor e
 TAIL = 0.5  # share of a token's KL from which its place is the teacher's tail
-EXPOSURE = 0.5  # KL on the student's own text above that on the data, as a share of the latter
+OWN_TEXT = 0.5  # KL on the student's own text above that on the data, as a share of the latter
 TINY = 1e-12  # the least probability that is divided by
 
 
 class Evidence(NamedTuple):
-    """What the rules look at, one entry a token. NLL and KL in nats, the rest shares or bool."""
+    """What the rules look at, one entry per token. NLL and KL in nats, the rest shares or bool."""
 
     forward_kl_n: np.ndarray
     tail_n: np.ndarray  # share of forward_kl that the teacher's tail carries
@@ -33,14 +33,14 @@ class Evidence(NamedTuple):
     sft_right_n: np.ndarray | None
 
 
-class HotSpot(NamedTuple):
-    """A cause in words, and its rule: bool [n], or None where the evidence cannot tell."""
+class Cause(NamedTuple):
+    """In words, and as a rule: bool [n], or None where the evidence cannot tell."""
 
     what: str
     rule: Callable[[Evidence], np.ndarray | None]
 
 
-def gather_evidence(kd: Sequence[Columns], sft: Sequence[Columns] | None = None) -> Evidence:
+def evidence_of(kd: Sequence[Columns], sft: Sequence[Columns] | None = None) -> Evidence:
     """Averages over the seeds of the distilled arm, and of plain fine-tuning where it is given."""
     teacher = kd[0]
     kl_n = mean_over_seeds(kd, forward_kl)
@@ -119,23 +119,23 @@ def hot_mask(kl_n: np.ndarray) -> np.ndarray:
 
 
 def classify(evidence: Evidence) -> np.ndarray:
-    """The class of each token, as its place in CLASSES: the first whose rule holds. int [n]."""
-    rules = [hot_spot.rule(evidence) for hot_spot in CLASSES.values()]
+    """The cause of each token, as its place in CAUSES: the first whose rule holds. int [n]."""
+    rules = [cause.rule(evidence) for cause in CAUSES.values()]
     nowhere = np.zeros(evidence.forward_kl_n.shape, bool)
     return np.argmax([nowhere if rule is None else rule for rule in rules], axis=0)
 
 
-def told_apart(evidence: Evidence) -> tuple[str, ...]:
-    """The classes that this evidence can tell apart."""
-    return tuple(name for name, spot in CLASSES.items() if spot.rule(evidence) is not None)
+def possible_causes(evidence: Evidence) -> tuple[str, ...]:
+    """The names of the causes whose rules this evidence can answer."""
+    return tuple(name for name, cause in CAUSES.items() if cause.rule(evidence) is not None)
 
 
-def exposure(kl_own: float | None, kl_data: float | None) -> dict[str, object] | None:
-    """Whether the student drifts on its own text: a finding about a run, not about a token.
+def own_text_drift(kl_own: float | None, kl_data: float | None) -> dict[str, object] | None:
+    """The part `exposure` of report.json: whether the student drifts on its own text.
 
-    Records are of the data's own text, on which no student error enters the context, so that no
-    rule on them can see it. Given are the KL a token to the teacher on the student's own and on
-    the data's continuations of the same prompts, nats; None: not measured.
+    Records are of the data's text, so no rule on tokens can see this. Given are the KL to the
+    teacher on the student's own and on the data's continuations of the same prompts, nats per
+    token; None: not measured.
     """
     if kl_own is None or kl_data is None:
         return None
@@ -144,15 +144,15 @@ def exposure(kl_own: float | None, kl_data: float | None) -> dict[str, object] |
         "kl_own": float(kl_own),
         "kl_data": float(kl_data),
         "gap": gap,
-        "threshold": EXPOSURE,
-        "found": gap > 0 and gap >= EXPOSURE * kl_data,
-        "what": EXPOSURE_WHAT,
+        "threshold": OWN_TEXT,
+        "found": gap > 0 and gap >= OWN_TEXT * kl_data,
+        "what": "On its own text the student is further from its teacher than on the data: errors"
+        " add up while it writes, which training on the data's text alone never shows it.",
     }
 
 
 def teacher_wrong(e: Evidence) -> np.ndarray:
-    """Confidently another token than the label, or far less likely than the student finds it, or
-    a mistake that the student copied and plain fine-tuning did not make."""
+    """See CAUSES."""
     sure = ~e.teacher_right_n & (e.teacher_confidence_n >= SURE)
     worse = e.teacher_nll_n - e.nll_n >= NATS
     if e.sft_right_n is None:
@@ -160,69 +160,42 @@ def teacher_wrong(e: Evidence) -> np.ndarray:
     return sure | worse | (~e.teacher_right_n & (e.agrees_n > 0.5) & (e.sft_right_n > 0.5))
 
 
-def distillation_made(e: Evidence) -> np.ndarray | None:
-    """Plain fine-tuning is right and the distilled student wrong."""
-    return None if e.sft_right_n is None else (e.sft_right_n > 0.5) & (e.right_n < 0.5)
+def _with_sft(rule: Callable[[Evidence], np.ndarray]) -> Callable[[Evidence], np.ndarray | None]:
+    """The same rule, which cannot tell without a fine-tuned student."""
+    return lambda e: None if e.sft_right_n is None else rule(e)
 
 
-def capacity(e: Evidence) -> np.ndarray | None:
-    """The teacher is right, and both students of this size are wrong."""
-    if e.sft_right_n is None:
-        return None
-    return e.teacher_right_n & (e.right_n < 0.5) & (e.sft_right_n < 0.5)
-
-
-def student_wrong(e: Evidence) -> np.ndarray | None:
-    """The teacher is right and the student wrong, and no fine-tuned student to compare with."""
-    return None if e.sft_right_n is not None else e.teacher_right_n & (e.right_n < 0.5)
-
-
-def tail(e: Evidence) -> np.ndarray:
-    """Both have the same top-1, and at least half of the KL is outside the teacher's top 5."""
-    return (e.agrees_n > 0.5) & (e.tail_n >= TAIL)
-
-
-def other(e: Evidence) -> np.ndarray:
-    """What no rule before it names."""
-    return np.ones(e.forward_kl_n.shape, bool)
-
-
-EXPOSURE_WHAT = (
-    "On its own text the student is further from its teacher than on the data: errors add up while"
-    " it writes, which training on the data's text alone never shows it."
-)
-
-# The order is the precedence: a token has the first class whose rule holds.
-CLASSES: dict[str, HotSpot] = {
-    "teacher_wrong": HotSpot(
+# In order of precedence: a token has the first cause whose rule holds.
+CAUSES: dict[str, Cause] = {
+    "teacher_wrong": Cause(
         f"The teacher's top-1 is not the label at a confidence of at least {SURE:.0%}, or it gives"
         f" the label {NATS:g} nat or more above the student's NLL, or the student copied its"
         " mistake where SFT is right: following the teacher hurts here. Even a calibrated teacher"
         " is wrong in 1 - confidence of the cases.",
         teacher_wrong,
     ),
-    "distillation_made": HotSpot(
+    "distillation_made": Cause(
         "SFT's top-1 is the label and the distilled student's is not: distilling lost it.",
-        distillation_made,
+        _with_sft(lambda e: (e.sft_right_n > 0.5) & (e.right_n < 0.5)),
     ),
-    "capacity": HotSpot(
+    "capacity": Cause(
         "The teacher's top-1 is the label and neither student's is: a student of this size and"
         " training does not get it from labels either.",
-        capacity,
+        _with_sft(lambda e: e.teacher_right_n & (e.right_n < 0.5) & (e.sft_right_n < 0.5)),
     ),
-    "student_wrong": HotSpot(
+    "student_wrong": Cause(
         "The teacher's top-1 is the label and the student's is not. Without an SFT student, too"
-        " small a student and what distilling broke cannot be told apart.",
-        student_wrong,
+        " small a student and what distilling broke look the same.",
+        lambda e: None if e.sft_right_n is not None else e.teacher_right_n & (e.right_n < 0.5),
     ),
-    "tail": HotSpot(
+    "tail": Cause(
         f"Student and teacher have the same top-1, and at least {TAIL:.0%} of the KL is about the"
         " mass outside the teacher's top 5.",
-        tail,
+        lambda e: (e.agrees_n > 0.5) & (e.tail_n >= TAIL),
     ),
-    "other": HotSpot(
+    "other": Cause(
         "No rule fits: mostly tokens that nobody predicts, or whose KL is the order within the"
         " teacher's top 5.",
-        other,
+        lambda e: np.ones(e.forward_kl_n.shape, bool),
     ),
 }

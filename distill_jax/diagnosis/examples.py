@@ -1,17 +1,18 @@
 """Tokens to look at: the worst ones side by side, and passages for a heat map.
 
-All columns are in the order (document, position). Text comes from the records themselves, so that
-what was not counted, such as a prompt or a document's first token, is missing from it.
+Columns are in the order (document, position). Text comes from the records, so tokens that were not
+counted, such as a prompt or a document's first token, are missing from it.
 """
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from distill_jax.diagnosis.causes import CLASSES, Columns
+from distill_jax.diagnosis.causes import CAUSES
+from distill_jax.evals.aggregates import Columns
 
 WORST = 12  # examples
-A_DOCUMENT = 2  # examples at most of one document
+PER_DOCUMENT = 2  # examples at most
 CONTEXT = 24  # tokens before an example
 PASSAGES = 3  # each of another document
 PASSAGE = 120  # tokens at most
@@ -23,14 +24,14 @@ def worst(
     kd: Sequence[Columns],
     sft: Sequence[Columns] | None,
     kl_n: np.ndarray,
-    hot_classes_n: np.ndarray,
+    causes_n: np.ndarray,
     *,
     text_of: TextOf,
 ) -> list[dict[str, object]]:
-    """Hot tokens with the largest KL, of each class in turn, what each model expected beside them.
+    """Hot tokens with the largest KL, each cause in turn, beside what each model expected.
 
-    hot_classes_n: a class's name, None where a token is not hot. Of several seeds the one is shown
-    that gives the label its median NLL.
+    causes_n: a cause's name, None where a token is not hot. Of several seeds the one is shown that
+    gives the label its median NLL.
     """
     first = kd[0]
     seed_n = _median_seed(kd)
@@ -42,22 +43,22 @@ def worst(
             "context": context(first, i, text_of),
             "gold": text_of(int(first["token"][i])),
             "forward_kl": float(kl_n[i]),
-            "class": str(hot_classes_n[i]),
+            "class": str(causes_n[i]),
             "teacher": likeliest(first, i, text_of, "teacher_"),
             "kd": likeliest(kd[seed_n[i]], i, text_of),
             "sft": likeliest(sft[sft_seed_n[i]], i, text_of) if sft else None,
         }
-        for i in choose_worst(first["document"], kl_n, hot_classes_n)
+        for i in choose_worst(first["document"], kl_n, causes_n)
     ]
 
 
-def choose_worst(document_n: np.ndarray, kl_n: np.ndarray, hot_classes_n: np.ndarray) -> list[int]:
-    """Places of at most WORST tokens, A_DOCUMENT of a document, the classes in turn by their KL."""
+def choose_worst(document_n: np.ndarray, kl_n: np.ndarray, causes_n: np.ndarray) -> list[int]:
+    """Places of at most WORST tokens, PER_DOCUMENT of one document, each cause in turn."""
     order = np.argsort(-kl_n, kind="stable")
-    total = lambda name: kl_n[hot_classes_n == name].sum()
+    total = lambda name: kl_n[causes_n == name].sum()
     queues = [
-        iter(order[hot_classes_n[order] == name].tolist())
-        for name in sorted(CLASSES, key=total, reverse=True)
+        iter(order[causes_n[order] == name].tolist())
+        for name in sorted(CAUSES, key=total, reverse=True)
     ]
     chosen: list[int] = []
     used: dict[int, int] = {}
@@ -65,7 +66,7 @@ def choose_worst(document_n: np.ndarray, kl_n: np.ndarray, hot_classes_n: np.nda
         queue = queues.pop(0)
         for i in queue:
             document = int(document_n[i])
-            if used.get(document, 0) < A_DOCUMENT:
+            if used.get(document, 0) < PER_DOCUMENT:
                 used[document] = used.get(document, 0) + 1
                 chosen.append(i)
                 queues.append(queue)
@@ -101,7 +102,7 @@ def passages(
     columns: Columns,
     kl_n: np.ndarray,
     nll_n: np.ndarray,
-    hot_classes_n: np.ndarray,
+    causes_n: np.ndarray,
     *,
     text_of: TextOf,
     document_labels: Sequence[str] | None,
@@ -117,7 +118,7 @@ def passages(
                 "forward_kl": float(kl_n[i]),
                 "nll": float(nll_n[i]),
                 "teacher_nll": float(columns["teacher_nll"][i]),
-                "class": hot_classes_n[i] if hot_classes_n[i] is None else str(hot_classes_n[i]),
+                "class": causes_n[i] if causes_n[i] is None else str(causes_n[i]),
             }
             for i in range(start, end)
         ]

@@ -1,45 +1,46 @@
 """What can be changed about a run, as overrides of its config that this version understands."""
 
 import math
+import shlex
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from distill_jax.config import as_flags
 from distill_jax.losses.divergences import DIVERGENCES
 
-Changes = dict[str, Any]  # config key -> new value
+Overrides = dict[str, Any]  # config key -> new value
 
 
-class Run(NamedTuple):
-    """What is known of the run that the facts are of.
+class AdviceInputs(NamedTuple):
+    """What advice may depend on beside the report.
 
-    facts                           of its report that are known, by the names of FACTS
-    config                          every key of configs/base.py, flat, with its resolved value
-    steps, flops_per_step           of the distilled arm; the FLOPs None where not counted
-    targets                         which part of the teacher it learned from: hidden, top_k, ...
-    cache_dtype                     of its teacher cache; None without one
-    teacher_blocks, teacher_neurons what pruning can keep at most; None: not known
+    config                           every key of configs/base.py, flat, with its resolved value
+    steps, flops_per_step            of the distilled arm; the FLOPs None where not counted
+    targets                          what it learned of the teacher: hidden, top_k, sampled, ...
+    cache_dtype                      of its teacher cache; None without one
+    teacher_blocks, teacher_neurons  what pruning can keep at most; None: not known
+    values                           of the report, by the names of TRIGGERS: filled in by advise()
     """
 
-    facts: Mapping[str, float]
     config: Mapping[str, Any]
     steps: int
     flops_per_step: float | None
-    targets: str
-    cache_dtype: str | None
-    teacher_blocks: int | None
-    teacher_neurons: int | None
+    targets: str = "hidden"
+    cache_dtype: str | None = None
+    teacher_blocks: int | None = None
+    teacher_neurons: int | None = None
+    values: Mapping[str, float] = {}
 
 
-def flags(changes: Changes) -> str:
-    """Changes as they stand on the command line."""
-    text = lambda value: f"{value:g}" if isinstance(value, float) else str(value)
-    return " ".join(f"--config.{key}={text(value)}" for key, value in changes.items())
+def flags(overrides: Overrides, config: Mapping[str, Any]) -> str:
+    """Overrides as they are pasted into the command line."""
+    return shlex.join(as_flags(overrides, config))
 
 
-def instead(term: str) -> Callable[[Run], Changes]:
+def instead(term: str) -> Callable[[AdviceInputs], Overrides]:
     """Another divergence in place of all that the run used, on the teacher's whole distribution."""
 
-    def changes(run: Run) -> Changes:
+    def overrides(run: AdviceInputs) -> Overrides:
         if run.config[f"terms.{term}.weight"] > 0:
             return {}
         others = {}
@@ -49,42 +50,42 @@ def instead(term: str) -> Callable[[Run], Changes]:
                 others[f"terms.{name}.schedule"] = "constant"
         return others | {f"terms.{term}.weight": 1.0} | whole_distribution(run)
 
-    return changes
+    return overrides
 
 
-def whole_distribution(run: Run) -> Changes:
+def whole_distribution(run: AdviceInputs) -> Overrides:
     """Live hidden states in place of a part of the distribution."""
     return {} if run.targets == "hidden" else {"teacher.targets": "hidden", "teacher.cache": ""}
 
 
-def labels(weight: float) -> Callable[[Run], Changes]:
+def labels(weight: float) -> Callable[[AdviceInputs], Overrides]:
     """At least that much cross-entropy on the labels."""
     key = "terms.cross_entropy.weight"
     return lambda run: {key: weight} if run.config[key] < weight else {}
 
 
-def labels_at_the_end(run: Run) -> Changes:
+def labels_at_the_end(run: AdviceInputs) -> Overrides:
     """From the divergences at the first step to the labels at the last."""
     active = [n for n in DIVERGENCES if run.config[f"terms.{n}.weight"] > 0]
     fading = {f"terms.{name}.schedule": "linear:0" for name in active}
     return fading | {"terms.cross_entropy.schedule": "linear:1"}
 
 
-def soft_targets_only(run: Run) -> Changes:
+def soft_targets_only(run: AdviceInputs) -> Overrides:
     """No cross-entropy on the labels beside a divergence."""
     if run.config["terms.cross_entropy.weight"] == 0:
         return {}
     return {"terms.cross_entropy.weight": 0.0, "terms.cross_entropy.schedule": "constant"}
 
 
-def softer(run: Run) -> Changes:
+def softer(run: AdviceInputs) -> Overrides:
     """Both sides of the divergence at temperature 2, which weighs unlikely tokens more."""
     if run.config["terms.forward_kl.weight"] == 0:
         return {}
     return {"terms.forward_kl.temperature": 2.0} | whole_distribution(run)
 
 
-def larger(run: Run) -> Changes:
+def larger(run: AdviceInputs) -> Overrides:
     """A third more of what pruning keeps, at most all of it."""
     if run.config["student.init"] != "prune":
         return {}
@@ -97,26 +98,26 @@ def larger(run: Run) -> Changes:
     }
 
 
-def growth(run: Run, changes: Changes) -> float:
+def growth(run: AdviceInputs, overrides: Overrides) -> float:
     """An upper bound: as if all FLOPs, the teacher's and the head's too, were the grown parts'."""
-    return math.prod(value / run.config[key] for key, value in changes.items())
+    return math.prod(value / run.config[key] for key, value in overrides.items())
 
 
-def best_checkpoint(run: Run) -> Changes:
+def best_checkpoint(run: AdviceInputs) -> Overrides:
     """The checkpoint of the lowest NLL; a study keeps none, but can stop as early."""
     if run.config["job"] != "study":
         return {"job": "export", "export.checkpoint": "best"}
-    step = round(run.facts.get("best_step", 0.0))
+    step = round(run.values.get("best_step", 0.0))
     return {"steps": step} if step else {}
 
 
-def more_seeds(run: Run) -> Changes:
+def more_seeds(run: AdviceInputs) -> Overrides:
     """As many seeds as the verdict asks for."""
-    missing = math.ceil(run.facts.get("seeds_missing", 0.0))
+    missing = math.ceil(run.values.get("seeds_missing", 0.0))
     return {"study.seeds": run.config["study.seeds"] + missing}
 
 
-def finer_cache(run: Run) -> Changes:
+def finer_cache(run: AdviceInputs) -> Overrides:
     """The teacher itself, or bfloat16 where a study makes the cache."""
     if run.cache_dtype != "int8":
         return {}

@@ -1,52 +1,57 @@
-"""What per-token records say of a student beside its baseline: calibration, and the diagnosis."""
+"""The parts of report.json that per-token records of a student and its baseline give."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from distill_jax.diagnosis.examples import TextOf
 from distill_jax.diagnosis.where import diagnose
 from distill_jax.evals.aggregates import aggregate
 from distill_jax.evals.calibration import reliability
-from distill_jax.evals.records_file import Records
-
-TEACHER = "teacher"
+from distill_jax.evals.records import Records
 
 
-def findings(
+class Summary(NamedTuple):
+    """Two parts of report.json by their names there; diagnose is None without a teacher."""
+
+    calibration: dict[str, Any]
+    diagnose: dict[str, Any] | None
+
+
+def summarise(
     student: Sequence[Records],
     baseline: Sequence[Records],
     *,
     names: tuple[str, str],
-    text_of: Callable[[int], str],
+    text_of: TextOf,
     document_labels: Sequence[str],
     kl_own: float | None,
     kl_data: float | None,
-) -> dict[str, Any]:
-    """The parts `calibration` and `diagnose` of report.json; the latter None without a teacher.
+) -> Summary:
+    """Calibration of all models, and the diagnosis of the student.
 
-    student, baseline: one Records a seed, the baseline's may be none. names: theirs on the page.
+    student, baseline: records, one per seed; the baseline may have none. names: theirs on the page.
     For the others see diagnose().
     """
-    told = None
-    if student and "forward_kl" in student[0].columns:
-        told = diagnose(
-            student,
-            baseline or None,
-            text_of=text_of,
-            document_labels=document_labels,
-            kl_own=kl_own,
-            kl_data=kl_data,
-        )
     models = zip(names, (student, baseline), strict=True)
-    rows = [_calibrated(name, records, "") for name, records in models if records]
-    if told is not None:
-        # The teacher is the same in every record.
-        rows.insert(0, _calibrated(TEACHER, student[:1], "teacher_"))
-    return {"calibration": {"models": rows}, "diagnose": told}
+    rows = [_calibration(name, records, "") for name, records in models if records]
+    if not (student and "forward_kl" in student[0].columns):
+        return Summary({"models": rows}, None)
+    # The teacher is the same in every record.
+    rows.insert(0, _calibration("teacher", student[:1], "teacher_"))
+    found = diagnose(
+        student,
+        baseline or None,
+        text_of=text_of,
+        document_labels=document_labels,
+        kl_own=kl_own,
+        kl_data=kl_data,
+    )
+    return Summary({"models": rows}, found)
 
 
-def _calibrated(model: str, records: Sequence[Records], prefix: str) -> dict[str, Any]:
+def _calibration(model: str, records: Sequence[Records], prefix: str) -> dict[str, Any]:
     """Means over seeds of the scores; the bins have the tokens of all seeds together."""
     columns = [r.columns for r in records]
     joined = lambda name: np.concatenate([c[name] for c in columns])

@@ -1,6 +1,6 @@
-"""The numbers of a report that options are triggered by, each with where it comes from.
+"""The numbers of a report that advice is triggered by, each with where it comes from.
 
-One function and one line in FACTS each. A fact whose parts a report lacks is absent.
+One function and one line in TRIGGERS each. Where a report lacks what it takes, a value is absent.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,28 +9,23 @@ from typing import Any, NamedTuple
 Report = Mapping[str, Any]
 
 
-class Fact(NamedTuple):
+class Trigger(NamedTuple):
     """A number of a report: in words, with its unit, and how it is read (report, student's arm)."""
 
     what: str
-    of: Callable[[Report, str], float | None]
+    value_of: Callable[[Report, str], float | None]
 
 
-def facts_of(report: Report, *, student: str = "kd") -> dict[str, float]:
-    """Every fact that a report.json holds about an arm, by its name in FACTS."""
-    values = {name: fact.of(report, student) for name, fact in FACTS.items()}
+def trigger_values(report: Report, *, student: str = "kd") -> dict[str, float]:
+    """Every number of TRIGGERS that a report.json holds about an arm, by its name there."""
+    values = {name: trigger.value_of(report, student) for name, trigger in TRIGGERS.items()}
     return {name: float(value) for name, value in values.items() if value is not None}
 
 
-def _at(tree: Any, *keys: str | int) -> Any:
+def _at(tree: Any, *keys: str) -> Any:
     """What stands at a path; None where a step of it is missing."""
     for key in keys:
-        if isinstance(tree, Mapping):
-            tree = tree.get(key)
-        elif isinstance(tree, Sequence) and isinstance(key, int) and key < len(tree):
-            tree = tree[key]
-        else:
-            return None
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
     return tree
 
 
@@ -51,10 +46,6 @@ def _difference(a: float | None, b: float | None) -> float | None:
 def _metric(report: Report, model: str, name: str) -> float | None:
     value = _number(_at(report, "metrics", model, name))
     return _number(_at(_row(report.get("arms"), "arm", model), name)) if value is None else value
-
-
-def _effect(comparison: str) -> Callable[[Report, str], float | None]:
-    return lambda report, student: _at(report, "verdict", comparison, "effect")
 
 
 def _seeds_missing(report: Report, student: str) -> float | None:
@@ -78,7 +69,7 @@ def _teacher_gap(report: Report, student: str) -> float | None:
     return _difference(_metric(report, student, "nll"), _number(teacher))
 
 
-def _class_share(name: str) -> Callable[[Report, str], float | None]:
+def _cause_share(name: str) -> Callable[[Report, str], float | None]:
     def of(report: Report, student: str) -> float | None:
         rows = _at(report, "diagnose", "classes") or ()
         total = sum(row["share_of_kl"] or 0.0 for row in rows)
@@ -97,20 +88,25 @@ def _rare(report: Report, student: str) -> float | None:
     return rarest["share_of_kl"] / rarest["share_of_tokens"]
 
 
-def _overconfidence(report: Report, model: str) -> float | None:
+def _above_teacher(value_of: Callable[[Report], float | None]) -> Callable[..., float | None]:
+    """A number of the student's row of the calibration less that of the teacher's."""
+
+    def of(report: Report, student: str) -> float | None:
+        rows = _at(report, "calibration", "models")
+        values = [value_of(_row(rows, "model", name) or {}) for name in (student, "teacher")]
+        return _difference(*values)
+
+    return of
+
+
+def _overconfidence(model: Report) -> float | None:
     """Mean confidence minus accuracy of the reliability bins."""
-    bins = _at(_row(_at(report, "calibration", "models"), "model", model), "bins") or ()
-    bins = [b for b in bins if b["count"]]
-    count = sum(b["count"] for b in bins)
+    bins = [b for b in model.get("bins") or () if b["count"]]
     excess = sum(b["count"] * (b["confidence"] - b["accuracy"]) for b in bins)
-    return excess / count if count else None
+    return excess / sum(b["count"] for b in bins) if bins else None
 
 
-def _ece(report: Report, model: str) -> float | None:
-    return _at(_row(_at(report, "calibration", "models"), "model", model), "ece")
-
-
-def _exposure(report: Report, student: str) -> float | None:
+def _own_text(report: Report, student: str) -> float | None:
     row = _row(_at(report, "behaviour", "models"), "model", student)
     gap, data = _number(_at(row, "exposure_gap")), _number(_at(row, "kl_data"))
     return gap / data if gap is not None and data else None
@@ -148,57 +144,54 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-FACTS: dict[str, Fact] = {
-    "effect_equal_steps": Fact(
-        "verdict.equal_steps.effect: mean NLL minus the baseline's, nats a token",
-        _effect("equal_steps"),
+TRIGGERS: dict[str, Trigger] = {
+    "effect_equal_flops": Trigger(
+        "verdict.equal_flops.effect: mean NLL minus the baseline's, nats per token",
+        lambda report, student: _at(report, "verdict", "equal_flops", "effect"),
     ),
-    "effect_equal_flops": Fact("verdict.equal_flops.effect, the same", _effect("equal_flops")),
-    "seeds_missing": Fact(
+    "seeds_missing": Trigger(
         "verdict.*.seeds_needed minus seeds, where the label is INCONCLUSIVE; the larger of both",
         _seeds_missing,
     ),
-    "harmed_slices": Fact("how many slices of slices.rows are harmed", _harmed),
-    "forward_kl": Fact(
-        "metrics.<arm>.forward_kl or arms[].forward_kl, nats a token",
+    "harmed_slices": Trigger("how many slices of slices.rows are harmed", _harmed),
+    "forward_kl": Trigger(
+        "metrics.<arm>.forward_kl or arms[].forward_kl, nats per token",
         lambda report, student: _metric(report, student, "forward_kl"),
     ),
-    "teacher_gap": Fact("the arm's nll minus teacher.nll, nats a token", _teacher_gap),
-    "entropy_gap": Fact(
+    "teacher_gap": Trigger("the arm's nll minus teacher.nll, nats per token", _teacher_gap),
+    "entropy_gap": Trigger(
         "metrics.<arm>.entropy_gap: mean entropy minus the teacher's, nats",
         lambda report, student: _metric(report, student, "entropy_gap"),
     ),
     **{
-        f"share_{name}": Fact(
-            "share of that class in the KL of the hot spots, diagnose.classes", _class_share(name)
+        f"share_{name}": Trigger(
+            "share of that cause in the KL of the hot tokens, diagnose.classes", _cause_share(name)
         )
         for name in ("teacher_wrong", "distillation_made", "capacity", "student_wrong", "tail")
     },
-    "rare_kl_ratio": Fact(
+    "rare_kl_ratio": Trigger(
         "share_of_kl / share_of_tokens of the rarest decile, diagnose.slices", _rare
     ),
-    "overconfidence": Fact(
+    "overconfidence": Trigger(
         "mean confidence minus accuracy, less the teacher's, calibration.models[].bins",
-        lambda report, student: _difference(
-            _overconfidence(report, student), _overconfidence(report, "teacher")
-        ),
+        _above_teacher(_overconfidence),
     ),
-    "ece_excess": Fact(
+    "ece_excess": Trigger(
         "expected calibration error minus the teacher's, calibration.models[].ece",
-        lambda report, student: _difference(_ece(report, student), _ece(report, "teacher")),
+        _above_teacher(lambda model: model.get("ece")),
     ),
-    "exposure_share": Fact(
+    "exposure_share": Trigger(
         "exposure_gap / kl_data of the arm, behaviour.models[]: how much larger the KL on its own"
         " text is",
-        _exposure,
+        _own_text,
     ),
-    "late_fall": Fact(
+    "late_fall": Trigger(
         "fall of the held-out NLL over about the last quarter of the steps, curves, mean over"
         " seeds, nats",
         _late_fall,
     ),
-    "late_rise": Fact(
+    "late_rise": Trigger(
         "last held-out NLL minus the lowest, curves, mean over seeds, nats", _late_rise
     ),
-    "best_step": Fact("step of the lowest held-out NLL, curves, mean over seeds", _best_step),
+    "best_step": Trigger("step of the lowest held-out NLL, curves, mean over seeds", _best_step),
 }

@@ -4,27 +4,25 @@ Pure NumPy on per-token records (evals/records.py). The result is the part `diag
 report.json: numbers are finite, and None where there is nothing to divide by.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from distill_jax.diagnosis.causes import (
-    CLASSES,
+    CAUSES,
     Evidence,
     classify,
-    exposure,
-    gather_evidence,
+    evidence_of,
     hot_mask,
-    told_apart,
+    own_text_drift,
+    possible_causes,
 )
-from distill_jax.diagnosis.examples import passages, worst
+from distill_jax.diagnosis.examples import TextOf, passages, worst
 from distill_jax.evals.records import Records
 from distill_jax.types import UserError
 
 VOCABULARY = 20  # labels listed
 MINIMUM_COUNT = 5  # occurrences of a label before it is listed: fewer are single examples
-
-TextOf = Callable[[int], str]
 
 
 def diagnose(
@@ -38,65 +36,64 @@ def diagnose(
 ) -> dict[str, object]:
     """The part `diagnose` of report.json.
 
-    kd               records of the distilled student, one a seed; one of any other student, too.
-    sft              records of plain fine-tuning on the same tokens, one a seed; None: without it
-                     `capacity` and `distillation_made` are one class, `student_wrong`.
+    kd               records of the distilled (or any) student, one per seed.
+    sft              records of plain fine-tuning on the same tokens, one per seed; without it
+                     `capacity` and `distillation_made` are one cause, `student_wrong`.
     text_of          token id -> its text.
     document_labels  domain of each held-out document, by its index.
-    kl_own, kl_data  KL a token to the teacher on the student's own and on the data's continuations
-                     of the same prompts, nats; None: not measured, and no word on exposure.
+    kl_own, kl_data  KL to the teacher on the student's own and on the data's continuations of the
+                     same prompts, nats per token; None: not measured, `exposure` is null.
 
-    KL and NLL are means over seeds; classes are of those means and of majorities (hot_spots.py).
+    KL and NLL are means over seeds; causes follow from them and from majorities (causes.py).
     Raises UserError where there is no teacher, no token, or the records are of different tokens.
     """
     kd_columns = [_in_order(records.columns) for records in kd]
     sft_columns = [_in_order(records.columns) for records in sft] if sft else None
     _check(kd_columns, sft_columns or [])
     first = kd_columns[0]
-    evidence = gather_evidence(kd_columns, sft_columns)
+    evidence = evidence_of(kd_columns, sft_columns)
     kl_n = evidence.forward_kl_n
-    hot_n, class_n = hot_mask(kl_n), classify(evidence)
-    names_n = np.array(list(CLASSES))[class_n]
-    hot_classes = np.where(hot_n, names_n, None)
+    hot_n = hot_mask(kl_n)
+    causes_n = np.where(hot_n, np.array(list(CAUSES))[classify(evidence)], None)
     return {
         "tokens": len(kl_n),
         "half_of_kl_share": float(hot_n.mean()) if hot_n.any() else None,
-        "classes": class_rows(evidence, hot_classes),
-        "slices": slice_rows(first, kd[0].names, kl_n),
+        "classes": cause_rows(evidence, causes_n),
+        "slices": kl_by_slice(first, kd[0].names, kl_n),
         "vocabulary": vocabulary_rows(first["token"], kl_n, text_of),
         "positions": position_rows(first["position"], kl_n),
-        "worst": worst(kd_columns, sft_columns, kl_n, hot_classes, text_of=text_of),
+        "worst": worst(kd_columns, sft_columns, kl_n, causes_n, text_of=text_of),
         "passages": passages(
             first,
             kl_n,
             evidence.nll_n,
-            hot_classes,
+            causes_n,
             text_of=text_of,
             document_labels=document_labels,
         ),
-        "exposure": exposure(kl_own, kl_data),
+        "exposure": own_text_drift(kl_own, kl_data),
     }
 
 
-def class_rows(evidence: Evidence, hot_classes_n: np.ndarray) -> list[dict[str, object]]:
-    """The classes of the hot tokens, with shares of all tokens and of all KL."""
+def cause_rows(evidence: Evidence, causes_n: np.ndarray) -> list[dict[str, object]]:
+    """The causes of the hot tokens, with shares of all tokens and of all KL."""
     kl_n = evidence.forward_kl_n
     rows = []
-    for name in told_apart(evidence):
-        here = hot_classes_n == name
+    for name in possible_causes(evidence):
+        here = causes_n == name
         rows.append(
             {
                 "class": name,
-                "what": CLASSES[name].what,
+                "what": CAUSES[name].what,
                 "tokens": int(here.sum()),
                 "share_of_tokens": float(here.mean()),
-                "share_of_kl": share(kl_n[here].sum(), kl_n.sum()),
+                "share_of_kl": fraction(kl_n[here].sum(), kl_n.sum()),
             }
         )
     return rows
 
 
-def slice_rows(
+def kl_by_slice(
     columns: dict[str, np.ndarray], names: dict[str, tuple[str, ...]], kl_n: np.ndarray
 ) -> list[dict[str, object]]:
     """Every slice with a token, in the order of its codes; the slices of one kind share all KL."""
@@ -111,7 +108,7 @@ def slice_rows(
                 {
                     "slice": f"{kind}:{values[code]}",
                     "share_of_tokens": float(here.mean()),
-                    "share_of_kl": share(kl_n[here].sum(), kl_n.sum()),
+                    "share_of_kl": fraction(kl_n[here].sum(), kl_n.sum()),
                     "mean_kl": float(kl_n[here].mean()),
                 }
             )
@@ -131,7 +128,7 @@ def vocabulary_rows(
             "text": text_of(int(ids[i])),
             "count": int(count[i]),
             "mean_kl": float(total[i] / count[i]),
-            "share_of_kl": share(total[i], kl_n.sum()),
+            "share_of_kl": fraction(total[i], kl_n.sum()),
         }
         for i in order[:VOCABULARY]
     ]
@@ -151,7 +148,7 @@ def position_rows(position_n: np.ndarray, kl_n: np.ndarray) -> list[dict[str, ob
     ]
 
 
-def share(part: float, whole: float) -> float | None:
+def fraction(part: float, whole: float) -> float | None:
     """A part of the whole; None of nothing."""
     return float(part / whole) if whole > 0 else None
 

@@ -13,7 +13,7 @@ from distill_jax.evals.calibration import brier, confident_and_wrong, ece, right
 from distill_jax.evals.likelihood import perplexity
 from distill_jax.evals.records_file import Records
 from distill_jax.evals.slices import slice_masks
-from distill_jax.losses.reduce import finish
+from distill_jax.losses.tokens import finish
 from distill_jax.types import Mean
 
 TEACHER = "teacher_"

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 
 from distill_jax.evals.metrics import token_metrics
-from distill_jax.losses.reduce import finish, merge, weighted_mean
+from distill_jax.losses.tokens import finish, merge, weighted_mean
 from distill_jax.models.binding import Model
 from distill_jax.objective import Teach
 from distill_jax.types import Array, Batch, Mean, Params, UserError

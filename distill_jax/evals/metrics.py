@@ -11,9 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from distill_jax.losses import teachers
-from distill_jax.losses.blocks import block_length, cut, join
 from distill_jax.losses.divergences import divergence, log_probabilities
+from distill_jax.losses.targets import take_apart, whole_logits
+from distill_jax.losses.tokens import block_length, cut, join
 from distill_jax.losses.vocabulary import head_logits
 from distill_jax.types import Array, Mixture, Projected, Unembed
 
@@ -80,12 +80,12 @@ def token_metrics(
 
     kind, teacher_tokens, heads = None, (), ()
     if targets is not None:
-        kind, teacher_tokens, heads = teachers.take_apart(targets, 2**31 - 1)
+        kind, teacher_tokens, heads = take_apart(targets, 2**31 - 1)
 
     def measure(inputs):
         hidden, tokens, labels = inputs
         logits = head_logits(hidden, unembed)
-        teacher = kind and teachers.whole_logits(kind, heads, tokens, hidden.dtype)
+        teacher = kind and whole_logits(kind, heads, tokens, hidden.dtype)
         block = _block(labels, logits, teacher)
         return {
             name: metric.function(block)

@@ -16,9 +16,9 @@ from jax.lax import optimization_barrier
 
 from distill_jax.data.pack import Rows, places
 from distill_jax.evals.records_file import Records as Records
-from distill_jax.losses import teachers
-from distill_jax.losses.blocks import block_length, cut, join
 from distill_jax.losses.divergences import DIVERGENCES
+from distill_jax.losses.targets import take_apart, whole_logits
+from distill_jax.losses.tokens import block_length, cut, join
 from distill_jax.losses.vocabulary import head_logits, log_of, softmax
 from distill_jax.models.binding import Model
 from distill_jax.objective import Teach
@@ -92,7 +92,7 @@ def make_record_step(student: Model, teach: Teach | None, *, block_tokens: int) 
         if teach is not None:
             # Whole distributions are compared, so nothing is drawn.
             targets = teach(teacher_params, batch, jax.random.key(0))
-            kind, teacher_tokens, heads = teachers.take_apart(targets, 2**31 - 1)
+            kind, teacher_tokens, heads = take_apart(targets, 2**31 - 1)
 
         def measure(inputs):
             hidden_xD, tokens, labels_x = inputs
@@ -100,7 +100,7 @@ def make_record_step(student: Model, teach: Teach | None, *, block_tokens: int) 
             values = _alone(own)
             if kind is None:
                 return values
-            other = _side(teachers.whole_logits(kind, heads, tokens, hidden_xD.dtype), labels_x)
+            other = _side(whole_logits(kind, heads, tokens, hidden_xD.dtype), labels_x)
             values |= {TEACHER + name: value for name, value in _alone(other).items()}
             pair = _pair(own, other)
             return values | {name: function(pair) for name, function in AGAINST.items()}

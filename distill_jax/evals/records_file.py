@@ -13,7 +13,6 @@ Columns, one entry a counted token, ordered by document and position:
 """
 
 import json
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
+from distill_jax.files import written_whole
 from distill_jax.types import UserError
 
 NAMES = b"slice_names"
@@ -37,9 +37,8 @@ def write_records(path: Path, records: Records) -> None:
     """Writes the file as a whole or not at all; every number is kept bit by bit."""
     arrays = {name: _to_arrow(column) for name, column in records.columns.items()}
     table = pa.table(arrays).replace_schema_metadata({NAMES: json.dumps(records.names)})
-    part = path.with_name(f".{path.name}.part")
-    parquet.write_table(table, part, compression="zstd")
-    os.replace(part, path)
+    with written_whole(path) as part:
+        parquet.write_table(table, part, compression="zstd")
 
 
 def read_records(path: Path) -> Records:

@@ -1,13 +1,15 @@
-"""What a model costs to serve: size, latency to the first token, tokens a second, money.
+"""What a model costs to serve: size, latency to the first token, tokens per second, money.
 
 Several models are timed in one run, turn by turn in a shuffled order, so that a machine that slows
-down slows all of them; ratios are medians over turns, not quotients of medians. Shapes: types.py.
+down slows all of them; ratios are medians over turns, not quotients of medians.
+
+Shapes: types.py; R counts turns and M what a turn measures: the milliseconds to the first token,
+then tokens per second at each batch size.
 """
 
 import random
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,24 +20,60 @@ from distill_jax.losses.vocabulary import head_logits
 from distill_jax.models.binding import Model
 from distill_jax.types import Array, Params, UserError
 
-FIRST_TOKEN = "first_token_ms"
+
+class Cost(NamedTuple):
+    """Of serving one model, or of two models the ratios. Speeds are of all rows together.
+
+    parameters, bytes        numbers in the model, and what they take as they are held
+    first_token_ms           from the prompt of one row to its first token
+    tokens_per_s             greedy, by batch size
+    cost_per_million_tokens  at the largest batch size, in the currency of the price; None without
+    """
+
+    parameters: float
+    bytes: float
+    first_token_ms: float
+    tokens_per_s: Mapping[int, float]
+    cost_per_million_tokens: float | None
+
+    def json(self) -> dict[str, float | None]:
+        """As a row of the part `cost` of report.json."""
+        speeds = {f"decode_tokens_per_s_{size}": x for size, x in self.tokens_per_s.items()}
+        return {
+            "parameters": self.parameters,
+            "bytes": self.bytes,
+            "first_token_ms": self.first_token_ms,
+            **speeds,
+            "cost_per_million_tokens": self.cost_per_million_tokens,
+        }
 
 
-class Programs(NamedTuple):
+class Serving(NamedTuple):
+    """Every model's cost by its name; the student's divided by the teacher's where both are."""
+
+    models: Mapping[str, Cost]
+    ratio: Cost | None
+    price_per_hour: float | None
+
+    def json(self) -> dict[str, Any]:
+        """The part `cost` of report.json."""
+        return {
+            "models": [{"model": name} | cost.json() for name, cost in self.models.items()],
+            "ratio": self.ratio and self.ratio.json(),
+            "price_per_hour": self.price_per_hour,
+        }
+
+
+class ServingPrograms(NamedTuple):
     """prefill(params, prompts_BT) -> (token_B, cache); decode(params, token_B, cache) -> new_BT."""
 
     prefill: Callable[[Params, Array], tuple[Array, Any]]
     decode: Callable[[Params, Array, Any], Array]
 
 
-def speed_key(batch_size: int) -> str:
-    """The name of tokens a second, all rows together, at a batch size."""
-    return f"decode_tokens_per_s_{batch_size}"
-
-
-def make_programs(
+def serving_programs(
     model: Model, *, prompt_tokens: int, new_tokens: int, cache_dtype: str
-) -> Programs:
+) -> ServingPrograms:
     """Greedy generation in two halves that can be timed apart. Nothing stops early.
 
     prefill reads the prompt and gives the first new token; decode gives the new_tokens after it.
@@ -66,13 +104,7 @@ def make_programs(
         new_BT = jnp.zeros((rows, new_tokens), jnp.int32)
         return jax.lax.fori_loop(0, new_tokens, one, (token_B, cache, new_BT))[-1]
 
-    return Programs(prefill, decode)
-
-
-def measure_serving(model: Model, params: Params, **options: Any) -> dict[str, float]:
-    """One model's row of compare_serving, whose options it takes, without a price."""
-    (row,) = compare_serving({"model": (model, params)}, **options)["models"]
-    return {key: row[key] for key in row if key not in ("model", "cost_per_million_tokens")}
+    return ServingPrograms(prefill, decode)
 
 
 def compare_serving(
@@ -88,71 +120,49 @@ def compare_serving(
     cache_dtype: str = "float32",
     seed: int = 0,
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, Any]:
-    """The part `cost` of report.json: every model, and `student` divided by `teacher`.
+) -> Serving:
+    """Times every model, and divides `student` by `teacher` where both are given.
 
-    price_per_hour: of the machine that this runs on; without it no cost is given. The cost of a
-    million tokens is at the largest batch size. Without both of the two models there is no ratio
-    (None). Times are medians over `repeats`, their ratios over turns, in which both ran one after
-    the other; compilation is over before the first. Raises UserError where prompt and new tokens do
-    not fit a model's positions.
+    price_per_hour: of the machine that this runs on. Times are medians over `repeats`, their ratios
+    medians of the ratios of a turn, in which both ran one after the other; compilation is over
+    before the first. Raises UserError where prompt and new tokens do not fit a model's positions.
     """
     turns = _turns(
-        models,
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
-        batch_sizes=batch_sizes,
-        repeats=repeats,
-        cache_dtype=cache_dtype,
-        seed=seed,
-        clock=clock,
+        models, prompt_tokens, new_tokens, batch_sizes, repeats, cache_dtype, seed, clock
     )
-    fastest = speed_key(max(batch_sizes))
+    fastest = max(batch_sizes)
+
+    def cost(numbers: float, size: float, values_RM: np.ndarray) -> Cost:
+        first, *rates = np.median(values_RM, axis=0).tolist()
+        return Cost(numbers, size, first, dict(zip(batch_sizes, rates, strict=True)), None)
+
     rows = {}
     for name, (_, params) in models.items():
-        row = sizes(params) | _medians(turns[name])
-        rows[name] = row | {"cost_per_million_tokens": _cost(price_per_hour, row[fastest])}
+        row = cost(*sizes(params), turns[name])
+        tokens_per_hour = 3600 * row.tokens_per_s[fastest]
+        price = None if price_per_hour is None else price_per_hour / tokens_per_hour * 1e6
+        rows[name] = row._replace(cost_per_million_tokens=price)
     ratio = None
     if teacher in models and student in models:
         big, small = rows[teacher], rows[student]
-        ratio = {key: small[key] / big[key] for key in sizes(models[teacher][1])}
-        for key in turns[teacher]:
-            pairs = zip(turns[student][key], turns[teacher][key], strict=True)
-            ratio[key] = statistics.median(a / b for a, b in pairs)
-        # At one price an hour, what a token costs is as its time is.
-        ratio["cost_per_million_tokens"] = None if price_per_hour is None else 1 / ratio[fastest]
-    return {
-        "models": [{"model": name} | row for name, row in rows.items()],
-        "ratio": ratio,
-        "price_per_hour": price_per_hour,
-    }
+        turn_by_turn = turns[student] / turns[teacher]
+        ratio = cost(small.parameters / big.parameters, small.bytes / big.bytes, turn_by_turn)
+        if price_per_hour is not None:
+            # At one price per hour, what a token costs is as its time is.
+            ratio = ratio._replace(cost_per_million_tokens=1 / ratio.tokens_per_s[fastest])
+    return Serving(rows, ratio, price_per_hour)
 
 
-def sizes(params: Params) -> dict[str, int]:
+def sizes(params: Params) -> tuple[int, int]:
     """Numbers in a parameter tree, and the bytes they take as they are held."""
     leaves = jax.tree.leaves(params)
-    return {
-        "parameters": sum(leaf.size for leaf in leaves),
-        "bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in leaves),
-    }
-
-
-def _cost(price_per_hour: float | None, tokens_per_s: float) -> float | None:
-    return None if price_per_hour is None else price_per_hour / (tokens_per_s * 3600) * 1e6
+    return sum(x.size for x in leaves), sum(x.size * x.dtype.itemsize for x in leaves)
 
 
 def _turns(
-    models: dict[str, tuple[Model, Params]],
-    *,
-    prompt_tokens: int,
-    new_tokens: int,
-    batch_sizes: Sequence[int],
-    repeats: int,
-    cache_dtype: str,
-    seed: int,
-    clock: Callable[[], float],
-) -> dict[str, dict[str, list[float]]]:
-    """model -> measure -> its value in each turn."""
+    models, prompt_tokens, new_tokens, batch_sizes, repeats, cache_dtype, seed, clock
+) -> dict[str, np.ndarray]:
+    """The values_RM of each model."""
     if min(prompt_tokens, new_tokens, repeats, *batch_sizes) < 1:
         raise UserError(
             f"serving is measured with {prompt_tokens} prompt tokens, {new_tokens} new tokens,"
@@ -166,34 +176,32 @@ def _turns(
                 f"serving is measured with {prompt_tokens} + {new_tokens} tokens and {name} has"
                 f" {room} positions: use fewer prompt tokens or new tokens"
             )
-        programs[name] = make_programs(
+        programs[name] = serving_programs(
             model, prompt_tokens=prompt_tokens, new_tokens=new_tokens, cache_dtype=cache_dtype
         )
     vocab = min(model.config.vocab for model, _ in models.values())
     shape = (max(batch_sizes), prompt_tokens)
     prompts_BT = np.random.default_rng(seed).integers(0, vocab, shape, np.int32)
     order, shuffle = list(models), random.Random(seed).shuffle
-    turns: dict[str, dict[str, list[float]]] = {name: {} for name in models}
-    for repeat in range(repeats + 1):
+    turns: dict[str, list[list[float]]] = {name: [] for name in models}
+    for _ in range(repeats + 1):
         shuffle(order)
         for name in order:
-            values = _once(
-                programs[name], models[name][1], prompts_BT, new_tokens, batch_sizes, clock
+            params = models[name][1]
+            turns[name].append(
+                _turn(programs[name], params, prompts_BT, new_tokens, batch_sizes, clock)
             )
-            if repeat:  # the first turn compiles
-                for key, value in values.items():
-                    turns[name].setdefault(key, []).append(value)
-    return turns
+    # The first turn compiles.
+    return {name: np.array(values[1:]) for name, values in turns.items()}
 
 
-def _once(programs, params, prompts_BT, new_tokens, batch_sizes, clock) -> dict[str, float]:
-    seconds = _timed(clock, programs.prefill, params, prompts_BT[:1])
-    values = {FIRST_TOKEN: 1000 * seconds}
+def _turn(programs, params, prompts_BT, new_tokens, batch_sizes, clock) -> list[float]:
+    values = [1000 * _timed(clock, programs.prefill, params, prompts_BT[:1])]
     for size in batch_sizes:
         token_B, cache = programs.prefill(params, prompts_BT[:size])
         jax.block_until_ready((token_B, cache))
         seconds = _timed(clock, programs.decode, params, token_B, cache)
-        values[speed_key(size)] = size * new_tokens / seconds
+        values.append(size * new_tokens / seconds)
     return values
 
 
@@ -201,7 +209,3 @@ def _timed(clock, run, *arguments) -> float:
     began = clock()
     jax.block_until_ready(run(*arguments))
     return clock() - began
-
-
-def _medians(turns: dict[str, list[float]]) -> dict[str, float]:
-    return {key: statistics.median(values) for key, values in turns.items()}

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from distill_jax.losses.reduce import finish
+from distill_jax.losses.tokens import finish
 from distill_jax.types import Mean
 
 Ids = Sequence[int]

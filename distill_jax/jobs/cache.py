@@ -90,31 +90,31 @@ def fill_cache(
 ) -> None:
     """Stores what the teacher gives for the pieces of some rows, and reads it once again."""
     kind = c.teacher.targets
-    run = CacheRun(c, directory, mesh, teacher, rows, _compute(c, teacher, mesh))
+    temperatures = teachers.temperatures_of(terms_of(c))
+    compute = _compute(c, teacher, temperatures, mesh)
+    run = CacheRun(c, directory, mesh, teacher, rows, compute)
     hashes = data.cache_hashes(teacher, teacher.tokenizer)
-    manifest = Manifest(kind, _form(c, teacher), c.data.seq_len, hashes)
+    manifest = Manifest(kind, _form(c, teacher, temperatures), c.data.seq_len, hashes)
     _write(run, manifest)
     _report(run)
 
 
-def _form(c: ConfigDict, teacher: Loaded) -> dict[str, Any]:
+def _form(c: ConfigDict, teacher: Loaded, temperatures: tuple[float, ...]) -> dict[str, Any]:
     """The sizes of what is stored, and how the teacher's hidden states become logits."""
     unembed = jax.eval_shape(teacher.model.unembed, teacher.model.abstract())
     width, vocab = unembed.weight_DV.shape
     head = teacher.model.config
-    temperatures = list(teachers.temperatures_of(terms_of(c)))
     k = min(c.teacher.k, vocab) if c.teacher.targets == "top_k" else c.teacher.draws
     sizes = {"width": width, "vocab": vocab, "k": k, "draws": c.teacher.draws}
     fixed = {"softcap": head.final_softcap, "scale": head.logit_scale}
-    return {"dtype": c.cache.dtype, "temperatures": temperatures, **sizes, **fixed}
+    return {"dtype": c.cache.dtype, "temperatures": list(temperatures), **sizes, **fixed}
 
 
-def _compute(c: ConfigDict, teacher: Loaded, mesh: Mesh):
+def _compute(c: ConfigDict, teacher: Loaded, temperatures: tuple[float, ...], mesh: Mesh):
     """The jitted function from a batch to the signals of a kind."""
     teach, kind = live_teacher(teacher.model), c.teacher.targets
     if kind != "hidden":
-        part = teachers.part_of(c, teachers.temperatures_of(terms_of(c)), batch_ways(mesh))
-        teach = partly(teach, part)
+        teach = partly(teach, teachers.part_of(c, temperatures, batch_ways(mesh)))
     key = jax.random.fold_in(jax.random.key(c.seed), STREAM)
 
     def compute(params, batch):
@@ -122,9 +122,9 @@ def _compute(c: ConfigDict, teacher: Loaded, mesh: Mesh):
         if kind == "hidden":
             return {"hidden": targets.hidden_BTD}
         if kind == "sampled":
-            counts = jax.numpy.round(targets.probability_BTK * c.teacher.draws)
-            return {"ids": targets.ids_BTK, "counts": counts.astype("int32")}
-        return {"ids": targets.ids_BTK, "logits": targets.logits_BTK, "rest": targets.rest_BTN}
+            counts = jax.numpy.round(targets.probability_BTE * c.teacher.draws)
+            return {"ids": targets.ids_BTE, "counts": counts.astype("int32")}
+        return {"ids": targets.ids_BTE, "logits": targets.logits_BTE, "rest": targets.rest_BTM}
 
     return jax.jit(compute, out_shardings=batch_sharding(mesh))
 

@@ -8,25 +8,25 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from distill_jax import workdir
-from distill_jax.config import flatten
-from distill_jax.diagnosis.advice import options
-from distill_jax.diagnosis.summary import findings
-from distill_jax.diagnosis.triggers import facts_of
+from distill_jax.config import flatten, load_base
+from distill_jax.diagnosis.advice import advise
+from distill_jax.diagnosis.summary import summarise
+from distill_jax.diagnosis.triggers import trigger_values
 from distill_jax.evals.aggregates import aggregate
 from distill_jax.evals.continuations import behaviour_section
 from distill_jax.evals.records_file import write_records
 from distill_jax.jobs.study_report import TOKENS
 from distill_jax.progress import say
 from distill_jax.report.page import page
-from distill_jax.report.run import report_json
+from distill_jax.report.run import report_json, study_command
 from distill_jax.report.tables import ModelRow, text_table
 from distill_jax.setup import data, teachers
 from distill_jax.setup.evaluator import (
     Evaluator,
+    advice_inputs,
     evaluator_of,
     measure_texts,
     measure_tokens,
-    run_facts,
     text_of,
 )
 from distill_jax.setup.inputs import Inputs
@@ -122,9 +122,14 @@ def _report(c, directory, evaluator: Evaluator, models, records, written) -> dic
         {"eval": evaluator.held_out},
     )
     diff = (directory / workdir.CONFIG_DIFF).read_text()
-    report = report_json(rows, evaluation, [], flatten(c), facts, config_diff=diff)
+    # A study needs text to train on, which this job does not.
+    command = study_command(flatten(c), flatten(load_base()), str(directory))
+    report = report_json(
+        rows, evaluation, [], flatten(c), facts, config_diff=diff,
+        study_command=command if c.data.source else None,
+    )  # fmt: skip
     baseline = [records["baseline"]] if "baseline" in records else []
-    report |= findings(
+    report |= summarise(
         [records["student"]],
         baseline,
         names=("student", "baseline"),
@@ -132,17 +137,13 @@ def _report(c, directory, evaluator: Evaluator, models, records, written) -> dic
         document_labels=evaluator.labels,
         kl_own=written["student"].get("kl_own"),
         kl_data=written["student"].get("kl_data"),
-    )
+    )._asdict()
     if evaluator.prompts is not None:
         report["behaviour"] = behaviour_section(
             written, prompts=len(evaluator.prompts.prompts), new_tokens=c.study.new_tokens
         )
-    report["options"] = options(
-        facts_of(report, student="student"),
-        config=flatten(c),
-        steps=c.steps,
-        flops_per_step=None,
-        **run_facts(c, evaluator),
+    report["options"] = advise(
+        trigger_values(report, student="student"), advice_inputs(c, evaluator, c.steps, None)
     )
     report["table"] = text_table(rows)
     return report

@@ -8,7 +8,7 @@ from distill_jax import checkpoint, workdir
 from distill_jax.config import choose
 from distill_jax.export import export_student
 from distill_jax.progress import say
-from distill_jax.setup.loss import terms_of
+from distill_jax.setup.loss import make_recipe
 from distill_jax.setup.models import (
     load_model,
     load_only_model,
@@ -36,7 +36,7 @@ def export_job(c: ConfigDict, directory: Path) -> None:
         if step is None:
             raise UserError(f"{directory} has no checkpoint yet: train first")
         model = saved_model(c, directory)
-        abstract, _ = abstract_state(model, starter(c, terms_of(c)), mesh)
+        abstract, _ = abstract_state(model, starter(c, make_recipe(c)), mesh)
         params = checkpoint.restore(manager, abstract, step).params
         teacher = load_teacher(c, mesh) if not c.student.path else None
         read = load_model(c, c.student.path, c.student.dtype, mesh) if c.student.path else teacher

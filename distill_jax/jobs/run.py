@@ -17,7 +17,9 @@ from distill_jax.jobs.export import export_job
 from distill_jax.jobs.generate import generate_job
 from distill_jax.jobs.study import study_job
 from distill_jax.jobs.train import train_job
+from distill_jax.progress import say
 from distill_jax.setup.inputs import UNCOUNTED
+from distill_jax.setup.loss import fit_to_steps
 
 
 class Job(NamedTuple):
@@ -33,6 +35,9 @@ def run_job(c: ConfigDict, base: ConfigDict, directory: Path) -> None:
     Raises UserError for an unknown job, or a directory of another config or of a running job.
     """
     job = JOBS[choose("job", c.job, JOBS)]
+    c, adapted = fit_to_steps(c, base)
+    for line in adapted:
+        say(line)
     first = jax.process_index() == 0
     with workdir.locked(directory) if first else nullcontext():
         if first:

@@ -1,8 +1,8 @@
 """The job study: arms x seeds from one config, each measured alike, and one verdict over all."""
 
 import json
-import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
@@ -14,9 +14,11 @@ from distill_jax.data.cache import pieces_of
 from distill_jax.evals.aggregates import aggregate
 from distill_jax.evals.records_file import write_records
 from distill_jax.export import export_student
+from distill_jax.files import written_whole
 from distill_jax.jobs.cache import fill_cache
 from distill_jax.jobs.study_report import BEHAVIOUR, TOKENS, write_report
 from distill_jax.jobs.train import finish, read_inputs, start_of, train_student
+from distill_jax.losses.terms import Term
 from distill_jax.progress import say
 from distill_jax.setup import data
 from distill_jax.setup.arm_config import (
@@ -37,12 +39,21 @@ from distill_jax.setup.evaluator import (
     with_cache,
 )
 from distill_jax.setup.inputs import UNCOUNTED, Inputs, check, setting_of
+from distill_jax.setup.loss import make_recipe
+from distill_jax.setup.measures import measures_of
 from distill_jax.setup.models import count, load_model
 from distill_jax.setup.training import CompiledSteps
 from distill_jax.sharding import barrier
 from distill_jax.study.arms import Arm, arms_of
 from distill_jax.study.flops import steps_for, written
-from distill_jax.study.results import Key, PlannedArm, RunResult, StudyPlan, result_of
+from distill_jax.study.results import (
+    Key,
+    PlannedArm,
+    RunResult,
+    StudyPlan,
+    looks_with,
+    result_of,
+)
 from distill_jax.types import Batch, Forbidden, NumbersBrokeDown
 
 PLAN, RESULTS, RESULT = "study.json", "results.jsonl", "result.json"
@@ -54,13 +65,13 @@ def study_job(c: ConfigDict, directory: Path) -> None:
     Raises Forbidden where config.study.gate is set and the verdict forbids shipping.
     """
     check_study(c)
-    mesh = check(c)
+    recipe, mesh = check(c)
     ablations = {name: leaves(overrides) for name, overrides in c.study.ablations.items()}
     arms = arms_of(c.study.arms, ablations, flatten(c))
-    inputs = read_inputs(c, mesh)
+    inputs = read_inputs(c, recipe.terms, mesh)
     planned = _planned(c, arms, inputs)
     evaluator = evaluator_of(c, inputs)
-    plan = _plan(c, planned, evaluator)
+    plan = _plan(c, directory, planned, evaluator)
     if jax.process_index() == 0:
         workdir.write_json(directory / PLAN, plan.json())
     say(f"held-out text: {data.description(evaluator.held_out)}")
@@ -108,10 +119,11 @@ def _planned(c: ConfigDict, arms: list[Arm], inputs: Inputs) -> tuple[PlannedArm
     # An arm that spends another's operations comes after it here, whatever the order given.
     for arm in sorted(arms, key=lambda arm: arm.flops_of is not None):
         mine = arm_config(c, arm, c.seed)
-        check(mine)
+        recipe, _ = check(mine)
         shape = json.dumps({k: v for k, v in flatten(mine).items() if k not in ("steps", "seed")})
         if shape not in costs:
-            costs[shape] = step_flops(setting_of(mine, Path(), _arm_inputs(c, mine, inputs)))
+            read = _arm_inputs(c, mine, recipe.terms, inputs)
+            costs[shape] = step_flops(setting_of(mine, recipe, Path(), read))
         steps = mine.steps
         if arm.flops_of:
             steps = steps_for(planned[arm.flops_of].flops, costs[shape])
@@ -126,23 +138,36 @@ def _planned(c: ConfigDict, arms: list[Arm], inputs: Inputs) -> tuple[PlannedArm
 
 
 def _arm_inputs(
-    c: ConfigDict, mine: ConfigDict, inputs: Inputs, evaluator: Evaluator | None = None
+    c: ConfigDict,
+    mine: ConfigDict,
+    terms: tuple[Term, ...],
+    inputs: Inputs,
+    evaluator: Evaluator | None = None,
 ) -> Inputs:
     """What an arm reads: its own data and teachers where it changes them, else the study's."""
     if reads_its_own(c, mine):
-        return read_inputs(mine, inputs.mesh)
-    return arm_inputs(c, mine, inputs, evaluator and evaluator.teachers)
+        return read_inputs(mine, terms, inputs.mesh)
+    return arm_inputs(c, mine, terms, inputs, evaluator and evaluator.teachers)
 
 
-def _plan(c: ConfigDict, planned: tuple[PlannedArm, ...], evaluator: Evaluator) -> StudyPlan:
-    s = c.study
+def _plan(
+    c: ConfigDict, directory: Path, planned: tuple[PlannedArm, ...], evaluator: Evaluator
+) -> StudyPlan:
+    s, seeds = c.study, tuple(range(c.seed, c.seed + c.study.seeds))
+    measure, *secondary = measures_of(c)
+    path = directory / PLAN
+    known = json.loads(path.read_text()) if path.exists() else {}
+    earlier = tuple(tuple(look) for look in known.get("looks", ()))
     return StudyPlan(
         arms=planned,
-        seeds=tuple(range(c.seed, c.seed + s.seeds)),
+        seeds=seeds,
+        looks=looks_with(earlier, seeds, fixed=s.fixed_seeds),
+        fixed_seeds=s.fixed_seeds,
+        measure=measure,
+        secondary=tuple(secondary),
         margin=s.margin,
         slice_margin=s.slice_margin,
         confidence=s.confidence,
-        one_token_documents=s.one_token_documents,
         slices=evaluator.slices,
         prompts=len(evaluator.prompts.prompts) if evaluator.prompts else 0,
         new_tokens=s.new_tokens,
@@ -192,17 +217,13 @@ def _start(c: ConfigDict, directory: Path, inputs: Inputs, seed: int, longest: P
         return str(target)
     # Calibration text follows the last step of the longest arm, so that none trains on it.
     mine = arm_config(c, longest.arm._replace(overrides={}), seed, steps=longest.steps)
-    setting = setting_of(mine, directory, inputs)
+    setting = setting_of(mine, make_recipe(mine), directory, inputs)
     model, params = start_of(setting)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.part")
-    if jax.process_index() == 0 and part.exists():
-        shutil.rmtree(part)
-    export_student(
-        part, model.config, params, setting.tokenizer, setting.token_ids, dtype=c.student.dtype
-    )
-    if jax.process_index() == 0:
-        os.replace(part, target)
+    whole = written_whole(target) if jax.process_index() == 0 else nullcontext(target)
+    with whole as part:
+        ids, dtype = setting.token_ids, c.student.dtype
+        export_student(part, model.config, params, setting.tokenizer, ids, dtype=dtype)
     barrier(f"start of seed {seed}")
     return str(target)
 
@@ -225,8 +246,9 @@ def _run(
     place = str(where.relative_to(where.parents[2]))
     result = RunResult(p.arm.name, seed, p.steps, p.step_flops, place)
     if not (where / workdir.REPORT).exists():
-        read = _arm_inputs(c, mine, inputs, evaluator)
-        setting = setting_of(mine, where, read, evaluator.teachers)
+        recipe = make_recipe(mine)
+        read = _arm_inputs(c, mine, recipe.terms, inputs, evaluator)
+        setting = setting_of(mine, recipe, where, read, evaluator.teachers)
         try:
             model, params = train_student(setting, steps_by_shape)
         except NumbersBrokeDown as error:

@@ -1,7 +1,7 @@
 """The report of a study: read back from the arms' workdirs, judged, and written as two files."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +11,30 @@ from ml_collections import ConfigDict
 from distill_jax import workdir
 from distill_jax.config import flatten
 from distill_jax.evals.continuations import data_metrics
-from distill_jax.evals.records_file import read_records
+from distill_jax.evals.records_file import Records, read_records
 from distill_jax.evals.serving import compare_serving
 from distill_jax.progress import say
 from distill_jax.report.charts import svg_files
 from distill_jax.report.page import finite, page
+from distill_jax.report.scores import Examples, example_scores, token_scores
 from distill_jax.report.study import Study, study_report
 from distill_jax.report.tables import study_table
 from distill_jax.setup import teachers
 from distill_jax.setup.evaluator import (
     Evaluator,
     Written,
+    advice_inputs,
     measure_texts,
     read_written,
-    run_facts,
     text_of,
 )
 from distill_jax.setup.inputs import Inputs
+from distill_jax.setup.measures import COLUMNS
 from distill_jax.setup.models import count, load_model
 from distill_jax.setup.provenance import provenance
 from distill_jax.study.arms import TREATMENT
-from distill_jax.study.results import Key, RunResult, StudyPlan
+from distill_jax.study.comparisons import Measured, judge_study
+from distill_jax.study.results import Key, Measure, RunResult, StudyPlan
 
 TOKENS, BEHAVIOUR, SERVING = "tokens.parquet", "behaviour.json", "serving.json"
 SAMPLES = 3  # prompts whose continuations the page shows
@@ -57,7 +60,10 @@ def write_report(
     done = [key for key, result in results.items() if result.failed is None]
     where = {key: directory / result.workdir for key, result in results.items()}
     lines = {key: workdir.read_lines(where[key] / workdir.METRICS) for key in done}
-    first = evaluator.teachers.first
+    records = {key: read_records(where[key] / TOKENS) for key in done}
+    measured = _measured(plan, where, records, evaluator)
+    invalid = _mismatch(inputs) or _unmeasured(plan, measured)
+    first, kd = evaluator.teachers.first, plan.by_name.get(TREATMENT)
     versions = provenance(
         evaluator.mesh,
         inputs.tokenizer,
@@ -69,18 +75,18 @@ def write_report(
             Study(
                 plan=plan,
                 results=results,
-                records={key: read_records(where[key] / TOKENS) for key in done},
+                records=records,
+                verdicts=judge_study(plan, measured, invalid=invalid),
                 curves={key: [x for x in lines[key] if "eval/nll" in x] for key in done},
                 written={name: row for name, row in written.items() if row},
-                serving=_serving(c, directory, evaluator, where, done),
+                cost=_cost(c, directory, evaluator, where, done),
                 teacher_parameters=first and count(first.params),
-                invalid=_mismatch(inputs),
                 text_of=text_of(inputs.tokenizer),
                 document_labels=evaluator.labels,
                 config=flatten(c),
                 config_diff=(directory / workdir.CONFIG_DIFF).read_text(),
                 provenance=versions,
-                run=run_facts(c, evaluator),
+                advice=kd and advice_inputs(c, evaluator, kd.steps, kd.step_flops),
                 samples=_samples(directory, plan, where, done),
             )
         )
@@ -97,6 +103,44 @@ def write_report(
     say(table)
     say(f"\nreport: {directory / workdir.PAGE}")
     return ships
+
+
+def _measured(
+    plan: StudyPlan,
+    where: Mapping[Key, Path],
+    records: Mapping[Key, Records],
+    evaluator: Evaluator,
+) -> list[Measured]:
+    """The scores of every measure that has any, the registered one first."""
+    found = []
+    for measure in (plan.measure, *plan.secondary):
+        if measure.name in COLUMNS:
+            column = COLUMNS[measure.name]
+            scores = token_scores(measure, column, records, evaluator.groups) if records else None
+        else:
+            scores = example_scores(measure, _examples(measure, where, records))
+        if scores is not None and scores.scores.arms:
+            found.append(scores)
+    return found
+
+
+def _examples(
+    measure: Measure, where: Mapping[Key, Path], done: Iterable[Key]
+) -> dict[Key, Examples]:
+    """What the user's scorer said of each text, by run."""
+    found = {}
+    for key in done:
+        texts = read_written(where[key] / BEHAVIOUR).texts
+        names = tuple(str(i) for i in range(len(texts)))
+        prompts = tuple(text.prompt for text in texts)
+        found[key] = Examples(names, prompts, tuple(text.score for text in texts))
+    return found
+
+
+def _unmeasured(plan: StudyPlan, measured: Sequence[Measured]) -> str | None:
+    if measured and measured[0].measure.name == plan.measure.name:
+        return None
+    return f"no run has a value of {plan.measure.name}: see why the runs in results.jsonl failed"
 
 
 def _teacher_texts(c: ConfigDict, directory: Path, evaluator: Evaluator) -> Written:
@@ -138,7 +182,7 @@ def _data_measures(c: ConfigDict, evaluator: Evaluator) -> dict[str, float | Non
     return data_metrics(evaluator.prompts, c.study.new_tokens, evaluator.training)
 
 
-def _serving(
+def _cost(
     c: ConfigDict,
     directory: Path,
     evaluator: Evaluator,
@@ -166,7 +210,7 @@ def _serving(
         price_per_hour=price,
         cache_dtype=c.model.compute_dtype,
         seed=c.seed,
-    )
+    ).json()
     if jax.process_index() == 0:
         workdir.write_json(path, measured)
     return measured

@@ -8,17 +8,17 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from distill_jax import checkpoint, workdir
-from distill_jax.config import flatten
+from distill_jax.config import flatten, load_base
 from distill_jax.export import export_student
 from distill_jax.loop import train
+from distill_jax.losses.terms import Term
 from distill_jax.models.binding import Model
 from distill_jax.progress import say
 from distill_jax.report.page import page
-from distill_jax.report.run import report_json
+from distill_jax.report.run import report_json, study_command
 from distill_jax.report.tables import model_rows, samples_text, text_table
 from distill_jax.setup import data, samples, student, teachers
 from distill_jax.setup.inputs import Inputs, Setting, check, description, inputs_of, setting_of
-from distill_jax.setup.loss import terms_of
 from distill_jax.setup.models import count
 from distill_jax.setup.provenance import provenance
 from distill_jax.setup.training import (
@@ -42,18 +42,19 @@ def train_job(c: ConfigDict, directory: Path) -> None:
         say(f"{directory} is done (to train anew, give another --workdir)\n")
         say(json.loads((directory / workdir.REPORT).read_text())["table"])
         return
-    inputs = read_inputs(c, check(c))
-    setting = setting_of(c, directory, inputs)
+    recipe, mesh = check(c)
+    inputs = read_inputs(c, recipe.terms, mesh)
+    setting = setting_of(c, recipe, directory, inputs)
     say(description(setting))
     model, params = train_student(setting, {})
     for line in finish(setting, model, params):
         say(line)
 
 
-def read_inputs(c: ConfigDict, mesh: Mesh) -> Inputs:
+def read_inputs(c: ConfigDict, terms: tuple[Term, ...], mesh: Mesh) -> Inputs:
     """Reads the text and the teachers, and tokenizes."""
     documents, held_out = data.training_documents(c)
-    found = teachers.load_teachers(c, terms_of(c), mesh)
+    found = teachers.load_teachers(c, terms, mesh)
     for one in found.loaded:
         say(f"teacher: {count(one.params) / 1e6:.1f} M parameters, {one.path}")
     return inputs_of(c, mesh, found, documents, held_out)
@@ -68,7 +69,7 @@ def train_student(
     """
     c, directory = setting.config, setting.directory
     manager = open_checkpoints(c, directory)
-    begin = starter(c, setting.terms)
+    begin = starter(c, setting.recipe)
     if manager.latest_step() is None:
         model, params = start_of(setting)
         if jax.process_index() == 0:
@@ -149,7 +150,11 @@ def finish(setting: Setting, model: Model, params: Params) -> tuple[str, ...]:
     facts = json.loads((directory / workdir.PROVENANCE).read_text())
     last = {k: v for k, v in evaluations[-1].items() if k.startswith("eval/")}
     diff = (directory / workdir.CONFIG_DIFF).read_text()
-    report = report_json(rows, last, lines, flatten(c), facts, history=history, config_diff=diff)
+    command = study_command(flatten(c), flatten(load_base()), str(directory))
+    report = report_json(
+        rows, last, lines, flatten(c), facts, history=history, config_diff=diff,
+        study_command=command,
+    )  # fmt: skip
     workdir.write_text(directory / workdir.PAGE, page(report))
     workdir.write_json(directory / workdir.REPORT, report)
     where = f"\nstudent: {directory / workdir.STUDENT}\nreport:  {directory / workdir.PAGE}"

@@ -131,7 +131,7 @@ def adaptive_kl(log_q, log_p, *, mu):
 def taid(log_q, log_p, *, t):
     """KL(p_t || q), p_t = softmax((1-t) log q + t log p), p_t detached. TAID, 2501.16937, eq. (4).
 
-    t = 0 is 0 for every student and t = 1 forward_kl; losses/schedules.py moves it there from 0.4.
+    t = 0 is 0 for every student and t = 1 forward_kl; losses/terms.py moves it there from 0.4.
     t may be traced.
     """
     if not isinstance(t, jax.Array) and not 0 <= t <= 1:
@@ -211,8 +211,12 @@ def token_divergence(
 ) -> Array:
     """Divergence of each token, in nats, times temperature² (Hinton 2015, section 2).
 
-    The naive form, which holds the logits of both sides: for short inputs and as the reference
+    The plain form, which holds the logits of both sides: for short inputs and as the reference
     that losses/fused.py is tested against.
+
+    >>> student_2xV, teacher_2xV = jnp.zeros((2, 4)), jnp.array([[0.0, 0, 0, 0], [0, 0, 0, 9]])
+    >>> token_divergence("total_variation", student_2xV, teacher_2xV).round(2).tolist()
+    [0.0, 0.75]
     """
     log_q = log_probabilities(student_logits_xV, temperature)
     log_p = log_probabilities(teacher_logits_xV, temperature)
@@ -221,15 +225,15 @@ def token_divergence(
 
 def divergence(name: str, log_q_xV: Array, log_p_xV: Array, **parameters: float | Array) -> Array:
     """The divergence [x] of log-probabilities; parameters not given have their defaults."""
-    kind = DIVERGENCES[name]
-    parameters = dict(kind.parameters) | parameters
-    if kind.row is not None:
-        return kind.row(log_q_xV, log_p_xV, **parameters)
+    phi, row, defaults = DIVERGENCES[name]
+    parameters = {**defaults, **parameters}
+    if row is not None:
+        return row(log_q_xV, log_p_xV, **parameters)
     q_xV, p_xV = jnp.exp(log_q_xV), jnp.exp(log_p_xV)
-    return jnp.sum(kind.phi(log_q_xV, log_p_xV, q_xV, p_xV, **parameters), -1)
+    return jnp.sum(phi(log_q_xV, log_p_xV, q_xV, p_xV, **parameters), -1)
 
 
-def check(name: str, parameters: Mapping[str, float]) -> None:
+def check_parameters(name: str, parameters: Mapping[str, float]) -> None:
     """Raises UserError for parameters that mean nothing, without computing anything."""
     pair = jax.ShapeDtypeStruct((2,), jnp.float32)
     jax.eval_shape(lambda z: token_divergence(name, z, z, **parameters), pair)

@@ -1,10 +1,10 @@
 """Losses over a vocabulary projection that never hold [B, T, V] logits. Shapes: types.py.
 
-A block of tokens at a time, the student's and the teacher's final hidden states meet their heads,
-become probabilities, a loss, and at once the gradient with respect to the student's hidden states
-and head (losses/token_loss.py). The forward pass of the custom rule does all of it and keeps the
-gradients as residuals; the backward pass multiplies them by the scalar cotangent. Blocks cut the
-time axis, so that rows stay where they are.
+For one block of tokens after another, the final hidden states of student and teacher are multiplied
+with their heads and become probabilities, a loss (losses/token_loss.py), and at once the gradients
+of the student's hidden states and head. So the forward pass of the custom rule computes everything
+and keeps the gradients; the backward pass multiplies them by the scalar cotangent. Blocks cut the
+time axis, so that a row stays on its device.
 
 On a mesh every device runs the scan on its own rows and its own part of the vocabulary. Inside the
 loop only per-token sums cross devices; the gradient of the head is added up once, at the end.
@@ -18,12 +18,10 @@ import jax.numpy as jnp
 from jax.lax import optimization_barrier
 from jax.sharding import Mesh, PartitionSpec
 
-from distill_jax.losses import teachers
-from distill_jax.losses.blocks import block_length, cut, join
-from distill_jax.losses.divergences import DIVERGENCES
-from distill_jax.losses.reduce import weighted_mean
-from distill_jax.losses.terms import CROSS_ENTROPY, Term, needs_teacher
+from distill_jax.losses.targets import FixedTargets, distribution, prepare, take_apart
+from distill_jax.losses.terms import Term, needs_teacher
 from distill_jax.losses.token_loss import token_loss
+from distill_jax.losses.tokens import block_length, cut, join, weighted_mean
 from distill_jax.losses.vocabulary import capped, exclude_from, head_product, wide
 from distill_jax.types import Array, Mean, Targets, Unembed
 
@@ -31,13 +29,12 @@ ROWS, VOCABULARY = ("data", "fsdp"), "tensor"  # the mesh axes of either
 
 
 class _Static(NamedTuple):
-    """What is fixed when traced: everything but arrays."""
+    """What is fixed when traced beside the terms."""
 
-    terms: tuple[tuple[str, float, tuple[tuple[str, float | None], ...]], ...]
     block_tokens: int
     head: tuple[float | None, float]  # softcap and scale of the student's
     shared: int  # entries that take part
-    teacher: teachers.Kind | None
+    teacher: FixedTargets | None
     mesh: Mesh | None
 
 
@@ -50,7 +47,7 @@ class _Inputs(NamedTuple):
     teacher_heads: Any
     labels_BT: Array
     weight_BT: Array
-    scalars: list[list[Array]]  # of each term: its weight, and the parameters that are traced
+    terms: tuple[Term, ...]
 
 
 def linear_divergence(
@@ -75,41 +72,26 @@ def linear_divergence(
     block_tokens: tokens whose logits a device holds at a time. mesh: with axes data and fsdp over
     the rows and tensor over the vocabulary. Raises UserError for a divergence, temperature or
     mixture that the targets cannot serve.
+
+    >>> hidden_BTD, unembed = jnp.ones((1, 3, 8)), Unembed(jnp.zeros((8, 16)))
+    >>> labels_BT, weight_BT = jnp.zeros((1, 3), int), jnp.ones((1, 3))
+    >>> loss, means = linear_divergence(hidden_BTD, unembed, None, labels_BT, weight_BT,
+    ...     terms=(Term("cross_entropy", 1.0),), block_tokens=2)
+    >>> bool(jnp.isclose(loss, 3 * jnp.log(16)))
+    True
     """
     mesh = None if mesh is None or mesh.size == 1 else mesh
     head, vocab = (unembed.weight_DV, unembed.bias_V), unembed.weight_DV.shape[1]
-    kind, teacher_tokens, teacher_heads, shared = None, (), (), vocab
+    teacher, tokens, heads, shared = None, (), (), vocab
     if targets is not None:
-        kind, teacher_tokens, teacher_heads = teachers.take_apart(targets, vocab)
-        shared = kind.shared
+        teacher, tokens, heads = take_apart(targets, vocab)
+        shared = teacher.shared
     if not needs_teacher(terms):
-        kind, teacher_tokens, teacher_heads = None, (), ()
-    fixed, scalars = _split_terms(terms, wide(hidden_BTD.dtype))
-    static = _Static(fixed, block_tokens, unembed[2:], shared, kind, mesh)
-    frozen = jax.lax.stop_gradient((teacher_tokens, teacher_heads, labels_BT, weight_BT, scalars))
+        teacher, tokens, heads = None, (), ()
+    static = _Static(block_tokens, unembed[2:], shared, teacher, mesh)
+    terms = jax.tree.map(lambda x: jnp.asarray(x, wide(hidden_BTD.dtype)), terms)
+    frozen = jax.lax.stop_gradient((tokens, heads, labels_BT, weight_BT, terms))
     return _loss(static, _Inputs(hidden_BTD, head, *frozen))
-
-
-def _split_terms(terms, dtype):
-    """Names and plain numbers of the terms, and as arrays what a schedule may move."""
-    fixed, scalars = [], []
-    for term in terms:
-        defaults = {} if term.name == CROSS_ENTROPY else DIVERGENCES[term.name].parameters
-        parameters = dict(defaults) | dict(term.parameters)
-        traced = {k: v for k, v in parameters.items() if not isinstance(v, float | int)}
-        plain = tuple((k, None if k in traced else v) for k, v in parameters.items())
-        fixed.append((term.name, term.temperature, plain))
-        scalars.append([jnp.asarray(x, dtype) for x in (term.weight, *traced.values())])
-    return tuple(fixed), scalars
-
-
-def _join_terms(fixed, scalars) -> tuple[Term, ...]:
-    terms = []
-    for (name, temperature, plain), (weight, *traced) in zip(fixed, scalars, strict=True):
-        moved = iter(traced)
-        parameters = tuple((k, next(moved) if v is None else v) for k, v in plain)
-        terms.append(Term(name, weight, temperature, parameters))
-    return tuple(terms)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -234,22 +216,13 @@ def _block(static, inputs, block, *, with_gradient, trains_head):
     unembed = Unembed(*inputs.head, *static.head)
     raw = head_product(hidden, unembed)
     logits = exclude_from(capped(raw, unembed.softcap), static.shared, axis)
-    prepared = None
+    teacher_at = None
     if static.teacher is not None:
-        size = logits.shape[-1]
-        prepared = teachers.prepare(
-            static.teacher, inputs.teacher_heads, teacher_tokens, size, hidden.dtype, axis
-        )
-    terms = _join_terms(static.terms, inputs.scalars)
+        of_block = inputs.teacher_heads, teacher_tokens, logits.shape[-1], hidden.dtype
+        prepared = prepare(static.teacher, *of_block, axis)
+        teacher_at = partial(distribution, static.teacher, prepared, axis=axis)
     loss, metrics, gradient = token_loss(
-        logits,
-        static.teacher,
-        prepared,
-        labels,
-        weight,
-        terms,
-        axis=axis,
-        with_gradient=with_gradient,
+        logits, teacher_at, labels, weight, inputs.terms, axis=axis, with_gradient=with_gradient
     )
     metrics = {name: weighted_mean(value, weight) for name, value in metrics.items()}
     values = weighted_mean(loss, weight).total, metrics

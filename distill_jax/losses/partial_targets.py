@@ -1,6 +1,7 @@
-"""Partial teachers made of full ones: the likeliest entries, or draws. Shapes: types.py.
+"""Partial targets made of a full distribution: its likeliest entries, or draws. Shapes: types.py.
 
-Each function goes over a block of positions at a time, so that no [B, T, V] array exists.
+Here also: G groups of vocabulary entries, I entries of a group. Positions come block by block, so
+that no [B, T, V] array exists.
 """
 
 from collections.abc import Callable
@@ -8,8 +9,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from distill_jax.losses.blocks import block_length, cut, join
 from distill_jax.losses.sparse import POLICIES
+from distill_jax.losses.tokens import block_length, cut, join
 from distill_jax.losses.vocabulary import EMPTY, entry_places, head_logits
 from distill_jax.types import Array, Projected, Sampled, TopK, UserError
 
@@ -30,19 +31,19 @@ def top_k(
     return TopK(*_by_blocks(of, targets, None, block_tokens), temperatures, policy, vocab)
 
 
-def sampled(targets: Projected, uniform_BTN: Array, *, block_tokens: int) -> Sampled:
-    """counts / N of N draws from p: unbiased. Random-sampling KD, 2503.16870."""
+def sampled(targets: Projected, uniform_BTM: Array, *, block_tokens: int) -> Sampled:
+    """counts / M of M draws from p: unbiased. Random-sampling KD, 2503.16870."""
 
     def of(logits, uniform):
         ids, counts = distinct(draw(logits, uniform))
         return ids, counts / uniform.shape[-1]
 
-    arrays = _by_blocks(of, targets, uniform_BTN, block_tokens)
+    arrays = _by_blocks(of, targets, uniform_BTM, block_tokens)
     return Sampled(*arrays, targets.unembed.weight_DV.shape[1])
 
 
 def sampled_renormalised(
-    targets: Projected, uniform_BTN: Array, *, temperatures: tuple[float, ...], block_tokens: int
+    targets: Projected, uniform_BTM: Array, *, temperatures: tuple[float, ...], block_tokens: int
 ) -> TopK:
     """The drawn entries with p's own proportions, the rest 0. Gemma 3, 2503.19786, section 2.3."""
 
@@ -51,7 +52,7 @@ def sampled_renormalised(
         index = jnp.maximum(ids, 0)
         return ids, jnp.take_along_axis(logits, index, -1), _rest(logits, ids, temperatures)
 
-    arrays = _by_blocks(of, targets, uniform_BTN, block_tokens)
+    arrays = _by_blocks(of, targets, uniform_BTM, block_tokens)
     return TopK(*arrays, temperatures, "renormalise", targets.unembed.weight_DV.shape[1])
 
 
@@ -70,38 +71,42 @@ def uniforms(key: Array, tokens_BT: Array, segment_BT: Array, draws: int) -> Arr
     return jax.vmap(lambda row_key: jax.random.uniform(row_key, (length, draws)))(keys_B)
 
 
-def draw(logits_xV: Array, uniform_xN: Array) -> Array:
-    """Ids [x, N] drawn from softmax(logits) by inverting its cumulative sum.
+def draw(logits_xV: Array, uniform_xM: Array) -> Array:
+    """Ids [x, M] drawn from softmax(logits) by inverting its cumulative sum.
 
     First the group of entries is found, then the entry in it: categorical draws of the whole
-    vocabulary would cost as much as the head itself, N times.
+    vocabulary would cost as much as the head itself, M times.
     """
     size = logits_xV.shape[-1]
     groups = -(-size // GROUP)
     weight = jnp.exp(logits_xV - jnp.max(logits_xV, -1, keepdims=True))
     pad = [(0, 0)] * (weight.ndim - 1) + [(0, groups * GROUP - size)]
-    weight_xGE = jnp.pad(weight, pad).reshape(*weight.shape[:-1], groups, GROUP)
-    ends_xG = jnp.cumsum(jnp.sum(weight_xGE, -1), -1)
-    place_xN = uniform_xN.astype(weight.dtype) * ends_xG[..., -1:]
-    group_xN = _first_above(ends_xG[..., None, :], place_xN)
+    weight_xGI = jnp.pad(weight, pad).reshape(*weight.shape[:-1], groups, GROUP)
+    ends_xG = jnp.cumsum(jnp.sum(weight_xGI, -1), -1)
+    place_xM = uniform_xM.astype(weight.dtype) * ends_xG[..., -1:]
+    group_xM = _first_above(ends_xG[..., None, :], place_xM)
     before_xG = jnp.pad(ends_xG, [(0, 0)] * (ends_xG.ndim - 1) + [(1, 0)])[..., :-1]
-    within_xN = place_xN - jnp.take_along_axis(before_xG, group_xN, -1)
-    inner_xNE = jnp.take_along_axis(weight_xGE, group_xN[..., None], -2)
-    sums_xNE = jnp.cumsum(inner_xNE, -1)
+    within_xM = place_xM - jnp.take_along_axis(before_xG, group_xM, -1)
+    inner_xMI = jnp.take_along_axis(weight_xGI, group_xM[..., None], -2)
+    sums_xMI = jnp.cumsum(inner_xMI, -1)
     # Rounding may leave a place beyond its group's own sum: the last entry with any weight.
-    within_xN = jnp.minimum(within_xN, sums_xNE[..., -1] * (1 - 1e-6))
-    return (group_xN * GROUP + _first_above(sums_xNE, within_xN)).astype(jnp.int32)
+    within_xM = jnp.minimum(within_xM, sums_xMI[..., -1] * (1 - 1e-6))
+    return (group_xM * GROUP + _first_above(sums_xMI, within_xM)).astype(jnp.int32)
 
 
-def _first_above(ends_xNG, place_xN):
+def _first_above(ends_xMG, place_xM):
     """The first index whose cumulative sum exceeds a place."""
-    count = jnp.sum(ends_xNG <= place_xN[..., None], -1)
-    return jnp.minimum(count, ends_xNG.shape[-1] - 1)
+    count = jnp.sum(ends_xMG <= place_xM[..., None], -1)
+    return jnp.minimum(count, ends_xMG.shape[-1] - 1)
 
 
-def distinct(ids_xN: Array) -> tuple[Array, Array]:
-    """Each id once with its count, EMPTY and 0 in the slots of its repetitions."""
-    ordered = jnp.sort(ids_xN, -1)
+def distinct(ids_xM: Array) -> tuple[Array, Array]:
+    """Each id once with its count, EMPTY and 0 in the slots of its repetitions.
+
+    >>> [x.tolist() for x in distinct(jnp.array([7, 3, 7]))]
+    [[3, 7, -1], [1, 2, 0]]
+    """
+    ordered = jnp.sort(ids_xM, -1)
     first = jnp.concatenate(
         [jnp.ones_like(ordered[..., :1], bool), ordered[..., 1:] != ordered[..., :-1]], -1
     )
@@ -110,7 +115,7 @@ def distinct(ids_xN: Array) -> tuple[Array, Array]:
 
 
 def _rest(logits, ids, temperatures):
-    """Logsumexp of the logits of all other entries at each temperature [x, N]."""
+    """Logsumexp of the logits of all other entries at each temperature [x, M]."""
     place = entry_places(ids, logits.shape[-1], None)
     others = logits.at[place].set(-jnp.inf, mode="drop")
     return jnp.stack([jax.nn.logsumexp(others / t, -1) for t in temperatures], -1)

@@ -1,10 +1,10 @@
 """Teachers of which only a few vocabulary entries are known, and their loss against a student.
 
-The student's arithmetic stays dense over V; the teacher's K entries and one more for the rest of
+The student's arithmetic stays dense over V; the teacher's E entries and one more for the rest of
 the vocabulary are its symbols, and no array [.., V] of the teacher is made. The gradient of a
 function of log q at the symbols, with g its derivative there and G the sum of g:
   dz = g_k - q_k G at an entry k,   q (g_rest / q_rest - G) everywhere else.
-What becomes of the mass outside the K entries is a policy, named by whoever asks (POLICIES).
+What becomes of the mass outside the E entries is a policy, named by whoever asks (POLICIES).
 """
 
 from collections.abc import Callable
@@ -31,17 +31,17 @@ INFINITE = 1e20  # FLOOR times any probability that a softmax gives is far beyon
 class Symbols(NamedTuple):
     """The teacher at its known entries, and at the rest of the vocabulary as one symbol.
 
-    log_p_xK at ids_xK (EMPTY: none); log_rest_x is None where the rest does not take part, and
+    log_p_xE at ids_xE (EMPTY: none); log_rest_x is None where the rest does not take part, and
     FLOOR where the teacher gives it no probability; `without` says so in words for an error.
     """
 
-    ids_xK: Array
-    log_p_xK: Array
+    ids_xE: Array
+    log_p_xE: Array
     log_rest_x: Array | None
     without: str = ""
 
 
-def top_k_symbols(ids, logits, rest_xN, temperatures, policy, temperature, shared) -> Symbols:
+def top_k_symbols(ids, logits, rest_xM, temperatures, policy, temperature, shared) -> Symbols:
     """Symbols of TopK targets at a temperature. Entries from `shared` on are left out.
 
     Raises UserError for an unknown policy, or a temperature at which the rest is not known: it
@@ -58,27 +58,27 @@ def top_k_symbols(ids, logits, rest_xN, temperatures, policy, temperature, share
                 f"the top-k targets were made for the temperatures {temperatures} and a term has"
                 f" {temperature}: make them anew for it, or use the policy renormalise"
             )
-        rest = rest_xN[..., temperatures.index(temperature)]
+        rest = rest_xM[..., temperatures.index(temperature)]
     log_p, log_rest = POLICIES[policy](scaled, rest)
     without = f"the policy {policy}" if policy == "renormalise" else ""
     return Symbols(jnp.where(kept, ids, EMPTY), jnp.maximum(log_p, FLOOR), log_rest, without)
 
 
-def _tail_bucket(scaled_xK, rest_x):
+def _tail_bucket(scaled_xE, rest_x):
     """One more symbol with all the mass outside: a lower bound of the full divergence."""
-    total = jnp.logaddexp(jax.nn.logsumexp(scaled_xK, -1), rest_x)
-    return scaled_xK - total[..., None], jnp.maximum(rest_x - total, FLOOR)
+    total = jnp.logaddexp(jax.nn.logsumexp(scaled_xE, -1), rest_x)
+    return scaled_xE - total[..., None], jnp.maximum(rest_x - total, FLOOR)
 
 
-def _truncate(scaled_xK, rest_x):
-    """The K summands of the full divergence alone; it may be negative."""
-    total = jnp.logaddexp(jax.nn.logsumexp(scaled_xK, -1), rest_x)
-    return scaled_xK - total[..., None], None
+def _truncate(scaled_xE, rest_x):
+    """The E summands of the full divergence alone; it may be negative."""
+    total = jnp.logaddexp(jax.nn.logsumexp(scaled_xE, -1), rest_x)
+    return scaled_xE - total[..., None], None
 
 
-def _renormalise(scaled_xK, rest_x):
-    """The teacher divided by its mass within K entries, and 0 elsewhere; the student whole."""
-    return jax.nn.log_softmax(scaled_xK, -1), jnp.full(scaled_xK.shape[:-1], FLOOR, scaled_xK.dtype)
+def _renormalise(scaled_xE, rest_x):
+    """The teacher divided by its mass within E entries, and 0 elsewhere; the student whole."""
+    return jax.nn.log_softmax(scaled_xE, -1), jnp.full(scaled_xE.shape[:-1], FLOOR, scaled_xE.dtype)
 
 
 def sampled_symbols(ids, probability, temperature, shared) -> Symbols:
@@ -96,7 +96,7 @@ def sampled_symbols(ids, probability, temperature, shared) -> Symbols:
     return Symbols(jnp.where(kept, ids, EMPTY), log_p, rest, "sampling")
 
 
-def check_terms(
+def check_partial_terms(
     terms: tuple[Term, ...], temperatures: tuple[float, ...], policy: str | None
 ) -> None:
     """Raises UserError for a term that partial targets cannot serve; policy None: sampled ones."""
@@ -125,9 +125,9 @@ def symbol_losses(
     """
     for term in terms:
         _refuse_infinite(term, symbols)
-    ids = symbols.ids_xK
+    ids = symbols.ids_xE
     log_q = log_at(q, ids, axis)
-    log_p, rest = symbols.log_p_xK, None
+    log_p, rest = symbols.log_p_xE, None
     place = entry_places(ids, q.prob_xV.shape[-1], axis)
     if symbols.log_rest_x is not None:
         outside = q.prob_xV.at[place].set(0.0, mode="drop")
@@ -156,7 +156,7 @@ def _known(term, symbols, log_q, log_p):
     """A term at the symbols; without the rest where that is added entry by entry."""
     if _apart(term, symbols):
         log_q, log_p = log_q[..., :-1], log_p[..., :-1]
-    return divergence(term.name, log_q, log_p, **dict(term.parameters))
+    return divergence(term.name, log_q, log_p, **term.arguments)
 
 
 def _in_logits(g, q, log_q, rest, place, known):
@@ -175,7 +175,7 @@ def _outside(term, weight, q, outside, axis, with_gradient):
     phi = DIVERGENCES[term.name].phi
 
     def absent(log_q, q):
-        return phi(log_q, jnp.full_like(q, FLOOR), q, jnp.zeros_like(q), **dict(term.parameters))
+        return phi(log_q, jnp.full_like(q, FLOOR), q, jnp.zeros_like(q), **term.arguments)
 
     value, pull = jax.vjp(absent, log_q, outside)
     total = summed(value, axis)[..., 0]
@@ -212,15 +212,11 @@ def _refuse_infinite(term: Term, symbols: Symbols) -> None:
 
 def _absent(term: Term, q: float) -> Array:
     """What two equal entries without and with teacher probability contribute by the former."""
-    kind = DIVERGENCES[term.name]
-    fixed = {
-        name: value if isinstance(value, float | int) else kind.parameters[name]
-        for name, value in term.parameters
-    }
-    if kind.row is None:
-        return kind.phi(jnp.log(q), jnp.float32(FLOOR), jnp.float32(q), jnp.float32(0), **fixed)
+    phi, row, _ = DIVERGENCES[term.name]
+    if row is None:
+        return phi(jnp.log(q), jnp.float32(FLOOR), jnp.float32(q), jnp.float32(0), **term.initial)
     log_q, log_p = jnp.log(jnp.array([q, 1 - q])), jnp.array([FLOOR, 0.0])
-    return kind.row(log_q, log_p, **fixed)
+    return row(log_q, log_p, **term.initial)
 
 
 POLICIES: dict[str, Callable] = {

@@ -1,25 +1,227 @@
-"""What the loss is a sum of."""
+"""What the loss is a sum of, and how it changes over a run.
 
+A Term is one summand. A Plan has the terms of every step: their weights follow the step by a
+schedule, which is a text: `constant`, `linear:END`, `cosine:END` (from the weight at the first step
+to END at the last) or `steps:100=0.5,200=0` (from that step on, counted from 0). A parameter in
+ADAPTIVE follows the loss by a state, which the training state carries and checkpoints save.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from distill_jax.types import Array
+import jax
+import jax.numpy as jnp
+
+from distill_jax.losses.divergences import DIVERGENCES
+from distill_jax.types import Array, Mean, UserError
 
 CROSS_ENTROPY = "cross_entropy"
+FIXED = {"static": True}  # part of the tree's structure: fixed when traced
+
+AdaptiveState = dict[str, Array]
+Weight = Callable[[Array], Array]  # step -> weight
 
 
-class Term(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Term:
     """One weighted summand of the loss: a key of DIVERGENCES, or cross_entropy on gold labels.
 
-    Weight and parameters may be traced scalars, where a schedule moves them. Parameters that are
-    not given have the defaults of DIVERGENCES.
+    A pytree whose data are `weight` and `moving`, the parameters that change over a run; all else
+    is fixed when traced. Parameters that are not given have the defaults of DIVERGENCES.
+
+    >>> Term("jsd", 0.5).arguments
+    {'beta': 0.5}
+    >>> jax.tree.leaves(Term("taid", 0.5, temperature=2.0, moving={"t": 0.7}))
+    [0.5, 0.7]
     """
 
-    name: str
+    name: str = field(metadata=FIXED)
     weight: float | Array
-    temperature: float = 1.0
-    parameters: tuple[tuple[str, float | Array], ...] = ()
+    temperature: float = field(default=1.0, metadata=FIXED)
+    parameters: tuple[tuple[str, float], ...] = field(default=(), metadata=FIXED)
+    moving: dict[str, float | Array] = field(default_factory=dict)
+
+    @property
+    def initial(self) -> dict[str, float]:
+        """Every parameter of the divergence by name, as a run begins with it."""
+        return {**DIVERGENCES[self.name].parameters, **dict(self.parameters)}
+
+    @property
+    def arguments(self) -> dict[str, float | Array]:
+        """Every parameter of the divergence by name, as it is now."""
+        return self.initial | self.moving
 
 
 def needs_teacher(terms: tuple[Term, ...]) -> bool:
     """Whether any term compares with a teacher."""
     return any(term.name != CROSS_ENTROPY for term in terms)
+
+
+class Plan(NamedTuple):
+    """The loss over a run, as pure functions of the step and of what was seen so far.
+
+    init() -> states by the name of their term
+    at(step, states) -> terms, their weights and moving parameters those of the step
+    follow(step, states, means of the step by name) -> states for the next step
+    """
+
+    init: Callable[[], dict[str, AdaptiveState]]
+    at: Callable[[Array, dict[str, AdaptiveState]], tuple[Term, ...]]
+    follow: Callable[
+        [Array, dict[str, AdaptiveState], Mapping[str, Mean]], dict[str, AdaptiveState]
+    ]
+
+
+def make_plan(
+    terms: tuple[Term, ...],
+    steps: int,
+    schedules: Mapping[str, str] | None = None,
+    options: Mapping[str, Mapping[str, float]] | None = None,
+) -> Plan:
+    """The plan of `terms` over `steps` updates.
+
+    schedules: a text by term name (absent: constant). options: by name of a term in ADAPTIVE
+    (absent: its defaults). Raises UserError for a text that is no schedule.
+
+    >>> plan = make_plan((Term("forward_kl", 1.0),), steps=3, schedules={"forward_kl": "linear:0"})
+    >>> [float(plan.at(step, plan.init())[0].weight) for step in range(3)]
+    [1.0, 0.5, 0.0]
+    """
+    schedules, options = schedules or {}, options or {}
+    weights = [
+        make_weight(t.name, schedules.get(t.name, "constant"), t.weight, steps) for t in terms
+    ]
+    adaptive = {t.name: (ADAPTIVE[t.name], t.initial) for t in terms if t.name in ADAPTIVE}
+
+    def moving(name, states):
+        if name not in adaptive:
+            return {}
+        parameter = ADAPTIVE[name].parameter
+        return {parameter: states[name][parameter]}
+
+    def at(step, states):
+        return tuple(
+            replace(term, weight=weight(step), moving=moving(term.name, states))
+            for term, weight in zip(terms, weights, strict=True)
+        )
+
+    def follow(step, states, means):
+        progress = (step + 1) / steps
+        return {
+            name: a.follow(
+                states[name], means[name], progress, initial, a.options | options.get(name, {})
+            )
+            for name, (a, initial) in adaptive.items()
+        }
+
+    return Plan(
+        lambda: {name: a.init(initial) for name, (a, initial) in adaptive.items()}, at, follow
+    )
+
+
+def make_weight(name: str, text: str, weight: float, steps: int) -> Weight:
+    """A schedule's weight as a function of the step. Raises UserError for any other text.
+
+    >>> weight = make_weight("jsd", "steps:100=0.5,200=0", 1.0, steps=300)
+    >>> [float(weight(step)) for step in (0, 100, 200)]
+    [1.0, 0.5, 0.0]
+    """
+    shape, _, rest = text.partition(":")
+    try:
+        return SHAPES[shape](weight, rest, steps)
+    except (KeyError, ValueError):
+        raise UserError(
+            f"config.terms.{name}.schedule is {text!r}: use constant, linear:0.1, cosine:0.1 or"
+            " steps:100=0.5,200=0"
+        ) from None
+
+
+def _constant(weight: float, rest: str, steps: int) -> Weight:
+    if rest:
+        raise ValueError
+    return lambda step: jnp.float32(weight)
+
+
+def _linear(weight: float, rest: str, steps: int) -> Weight:
+    end = _weight(rest)
+    return lambda step: weight + (end - weight) * _progress(step, steps)
+
+
+def _cosine(weight: float, rest: str, steps: int) -> Weight:
+    end = _weight(rest)
+    half = lambda step: (1 + jnp.cos(jnp.pi * _progress(step, steps))) / 2
+    return lambda step: end + (weight - end) * half(step)
+
+
+def _steps(weight: float, rest: str, steps: int) -> Weight:
+    pairs = sorted((int(a), _weight(b)) for a, b in (pair.split("=") for pair in rest.split(",")))
+
+    def at(step):
+        value = jnp.float32(weight)
+        for start, later in pairs:
+            value = jnp.where(step >= start, later, value)
+        return value
+
+    return at
+
+
+def _weight(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise ValueError
+    return value
+
+
+def _progress(step: Array, steps: int) -> Array:
+    return jnp.clip(step / max(1, steps - 1), 0.0, 1.0)
+
+
+class Adaptive(NamedTuple):
+    """A parameter that follows the mean of its own term. options: name -> default."""
+
+    parameter: str
+    options: dict[str, float]
+    init: Callable[[Mapping[str, float]], AdaptiveState]
+    follow: Callable[..., AdaptiveState]
+
+
+def _taid_init(parameters: Mapping[str, float]) -> AdaptiveState:
+    return {
+        "t": jnp.float32(parameters["t"]),
+        "momentum": jnp.float32(0.0),
+        "loss": jnp.float32(jnp.inf),
+    }
+
+
+def _taid_follow(state, mean, progress, parameters, options) -> AdaptiveState:
+    """t rises on a straight line from its start to 1, faster while the loss falls.
+
+    TAID, 2501.16937, algorithm 1. Nothing changes in a step without counted tokens; the first loss
+    is only kept, for the second to be compared with.
+    """
+    loss = mean.total / jnp.maximum(mean.count, 1e-9)
+    fall = (state["loss"] - loss) / (state["loss"] + 1e-15)
+    momentum = options["momentum"] * state["momentum"] + (1 - options["momentum"]) * fall
+    line = parameters["t"] + (1 - parameters["t"]) * progress
+    faster = state["t"] + options["rate"] * jax.nn.sigmoid(momentum) * (1 - state["t"])
+    t = jnp.minimum(1.0, jnp.maximum(line, faster))
+    first, seen = jnp.isinf(state["loss"]), mean.count > 0
+    after = {
+        "t": jnp.where(first, state["t"], t),
+        "momentum": jnp.where(first, state["momentum"], momentum),
+        "loss": loss,
+    }
+    return {name: jnp.where(seen, after[name], state[name]).astype("float32") for name in state}
+
+
+SHAPES: dict[str, Callable[[float, str, int], Weight]] = {
+    "constant": _constant,
+    "linear": _linear,
+    "cosine": _cosine,
+    "steps": _steps,
+}
+ADAPTIVE: dict[str, Adaptive] = {
+    "taid": Adaptive("t", {"momentum": 0.99, "rate": 5e-4}, _taid_init, _taid_follow),
+}

@@ -5,10 +5,11 @@ The gradient of any elementwise divergence sum_V phi(log q, log p, q, p) in the 
 A row divergence gives G by its own derivative in log q. Cross-entropy has dz = q - onehot.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
-from distill_jax.losses import teachers
 from distill_jax.losses.divergences import DIVERGENCES
 from distill_jax.losses.sparse import Symbols, symbol_losses
 from distill_jax.losses.terms import CROSS_ENTROPY, Term
@@ -26,8 +27,7 @@ from distill_jax.types import Array
 
 def token_loss(
     logits_xV: Array,
-    kind: teachers.Kind | None,
-    prepared,
+    teacher_at: Callable[[float], Distribution | Symbols] | None,
     labels_x: Array,
     weight_x: Array,
     terms: tuple[Term, ...],
@@ -37,7 +37,9 @@ def token_loss(
 ) -> tuple[Array, dict[str, Array], Array | None]:
     """The loss [x], each term's value [x] at temperature 1, and weight * dloss/dlogits [x, V].
 
-    Divergences come times temperature² in the loss. The value of cross_entropy is called nll.
+    teacher_at: the teacher's distribution of the same tokens at a temperature; None where no term
+    compares with a teacher. Divergences come times temperature² in the loss. The value of
+    cross_entropy is called nll. Without with_gradient the last is None.
     """
     at_one = softmax(logits_xV, 1.0, axis)
     nll = -log_at(at_one, labels_x[..., None], axis)[..., 0]
@@ -46,13 +48,13 @@ def token_loss(
     if any(term.name == CROSS_ENTROPY for term in terms) and with_gradient:
         gradient = on_labels * at_one.prob_xV
     divergences = [term for term in terms if term.name != CROSS_ENTROPY]
-    p_at_one = teachers.distribution(kind, prepared, 1.0, axis) if divergences else None
+    p_at_one = teacher_at(1.0) if divergences else None
     for temperature in sorted({term.temperature for term in divergences}):
         group = tuple(term for term in divergences if term.temperature == temperature)
         q, p = at_one, p_at_one
         if temperature != 1:
             q = softmax(logits_xV, temperature, axis)
-            p = teachers.distribution(kind, prepared, temperature, axis)
+            p = teacher_at(temperature)
         values, part = _group_loss(group, temperature, q, p, axis, with_gradient)
         gradient = _plus(gradient, part)
         for term, value in zip(group, values, strict=True):
@@ -100,7 +102,7 @@ def _elementwise(terms, weights, q: Distribution, p: Distribution, axis, with_gr
 
     def entries(log_q, q):
         return [
-            DIVERGENCES[term.name].phi(log_q, log_p, q, p.prob_xV, **dict(term.parameters))
+            DIVERGENCES[term.name].phi(log_q, log_p, q, p.prob_xV, **term.arguments)
             for term in terms
         ]
 
@@ -118,7 +120,7 @@ def _rows(terms, weights, q: Distribution, p: Distribution, axis, with_gradient)
     whole = lambda x: x if axis is None else jax.lax.all_gather(x, axis, axis=-1, tiled=True)
     log_p = whole(log_of(p))
     value = lambda log_q: [
-        DIVERGENCES[term.name].row(log_q, log_p, **dict(term.parameters)) for term in terms
+        DIVERGENCES[term.name].row(log_q, log_p, **term.arguments) for term in terms
     ]
     if not with_gradient:
         return value(whole(log_of(q))), None

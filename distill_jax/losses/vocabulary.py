@@ -29,13 +29,13 @@ def log_of(d: Distribution) -> Array:
     return jnp.maximum(d.scaled_xV - d.log_total_x1, FLOOR)
 
 
-def log_at(d: Distribution, ids_xK: Array, axis: str | None) -> Array:
-    """Log-probabilities [.., K] of a few entries; FLOOR for EMPTY."""
-    local = local_ids(ids_xK, d.scaled_xV.shape[-1], axis)
-    scaled_xK = jnp.take_along_axis(d.scaled_xV, local, -1, mode="fill", fill_value=FLOOR)
+def log_at(d: Distribution, ids_xE: Array, axis: str | None) -> Array:
+    """Log-probabilities [.., E] of a few entries; FLOOR for EMPTY."""
+    local = local_ids(ids_xE, d.scaled_xV.shape[-1], axis)
+    scaled_xE = jnp.take_along_axis(d.scaled_xV, local, -1, mode="fill", fill_value=FLOOR)
     if axis is not None:
-        scaled_xK = jax.lax.pmax(scaled_xK, axis)
-    return jnp.maximum(scaled_xK - d.log_total_x1, FLOOR)
+        scaled_xE = jax.lax.pmax(scaled_xE, axis)
+    return jnp.maximum(scaled_xE - d.log_total_x1, FLOOR)
 
 
 def head_logits(hidden_xD: Array, unembed: Unembed) -> Array:
@@ -62,38 +62,30 @@ def softmax(logits_xV: Array, temperature: float, axis: str | None) -> Distribut
     The barrier keeps the exponentials from being computed again wherever they are used.
     """
     z = logits_xV if temperature == 1 else logits_xV / temperature
-    top = largest(z, axis)
+    top = jnp.max(z, -1, keepdims=True)
+    # Finite even where every entry is excluded.
+    top = jnp.maximum(top if axis is None else jax.lax.pmax(top, axis), FLOOR)
     exp = optimization_barrier(jnp.exp(z - top))
     total = summed(exp, axis)
     return Distribution(z, top + jnp.log(total), exp * (1 / total))
 
 
-def largest(x_xV: Array, axis: str | None) -> Array:
-    """The maximum over the vocabulary [.., 1]; finite even where every entry is excluded."""
-    top = jnp.max(x_xV, -1, keepdims=True)
-    return jnp.maximum(top if axis is None else jax.lax.pmax(top, axis), FLOOR)
-
-
 def summed(x_xV: Array, axis: str | None) -> Array:
     """The sum over the vocabulary [.., 1]."""
-    return over_axis(jnp.sum(x_xV, -1, keepdims=True), axis)
+    total = jnp.sum(x_xV, -1, keepdims=True)
+    return total if axis is None else jax.lax.psum(total, axis)
 
 
-def over_axis(x: Array, axis: str | None) -> Array:
-    """The sum of the parts that the devices of an axis hold."""
-    return x if axis is None else jax.lax.psum(x, axis)
-
-
-def local_ids(ids_xK: Array, size: int, axis: str | None) -> Array:
+def local_ids(ids_xE: Array, size: int, axis: str | None) -> Array:
     """Ids within this device's part of the vocabulary; `size`, past the end, for all others."""
-    local = ids_xK - offset(size, axis)
-    return jnp.where((ids_xK >= 0) & (local >= 0) & (local < size), local, size)
+    local = ids_xE - offset(size, axis)
+    return jnp.where((ids_xE >= 0) & (local >= 0) & (local < size), local, size)
 
 
-def entry_places(ids_xK: Array, size: int, axis: str | None) -> tuple:
+def entry_places(ids_xE: Array, size: int, axis: str | None) -> tuple:
     """The index of a [.., V] array's entries `ids`; past the end for what is not there."""
-    lead = jnp.indices(ids_xK.shape, sparse=True)[:-1]
-    return (*lead, local_ids(ids_xK, size, axis))
+    lead = jnp.indices(ids_xE.shape, sparse=True)[:-1]
+    return (*lead, local_ids(ids_xE, size, axis))
 
 
 def offset(size: int, axis: str | None) -> Array | int:

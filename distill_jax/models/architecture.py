@@ -18,7 +18,7 @@ ACTIVATIONS = {
 class ModelConfig:
     """Everything that fixes the decoder's arithmetic; hashable.
 
-    family            key of families.FAMILIES, for reading and writing
+    family            key of families.FAMILIES: how it is read and written
     neurons           width of the feed-forward half (F)
     rope_local_theta  rotary base of local blocks; None: the same tables as the others
     sliding_window    positions a local block looks back, itself included

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from distill_jax.types import Array
 
-QUERIES = 128  # that look at their keys together; their scores are computed again for the gradient
+QUERY_BLOCK = 128  # queries attend together; their scores are computed again for the gradient
 
 
 def packed_mask(segment_BT: Array) -> Array:
@@ -56,9 +56,9 @@ def attention(
     packed = length == key_BSKH.shape[1]
     part = jax.checkpoint(_attend, static_argnums=(4, 5))
     mixed = []
-    for start in range(0, length, QUERIES):
-        rows = slice(start, start + QUERIES)
-        seen = slice(0, start + QUERIES) if packed else slice(None)
+    for start in range(0, length, QUERY_BLOCK):
+        rows = slice(start, start + QUERY_BLOCK)
+        seen = slice(0, start + QUERY_BLOCK) if packed else slice(None)
         mixed.append(
             part(
                 query_BKGTH[:, :, :, rows],

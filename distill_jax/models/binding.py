@@ -9,7 +9,7 @@ from flax import nnx
 
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.context import cache_context, local_flags, packed_context
-from distill_jax.models.transformer import Block, Ends
+from distill_jax.models.transformer import Block, EmbeddingAndHead
 from distill_jax.types import Hidden, UserError
 
 
@@ -61,7 +61,7 @@ def bind(config: ModelConfig, *, param_dtype, compute_dtype, remat: str) -> Mode
         raise UserError(f"remat policy '{remat}' is unknown: use one of {sorted(REMAT)}")
     param_dtype, compute_dtype = jnp.dtype(param_dtype), jnp.dtype(compute_dtype)
     make_block = lambda key: Block(config, param_dtype, key)
-    make_ends = lambda key: Ends(config, param_dtype, key)
+    make_ends = lambda key: EmbeddingAndHead(config, param_dtype, key)
     block = _merger(make_block)
     merge_ends = _merger(make_ends)
     ends = lambda params: merge_ends({k: v for k, v in params.items() if k != "blocks"})

@@ -93,8 +93,9 @@ def write_layer_types(config: ModelConfig) -> list[str]:
 
 
 def read_common(raw: dict, **own) -> ModelConfig:
-    """The config from the keys that all families share and the family's `own` fields."""
+    """The config from the keys that most families share; the family's `own` fields win."""
     refuse_unsupported(raw)
+    theta, scaling = read_rope(raw, layer_type="full_attention", theta=10_000.0)
     heads, width = required(raw, "num_attention_heads"), required(raw, "hidden_size")
     shared = {
         "vocab": required(raw, "vocab_size"),
@@ -107,8 +108,12 @@ def read_common(raw: dict, **own) -> ModelConfig:
         "max_positions": required(raw, "max_position_embeddings"),
         "norm_eps": float(required(raw, "rms_norm_eps")),
         "init_std": float(raw.get("initializer_range") or 0.02),
+        "rope_theta": theta,
+        "rope_scaling": scaling,
+        "activation": raw.get("hidden_act") or "silu",
+        "tied": bool(raw.get("tie_word_embeddings", False)),
     }
-    return ModelConfig(**shared, **own)
+    return ModelConfig(**{**shared, **own})
 
 
 def write_common(config: ModelConfig, *, architecture: str, **own) -> dict:

@@ -10,11 +10,11 @@ from distill_jax.models.families import FAMILIES
 from distill_jax.models.family import Family, Weight
 from distill_jax.models.huggingface import TOKEN_IDS
 from distill_jax.models.rope import RopeScaling, inverse_frequencies
-from distill_jax.models.weights import Checkpoint, assemble, check_names
+from distill_jax.models.weights import Checkpoint, check_names, stack_weights
 from distill_jax.types import UserError
 
 # Metadata keys, without the architecture's prefix, and their names in a config.json.
-METADATA = {
+METADATA_KEYS = {
     "block_count": "num_hidden_layers",
     "context_length": "max_position_embeddings",
     "embedding_length": "hidden_size",
@@ -22,7 +22,7 @@ METADATA = {
     "attention.head_count": "num_attention_heads",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
 }
-FREQUENCIES = "rope_freqs.weight"  # divisors of the rotary frequencies, [H/2]
+ROPE_DIVISORS = "rope_freqs.weight"  # divisors of the rotary frequencies, [H/2]
 TOKEN_KEYS = (
     "tokenizer.ggml.bos_token_id",
     "tokenizer.ggml.eos_token_id",
@@ -39,19 +39,19 @@ def read(path: Path, *, dtype) -> Checkpoint:
     reader = _open(path)
     metadata = _metadata(reader)
     architecture = metadata.get("general.architecture")
-    name, family = _family(architecture, path)
+    family = _family(architecture, path)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
-    config = family.from_hf(_config_json(metadata, tensors, name, family, path))
-    present = [tensor for tensor in tensors if tensor != FREQUENCIES]
+    config = family.from_hf(_config_json(metadata, tensors, family, path))
+    present = [tensor for tensor in tensors if tensor != ROPE_DIVISORS]
     check_names(config, present, _gguf_name, source=path)
 
     def fetch(parameter, tensor_name):
-        return family.gguf.restore(parameter, _values(tensors[tensor_name], path), config)
+        return family.gguf.hf_array(parameter, _values(tensors[tensor_name], path), config)
 
-    params = assemble(config, fetch, _gguf_name, dtype=dtype)
+    params = stack_weights(config, fetch, _gguf_name, dtype=dtype)
     ids = {ours: metadata.get(key) for ours, key in zip(TOKEN_IDS, TOKEN_KEYS, strict=True)}
     ids = {ours: value for ours, value in ids.items() if value is not None}
-    return Checkpoint(name, config, params, ids, path)
+    return Checkpoint(config, params, ids, path)
 
 
 def _open(path):
@@ -74,23 +74,23 @@ def _metadata(reader):
     }
 
 
-def _family(architecture, path) -> tuple[str, Family]:
-    for name, family in FAMILIES.items():
-        if family.gguf.architecture == architecture:
-            return name, family
-    known = ", ".join(sorted(family.gguf.architecture for family in FAMILIES.values()))
-    raise UserError(f"{path} has GGUF architecture '{architecture}': use one of {known}")
+def _family(architecture, path) -> Family:
+    known = {f.gguf.architecture: f for f in FAMILIES.values() if f.gguf}
+    if architecture not in known:
+        names = ", ".join(sorted(known))
+        raise UserError(f"{path} has GGUF architecture '{architecture}': use one of {names}")
+    return known[architecture]
 
 
-def _config_json(metadata, tensors, name, family, path):
+def _config_json(metadata, tensors, family, path):
     """The config.json that these metadata stand for."""
     prefix = family.gguf.architecture + "."
     own = {key.removeprefix(prefix): v for key, v in metadata.items() if key.startswith(prefix)}
-    missing = [prefix + key for key in METADATA if key not in own]
+    missing = [prefix + key for key in METADATA_KEYS if key not in own]
     missing += [] if "token_embd.weight" in tensors else ["token_embd.weight"]
     if missing:
         raise UserError(f"{path} has no {missing[0]}: use a complete GGUF file")
-    raw = {theirs: own[key] for key, theirs in METADATA.items()}
+    raw = {theirs: own[key] for key, theirs in METADATA_KEYS.items()}
     heads = raw["num_attention_heads"]
     if not isinstance(heads, int) or not isinstance(own.get("attention.head_count_kv", heads), int):
         raise UserError(f"{path} has another head count in every block: use a uniform model")
@@ -110,9 +110,9 @@ def _config_json(metadata, tensors, name, family, path):
     kind = own.get("rope.scaling.type", "none")
     if kind != "none":
         raw["rope_scaling"] = {"rope_type": kind, "factor": own.get("rope.scaling.factor")}
-    if FREQUENCIES in tensors:
-        raw["rope_scaling"] = _llama3_scaling(_values(tensors[FREQUENCIES], path), raw, path)
-    return raw | family.gguf.config_json(own, raw)
+    if ROPE_DIVISORS in tensors:
+        raw["rope_scaling"] = _llama3_scaling(_values(tensors[ROPE_DIVISORS], path), raw, path)
+    return raw | family.gguf.entries(own, raw)
 
 
 def _llama3_scaling(divisors, raw, path):
@@ -122,7 +122,9 @@ def _llama3_scaling(divisors, raw, path):
     plain = inverse_frequencies(raw["head_dim"], theta, None)
     scaled = inverse_frequencies(raw["head_dim"], theta, scaling)
     if divisors.shape != plain.shape or not np.allclose(plain / divisors, scaled, rtol=1e-4):
-        raise UserError(f"{path} has {FREQUENCIES} unlike Llama 3's: use a safetensors checkpoint")
+        raise UserError(
+            f"{path} has {ROPE_DIVISORS} unlike Llama 3's: use a safetensors checkpoint"
+        )
     return config_json.write_rope_scaling(scaling)
 
 

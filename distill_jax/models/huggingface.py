@@ -1,25 +1,19 @@
 """Hugging Face directories: config.json, generation_config.json, safetensors (also sharded)."""
 
 import json
-import os
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from distill_jax.files import written_whole
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.families import FAMILIES, family_of
 from distill_jax.models.family import Weight
-from distill_jax.models.weights import (
-    Checkpoint,
-    assemble,
-    check_names,
-    flatten,
-    layout,
-    stored_name,
-)
+from distill_jax.models.weights import Checkpoint, check_names, flatten, layout, stack_weights
 from distill_jax.types import Params, UserError
 
 SINGLE = "model.safetensors"
@@ -37,12 +31,12 @@ def read(directory: Path, *, dtype) -> Checkpoint:
     config = family_of(raw.get("model_type")).from_hf(raw)
     with ExitStack() as stack:
         files = {path: stack.enter_context(_open(path)) for path in weight_files(directory)}
-        holder = {name: file for file in files.values() for name in file.keys()}  # noqa: SIM118
-        present = [name for name in holder if not _redundant(name, config)]
+        file_of = {name: file for file in files.values() for name in file.keys()}  # noqa: SIM118
+        present = [name for name in file_of if not _redundant(name, config)]
         check_names(config, present, _hf_name, source=directory)
-        fetch = lambda path, name: holder[name].get_tensor(name)
-        params = assemble(config, fetch, _hf_name, dtype=dtype)
-    return Checkpoint(raw["model_type"], config, params, _token_ids(directory, raw), directory)
+        fetch = lambda path, name: file_of[name].get_tensor(name)
+        params = stack_weights(config, fetch, _hf_name, dtype=dtype)
+    return Checkpoint(config, params, _token_ids(directory, raw), directory)
 
 
 def write(
@@ -69,8 +63,8 @@ def write(
             **ids,
             "torch_dtype": np.dtype(dtype or flat["embedding"].dtype).name,
         }
-        write_json(directory / "config.json", raw)
-        write_json(directory / "generation_config.json", ids)
+        _write_json(directory / "config.json", raw)
+        _write_json(directory / "generation_config.json", ids)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {directory} ({error}): choose another place") from error
     for stale in [
@@ -97,11 +91,11 @@ def read_json(path: Path) -> dict:
     return value
 
 
-def write_json(path: Path, value: dict) -> None:
-    """Write through a temporary sibling, so that the file is whole or untouched."""
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(draft, path)
+def _write_json(path: Path, value: dict) -> None:
+    """Write a JSON object; the file is whole or untouched."""
+    text = json.dumps(value, indent=2) + "\n"
+    with written_whole(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -144,50 +138,42 @@ def _redundant(name, config):
 def _token_ids(directory, raw):
     path = directory / "generation_config.json"
     generation = read_json(path) if path.exists() else {}
-    said = lambda source: {name: source[name] for name in TOKEN_IDS if source.get(name) is not None}
-    return said(raw) | said(generation)
+    both = {**raw, **{name: value for name, value in generation.items() if value is not None}}
+    return {name: both[name] for name in TOKEN_IDS if both.get(name) is not None}
 
 
 def _write_weights(directory, config, flat, dtype, max_shard_bytes):
     """Write all shards, one in memory at a time; gives the names of the files that belong."""
-    parts = [
-        (stored_name(weight.hf, path, block), path, block if path.startswith("blocks/") else None)
+    places = {
+        weight.hf.format(block=block): (path, block)
         for path, (weight, shape) in layout(config).items()
-        for block in range(shape[0] if path.startswith("blocks/") else 1)
-    ]
-    sizes = {
-        name: _bytes(flat[path], dtype) // (1 if block is None else config.blocks)
-        for name, path, block in parts
+        for block in (range(shape[0]) if path.startswith("blocks/") else [None])
     }
-    shards, filled = [[]], 0
-    for part in parts:
-        if shards[-1] and filled + sizes[part[0]] > max_shard_bytes:
-            shards, filled = [*shards, []], 0
-        shards[-1].append(part)
-        filled += sizes[part[0]]
-    single = len(shards) == 1
-    shard_name = lambda i: f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-    names = [SINGLE] if single else [shard_name(i) for i in range(len(shards))]
-    weights = FAMILIES[config.family].weights
-    for file_name, shard in zip(names, shards, strict=True):
-        draft = directory / (file_name + ".part")
-        arrays = {
-            name: _stored(flat[path], block, weights[path], dtype) for name, path, block in shard
-        }
-        save_file(arrays, draft, metadata={"format": "pt"})
-        os.replace(draft, directory / file_name)
-    if single:
-        return names
-    files = {name: file for file, shard in zip(names, shards, strict=True) for name, *_ in shard}
-    write_json(
-        directory / INDEX,
-        {"metadata": {"total_size": sum(sizes.values())}, "weight_map": files},
+    split = split_state_dict_into_shards_factory(
+        places,
+        get_storage_size=lambda place: _bytes(flat[place[0]], place[1], dtype),
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_bytes,
     )
-    return [*names, INDEX]
+    weights = FAMILIES[config.family].weights
+    for file_name, names in split.filename_to_tensors.items():
+        arrays = {}
+        for name in names:
+            path, block = places[name]
+            arrays[name] = _stored(flat[path], block, weights[path], dtype)
+        with written_whole(directory / file_name) as part:
+            save_file(arrays, part, metadata={"format": "pt"})
+    if not split.is_sharded:
+        return [SINGLE]
+    index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+    _write_json(directory / INDEX, index)
+    return [*split.filename_to_tensors, INDEX]
 
 
-def _bytes(leaf, dtype):
-    return leaf.size * np.dtype(dtype or leaf.dtype).itemsize
+def _bytes(leaf, block, dtype):
+    """Of one block's array."""
+    size = leaf.size if block is None else leaf.size // leaf.shape[0]
+    return size * np.dtype(dtype or leaf.dtype).itemsize
 
 
 def _stored(leaf, block, weight, dtype):

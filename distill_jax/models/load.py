@@ -18,9 +18,9 @@ def resolve(path: str) -> Path:
 
     Raises UserError when there is none, with what to do about it.
     """
-    kind, _, name = path.partition(":")
-    if kind in KINDS and name:
-        return KINDS[kind](name)
+    prefix, _, name = path.partition(":")
+    if prefix in PREFIXES and name:
+        return PREFIXES[prefix](name)
     local = Path(path).expanduser()
     if not local.exists():
         raise UserError(
@@ -68,4 +68,4 @@ def _from_package(name):
     return found[0]
 
 
-KINDS = {"hub": _from_hub, "pypi": _from_package}
+PREFIXES = {"hub": _from_hub, "pypi": _from_package}

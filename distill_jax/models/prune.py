@@ -101,7 +101,7 @@ class _Stream(NamedTuple):
 
 def _walk(model, params, batches, kept, neurons, options) -> list[Params]:
     """Both streams through all blocks; the host parameters of each kept block."""
-    config, flags, run = model.config, local_flags(model.config), _programs(model)
+    config, flags, run = model.config, local_flags(model.config), _block_functions(model)
     layer = lambda i: jax.tree.map(lambda leaf: leaf[i], params["blocks"])
     streams = []
     for batch in batches:
@@ -132,18 +132,18 @@ def _walk(model, params, batches, kept, neurons, options) -> list[Params]:
 
 def _attention_half(run, block, streams, local, options):
     """The block with its heads' output matrix refitted, and the pruned stream after the half."""
-    gathered = [run.gathered(block, s.small_BTD, s.context, local) for s in streams]
+    outputs = [run.head_outputs(block, s.small_BTD, s.context, local) for s in streams]
     if options.refit:
         half = block["attention"]
         sums = _total(
             run.attention_sums(block, a, s.small_BTD, s.whole_BTD, s.mask_BT)
-            for a, s in zip(gathered, streams, strict=True)
+            for a, s in zip(outputs, streams, strict=True)
         )
         original = np.asarray(half["output"], np.float64)
         best = ridge_of(sums, original, options.attention_ridge).solve(np.arange(len(original)))
         block = block | {"attention": half | {"output": jnp.asarray(best, half["output"].dtype)}}
     back = lambda a, s: s._replace(small_BTD=run.attention_back(block, a, s.small_BTD))
-    return block, [back(a, s) for a, s in zip(gathered, streams, strict=True)]
+    return block, [back(a, s) for a, s in zip(outputs, streams, strict=True)]
 
 
 def _feed_forward_half(run, block, streams, neurons, options):
@@ -179,7 +179,7 @@ def _total(parts) -> Sums:
     return Sums(*total)
 
 
-class _Programs(NamedTuple):
+class _BlockFunctions(NamedTuple):
     """The jitted pieces of a pass, each for one block."""
 
     embed: Callable
@@ -187,13 +187,13 @@ class _Programs(NamedTuple):
     block: Callable
     attend: Callable
     feed_forward: Callable
-    gathered: Callable
+    head_outputs: Callable
     attention_back: Callable
     attention_sums: Callable
     feed_forward_sums: Callable
 
 
-def _programs(model: Model) -> _Programs:
+def _block_functions(model: Model) -> _BlockFunctions:
     bound = model.block
 
     def block(params, x_BTD, context, local):
@@ -220,14 +220,14 @@ def _programs(model: Model) -> _Programs:
         a_BTF = bound(params).feed_forward.activations(x_BTD)
         return sums(a_BTF, x_BTD, y_BTD, mask_BT, params["feed_forward"]["down"], None)
 
-    return _Programs(
+    return _BlockFunctions(
         embed=jax.jit(model.embed),
         context=jax.jit(model.context),
         block=jax.jit(block),
         attend=jax.jit(lambda params, x, context, local: bound(params).attend(x, context, local)),
         feed_forward=jax.jit(lambda params, x, context, local: bound(params).feed_forward(x)),
-        gathered=jax.jit(
-            lambda params, x, context, local: bound(params).gathered(x, context, local)
+        head_outputs=jax.jit(
+            lambda params, x, context, local: bound(params).head_outputs(x, context, local)
         ),
         attention_back=jax.jit(lambda params, a, x: x + bound(params).attention.project_back(a)),
         attention_sums=jax.jit(attention_sums),

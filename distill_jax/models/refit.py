@@ -1,7 +1,7 @@
 """Least squares for the matrix behind some features: which features to keep, and its best values.
 
-A half of a block adds A W to the residual stream x, A being its neurons' activations or what its
-heads gather. Given a goal y, kept features and their rows of W minimize
+A half of a block adds A W to the residual stream x, A being its neurons' activations or its
+heads' outputs. Given a goal y, kept features and their rows of W minimize
 
   mean over tokens |x + A W - y|² + ridge |W - W_original|²,  rows of removed features being 0.
 

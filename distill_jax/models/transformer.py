@@ -1,4 +1,4 @@
-"""One readable decoder: its block (attention half, feed-forward half) and its ends.
+"""One readable decoder: its block (attention half, feed-forward half) and the embedding and head.
 
 Matrices are stored [in, out]; a block's parameters are those of ONE layer here, binding.py stacks
 them. Parameters are cast to the compute dtype where they are used; norm statistics, rotary angles
@@ -75,8 +75,8 @@ class Attention(nnx.Module):
         turn = lambda y: rotate(y, view.cos_BTh, view.sin_BTh)
         return turn(query), turn(key), value
 
-    def gather(self, query_BTNH, key_BSKH, value_BSKH, view):
-        """What the heads gather, side by side, [B, T, N*H]."""
+    def head_outputs(self, query_BTNH, key_BSKH, value_BSKH, view):
+        """The heads' outputs side by side, [B, T, N*H]."""
         config = self.config
         scale = config.attention_scale
         mixed_BTNH = attention(
@@ -89,10 +89,10 @@ class Attention(nnx.Module):
         )
         return mixed_BTNH.reshape(*mixed_BTNH.shape[:2], -1)
 
-    def project_back(self, gathered):
+    def project_back(self, head_outputs):
         """What the half adds to the residual stream, [B, T, D]."""
         config = self.config
-        added_BTD = _project(gathered, self.output, self.output_bias)
+        added_BTD = _project(head_outputs, self.output, self.output_bias)
         return rms_norm(added_BTD, self.post_norm[...], config) if config.post_norms else added_BTD
 
 
@@ -140,19 +140,19 @@ class Block(nnx.Module):
 
         store(key_BTKH, value_BTKH) -> (key_BSKH, value_BSKH) puts a cache in between.
         """
-        return x_BTD + self.attention.project_back(self.gathered(x_BTD, context, local, store))
+        return x_BTD + self.attention.project_back(self.head_outputs(x_BTD, context, local, store))
 
-    def gathered(
+    def head_outputs(
         self, x_BTD: Array, context: Context, local, store=lambda key, value: (key, value)
     ) -> Array:
         """[B, T, N*H] before the attention half's output projection."""
         view = view_of(context, local)
         query, key, value = self.attention.queries_keys_values(x_BTD, view)
-        return self.attention.gather(query, *store(key, value), view)
+        return self.attention.head_outputs(query, *store(key, value), view)
 
 
-class Ends(nnx.Module):
-    """What stands before and after the blocks: embedding, final norm, head."""
+class EmbeddingAndHead(nnx.Module):
+    """What stands before and after the blocks; the final norm is here too."""
 
     def __init__(self, config: ModelConfig, dtype, key):
         self.config = config

@@ -23,7 +23,6 @@ class Checkpoint(NamedTuple):
     path       the local file or directory, where the tokenizer is found too
     """
 
-    family: str
     config: ModelConfig
     params: Params
     token_ids: dict[str, Any]
@@ -47,16 +46,11 @@ def layout(config: ModelConfig) -> dict[str, tuple[Weight, tuple[int, ...]]]:
     return {path: (weights[path], leaf.shape) for path, leaf in sorted(shapes.items())}
 
 
-def stored_name(template: str, path: str, block: int) -> str:
-    """The stored name of one block's part of a parameter."""
-    return template.format(block=block) if path.startswith("blocks/") else template
-
-
-def check_names(config: ModelConfig, present, template: Callable[[Weight], str], *, source) -> None:
+def check_names(config: ModelConfig, present, name_of: Callable[[Weight], str], *, source) -> None:
     """UserError when a weight is missing or one is left over; names the first three."""
     wanted = {
-        stored_name(template(weight), path, block)
-        for path, (weight, _) in layout(config).items()
+        name_of(weight).format(block=block)
+        for weight, _ in layout(config).values()
         for block in range(config.blocks)
     }
     for what, names, remedy in (
@@ -68,16 +62,17 @@ def check_names(config: ModelConfig, present, template: Callable[[Weight], str],
             raise UserError(f"{source} {what} weights ({len(names)}): {first}: {remedy}")
 
 
-def assemble(
+def stack_weights(
     config: ModelConfig,
     fetch: Callable[[str, str], np.ndarray],
-    template: Callable[[Weight], str],
+    name_of: Callable[[Weight], str],
     *,
     dtype,
 ) -> Params:
     """Stack stored arrays into parameters, holding one stored array at a time beside the result.
 
     fetch(path, stored name) -> array as Hugging Face stores it.
+    name_of(weight) -> its name in these files, with {block}.
     dtype: of the result; None keeps each parameter's own.
     Raises UserError for another shape than the config's, naming the weight.
     """
@@ -85,7 +80,7 @@ def assemble(
     for path, (weight, shape) in layout(config).items():
         stacked = path.startswith("blocks/")
         for block in range(config.blocks if stacked else 1):
-            name = stored_name(template(weight), path, block)
+            name = name_of(weight).format(block=block)
             array = fetch(path, name)
             array = array.T if weight.transpose else array
             expected = shape[1:] if stacked else shape

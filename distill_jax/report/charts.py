@@ -6,41 +6,43 @@ from typing import Any
 
 from markupsafe import Markup
 
-from distill_jax.report import svg, svg_models
-from distill_jax.report.svg import Interval, Line, Text
+from distill_jax.report import svg, svg_intervals, svg_models
+from distill_jax.report.svg import Line, Text
+from distill_jax.report.svg_intervals import Interval
 
 TEMPLATES = Path(__file__).parent / "templates"
-# Colors and dashes by arm (charts.css); an arm of a user's own takes the next of OTHERS.
-STYLES = {
-    "teacher": "teacher",
-    "kd": "kd",
-    "student": "kd",
-    "sft": "sft",
-    "sft_flops": "flops",
-    "random_teacher": "random",
-    "scratch": "scratch",
-}
-OTHERS = ("other1", "other2")
+# charts.css has so many colors and dashes. Known arms always look the same; others follow in order.
+COLORS, DASHES = 6, 6
+KNOWN = {"kd": 0, "student": 0, "sft": 1, "sft_flops": 2, "random_teacher": 3, "scratch": 4}
 WORDS = {"nll": "NLL", "forward_kl": "KL to the teacher", "loss": "training loss"}
 AXES = {"step": "updates", "flops": "training FLOPs"}
 COMPARISONS = {"equal_steps": "equal steps", "equal_flops": "equal FLOPs"}
 
 
 def styles(names: Sequence[str]) -> dict[str, str]:
-    """A style for each distinct name, the same wherever the name appears in one order."""
-    own = [name for name in dict.fromkeys(names) if name not in STYLES]
-    return STYLES | {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(own)}
+    """The classes of charts.css for each name. Up to 31 new arms, no two share color and dash."""
+    own = [name for name in dict.fromkeys(names) if name not in KNOWN and name != "teacher"]
+    numbers = KNOWN | {name: i for i, name in enumerate(own, 1 + max(KNOWN.values()))}
+    classes = {name: f"c{i % COLORS} d{(i + i // COLORS) % DASHES}" for name, i in numbers.items()}
+    return classes | {"teacher": "teacher"}
 
 
-def _style(report: dict[str, Any], name: str) -> str:
-    order = [x["arm"] for part in ("arms", "curves") for x in report[part] or ()]
-    order += [m["model"] for m in (report["calibration"] or {"models": ()})["models"]]
-    return styles([*order, name])[name]
+def arm_styles(report: dict[str, Any]) -> dict[str, str]:
+    """The same for every model of a report, so that an arm looks alike in all of its charts."""
+    names = [x["arm"] for part in ("arms", "curves") for x in report[part] or ()]
+    return styles(names + [m["model"] for m in (report["calibration"] or {"models": ()})["models"]])
+
+
+def tone(label: str) -> str:
+    """good, bad or flat: how a verdict's label is colored. Its words and sign say the same."""
+    if label.startswith(("WORSE", "NEW FAILURE", "INVALID")):
+        return "bad"
+    return "good" if label.startswith("HELPS") else "flat"
 
 
 def curves(report: dict[str, Any], x: str, y: str) -> Markup | None:
-    """Learning curves, a thin line a seed. x: step or flops; y: nll, forward_kl or loss."""
-    drawn, seen = [], set()
+    """Learning curves, a line per seed. x: step or flops; y: nll, forward_kl or loss."""
+    drawn, seen, look = [], set(), arm_styles(report)
     for i, one in enumerate(report["curves"] or ()):
         points = [(p.get(x), p.get(y)) for p in one["points"]]
         if sum(svg.finite(*p) for p in points) < 2:
@@ -48,27 +50,33 @@ def curves(report: dict[str, Any], x: str, y: str) -> Markup | None:
         shown = one["arm"] not in seen
         seen.add(one["arm"])
         name = Text(one["arm"], f"curves.{i}.arm")
-        drawn.append(Line(name, _style(report, one["arm"]), points, shown))
+        drawn.append(Line(name, look[one["arm"]], points, shown))
     held_out = "" if y == "loss" else "held-out "
-    describe = f"{held_out}{WORDS[y]} over {AXES[x]} of {', '.join(sorted(seen))}, a line a seed"
-    return svg.lines(drawn, AXES[x], f"{WORDS[y]}, nats a token", describe)
+    describe = f"{held_out}{WORDS[y]} over {AXES[x]} of {', '.join(sorted(seen))}, a line per seed"
+    return svg.lines(drawn, AXES[x], f"{WORDS[y]}, nats per token", describe)
 
 
-def _interval(row: dict[str, Any], name: Text, margin: float | None) -> Interval:
+def _better(measure: dict[str, Any] | None) -> int:
+    """The side of 0 on which gains lie."""
+    return 1 if measure and measure["higher_is_better"] else -1
+
+
+def _interval(row: dict[str, Any], name: Text, margin: float | None, better: int) -> Interval:
     """Blue where the whole interval is a gain, orange where harm is found, gray otherwise."""
+    near, far = (row["low"], row["high"]) if better > 0 else (row["high"], row["low"])
     harm = row.get("harmed")
     if harm is None:
-        harm = svg.finite(row["low"], margin) and row["low"] > margin
-    good = svg.finite(row["high"]) and row["high"] < 0
+        harm = svg.finite(far, margin) and -better * far > margin
+    good = svg.finite(near) and better * near > 0
     style = "bad" if harm else "good" if good else "flat"
     return Interval(name, row["effect"], row["low"], row["high"], style)
 
 
-def slice_rows(report: dict[str, Any], comparison: str) -> list[tuple[int, Interval]]:
+def slice_intervals(report: dict[str, Any], comparison: str) -> list[tuple[int, Interval]]:
     """The slices of one comparison, each with its place in the report."""
-    part = report["slices"]
+    part, better = report["slices"], _better(report.get("measure"))
     return [
-        (i, _interval(row, Text(row["slice"], f"slices.rows.{i}.slice"), part["margin"]))
+        (i, _interval(row, Text(row["slice"], f"slices.rows.{i}.slice"), part["margin"], better))
         for i, row in enumerate(part["rows"])
         if row["comparison"] == comparison
     ]
@@ -76,23 +84,45 @@ def slice_rows(report: dict[str, Any], comparison: str) -> list[tuple[int, Inter
 
 def forest(report: dict[str, Any], comparison: str) -> Markup | None:
     """Every slice's effect on one axis. None without slices."""
-    rows = [row for _, row in slice_rows(report, comparison)] if report["slices"] else []
+    rows = [row for _, row in slice_intervals(report, comparison)] if report["slices"] else []
     if not rows:
         return None
     describe = (
         f"Effect on {len(rows)} slices at {COMPARISONS[comparison]};"
         f" harmed: {', '.join(r.name.text for r in rows if r.style == 'bad') or 'none'}"
     )
-    name = "difference in NLL, nats a token (negative is better)"
-    return svg.forest(rows, report["slices"]["margin"], name, describe)
+    side = "positive" if _better(report.get("measure")) > 0 else "negative"
+    name = f"effect, {report['verdict'][comparison]['unit']} ({side} is better)"
+    return svg_intervals.forest(rows, _harm(report), name, describe)
+
+
+def _harm(report: dict[str, Any]) -> list[float]:
+    """Where on the axis of effects the harm of a slice begins."""
+    margins = _margins(report["slices"]["margin"])
+    return margins[:1] if _better(report.get("measure")) > 0 else margins[-1:]
 
 
 def whiskers(report: dict[str, Any], comparison: str) -> list[tuple[int, Markup]]:
     """The same, a small chart for each row of a table, all on one axis."""
-    rows, margin = slice_rows(report, comparison), report["slices"]["margin"]
-    margins = [margin] if svg.finite(margin) else []
-    x = svg.forest_scale([row for _, row in rows], margins, 6, 174)
-    return [(i, svg.whisker(row, x, margin, _words(row))) for i, row in rows]
+    rows, margins = slice_intervals(report, comparison), _harm(report)
+    x = svg_intervals.forest_scale([row for _, row in rows], margins, 6, 174)
+    return [(i, svg_intervals.whisker(row, x, margins, _words(row))) for i, row in rows]
+
+
+def comparisons(report: dict[str, Any]) -> list[tuple[int, Markup]]:
+    """A small chart for each further arm against kd, all on one axis, which cuts far ones."""
+    rows = [
+        Interval(Text(one["treatment"]), one["effect"], one["low"], one["high"], tone(one["label"]))
+        for one in report["comparisons"]
+    ]
+    margins = _margins(report["verdict"]["equal_steps"]["margin"])
+    x = svg_intervals.near_scale(rows, margins, 6, 174)
+    return [(i, svg_intervals.whisker(row, x, margins, _words(row))) for i, row in enumerate(rows)]
+
+
+def _margins(margin: float | None) -> list[float]:
+    """Both sides of a margin; none where it is absent or 0."""
+    return [-margin, margin] if svg.finite(margin) and margin > 0 else []
 
 
 def _words(row: Interval) -> str:
@@ -105,24 +135,23 @@ def verdict(one: dict[str, Any]) -> Markup | None:
     """The interval of one comparison against no difference and the margin on either side."""
     if not svg.finite(one["effect"]):
         return None
-    row = _interval(one, Text(f"{one['treatment']} - {one['baseline']}"), one["margin"])
-    margin = one["margin"] if svg.finite(one["margin"]) and one["margin"] > 0 else None
-    x = svg.forest_scale([row], [-margin, margin] if margin else [], 12, 308)
-    parts = [svg.rulers(x, margin, 4, 34), svg.strip(row, x, 19), svg.across(x, 34, "nats a token")]
-    if margin:
-        parts.append(svg.rulers(x, -margin, 4, 34))
+    name = Text(f"{one['treatment']} - {one['baseline']}")
+    row, margins = _interval(one, name, one["margin"], _better(one)), _margins(one["margin"])
+    x = svg_intervals.forest_scale([row], margins, 12, 308)
+    axis = svg.across(x, 34, one["unit"])
+    parts = (svg_intervals.rulers(x, margins, 4, 34), svg_intervals.strip(row, x, 19), axis)
     return svg.chart(320, 74, _words(row), *parts)
 
 
 def reliability(report: dict[str, Any], names: Sequence[str] = ()) -> Markup | None:
     """Accuracy over confidence of the teacher, kd and sft (or `names`), 15 bins."""
-    models = []
+    models, look = [], arm_styles(report)
     for i, model in enumerate((report["calibration"] or {"models": ()})["models"]):
         if names and model["model"] not in names:
             continue
         points = [(b["confidence"], b["accuracy"]) for b in model["bins"]]
         name = Text(model["model"], f"calibration.models.{i}.model")
-        line = Line(name, _style(report, model["model"]), points)
+        line = Line(name, look[model["model"]], points)
         models.append((line, [b["count"] for b in model["bins"]]))
     shown = ", ".join(line.name.text for line, _ in models)
     return svg_models.reliability(models, f"Accuracy over confidence of {shown}")
@@ -133,13 +162,14 @@ def retention(report: dict[str, Any]) -> Markup | None:
     arms, teacher = report["arms"] or (), report["teacher"]
     if not arms:
         return None
+    look = arm_styles(report)
     right = {m: (v.get("accuracy_top1") or {}).get("mean") for m, v in report["metrics"].items()}
     top = (teacher or {}).get("accuracy_top1")
     share = svg.finite(top) and top > 0 and all(svg.finite(right.get(a["arm"])) for a in arms)
     quality = lambda arm: right[arm["arm"]] / top if share else arm["nll"]["mean"]
     points = [
         svg_models.Point(
-            Text(arm["arm"], f"arms.{i}.arm"), _style(report, arm["arm"]), arm["parameters"],
+            Text(arm["arm"], f"arms.{i}.arm"), look[arm["arm"]], arm["parameters"],
             quality(arm),
         )
         for i, arm in enumerate(arms)
@@ -147,13 +177,13 @@ def retention(report: dict[str, Any]) -> Markup | None:
     if teacher:
         y = 1.0 if share else teacher.get("nll")
         points.append(svg_models.Point(Text("teacher"), "teacher", teacher.get("parameters"), y))
-    kept = "share of the teacher's accuracy" if share else "held-out NLL, nats a token"
+    kept = "share of the teacher's accuracy" if share else "held-out NLL, nats per token"
     describe = f"{kept} over parameters of {', '.join(p.name.text for p in points)}"
-    return svg_models.scatter(points, "parameters", kept, describe, share=share)
+    return svg_models.scatter(points, "parameters", kept, describe, percents=share)
 
 
 def classes(report: dict[str, Any]) -> Markup:
-    """The divergence of the hot spots by class."""
+    """The divergence of the hot tokens by cause."""
     rows = report["diagnose"]["classes"]
     parts = [
         (Text(row["class"], f"diagnose.classes.{i}.class"), row["share_of_kl"])
@@ -167,7 +197,9 @@ def positions(report: dict[str, Any]) -> Markup | None:
     """Divergence by place in the document."""
     bars = [(p["low"], p["high"], p["mean_kl"]) for p in report["diagnose"]["positions"]]
     describe = f"Mean divergence in {len(bars)} ranges of positions in the document"
-    return svg_models.columns(bars, "position in the document", "mean KL, nats a token", describe)
+    return svg_models.upright_bars(
+        bars, "position in the document", "mean KL, nats per token", describe
+    )
 
 
 def standalone(drawing: Markup) -> str:

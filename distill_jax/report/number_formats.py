@@ -44,7 +44,7 @@ def _metric(value: float) -> str:
     return f"{value:#.4g}".rstrip(".").replace("-", MINUS)
 
 
-FORMS: dict[str, Callable[[float], str]] = {
+FORMATS: dict[str, Callable[[float], str]] = {
     "nats": lambda x: f"{x:.3f}".replace("-", MINUS),
     "effect": _signed,
     "p": lambda x: f"{x:.1e}" if 0 < x < 0.001 else f"{x:.3f}",

@@ -14,8 +14,8 @@ import jinja2
 from markupsafe import Markup
 
 from distill_jax.report import charts, svg_models
-from distill_jax.report.charts import TEMPLATES
-from distill_jax.report.number_formats import FORMS, is_number
+from distill_jax.report.charts import TEMPLATES, tone
+from distill_jax.report.number_formats import FORMATS, is_number
 
 
 def page(report: dict[str, Any]) -> str:
@@ -34,9 +34,9 @@ def page(report: dict[str, Any]) -> str:
         interval=shown.interval, leaves=leaves, charts=charts, meter=svg_models.meter,
         heat=heat, tone=tone, glyph=glyph, costs=COSTS, by_prompt=by_prompt,
     )  # fmt: skip
-    there = [s for s in SECTIONS if s.there(report)]
+    present = [s for s in SECTIONS if s.present(report)]
     return environment.get_template("report.html.j2").render(
-        r=report, sections=there, left_out=left_out(report)
+        r=report, sections=present, left_out=left_out(report)
     )
 
 
@@ -90,10 +90,10 @@ class Shown(NamedTuple):
             value = value[part]
         return value
 
-    def number(self, form: str, *parts: Part) -> Markup:
-        """A number as a form of FORMS writes it; `absent` where it is null."""
+    def number(self, style: str, *parts: Part) -> Markup:
+        """A number as a style of FORMATS writes it; `absent` where it is null."""
         value = self.at(*parts)
-        text = "absent" if value is None else FORMS[form](value)
+        text = "absent" if value is None else FORMATS[style](value)
         return Markup('<span class="{}" data-path="{}" data-value="{}">{}</span>').format(
             "n absent" if value is None else "n", path(*parts), json.dumps(value), text
         )
@@ -114,15 +114,15 @@ class Shown(NamedTuple):
             path(*parts), json.dumps(value), "yes" if value else "no"
         )
 
-    def interval(self, form: str, *parts: Part) -> Markup:
+    def interval(self, style: str, *parts: Part) -> Markup:
         """A mean, and below it from where to where it lies; `absent` for a null."""
         value = self.at(*parts)
         if value is None or is_number(value):
-            return self.number(form, *parts)
-        mean = self.number(form, *parts, "mean")
+            return self.number(style, *parts)
+        mean = self.number(style, *parts, "mean")
         if value["low"] is None or value["high"] is None:
             return mean
-        low, high = (self.number(form, *parts, end) for end in ("low", "high"))
+        low, high = (self.number(style, *parts, end) for end in ("low", "high"))
         return Markup('{}<span class="range">{} to {}</span>').format(mean, low, high)
 
     def value(self, *parts: Part) -> Markup:
@@ -155,19 +155,12 @@ def glyph(text: str) -> str:
     )
 
 
-def tone(label: str) -> str:
-    """good, bad or flat: how a verdict's label is colored. Its words and sign say the same."""
-    if label.startswith(("WORSE", "NEW FAILURE", "INVALID")):
-        return "bad"
-    return "good" if label.startswith("HELPS") else "flat"
-
-
 class Section(NamedTuple):
     """A part of the page: its template, its heading, and whether the report has anything for it."""
 
     name: str
     title: str
-    there: Callable[[dict[str, Any]], Any]
+    present: Callable[[dict[str, Any]], Any]
     why_not: str  # of a study; a run says WHY_NOT_RUN
 
 
@@ -179,14 +172,14 @@ def left_out(report: dict[str, Any]) -> list[dict[str, Any]]:
         {"name": s.name, "title": s.title, "given": s.name in why,
          "why": WHY_NOT_RUN if of_run else s.why_not}
         for s in SECTIONS
-        if not s.there(report)
+        if not s.present(report)
     ]  # fmt: skip
 
 
 HEAT = (0.1, 0.3, 1.0, 3.0)  # nats
 GLYPHS = {"\n": "\N{RETURN SYMBOL}", "\t": "\N{RIGHTWARDS ARROW TO BAR}"}
 
-# Rows of the table of serving: words and form of each key; another key stands under its own name.
+# Rows of the table of serving: words and style of each key; another key stands under its own name.
 COSTS = {
     "parameters": ("parameters", "letters"),
     "bytes": ("bytes", "bytes"),

@@ -1,8 +1,10 @@
 """report.json of a single run."""
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from distill_jax.config import as_flags
 from distill_jax.evals.likelihood import perplexity
 from distill_jax.report.page import finite
 from distill_jax.report.tables import ModelRow, text_table
@@ -13,7 +15,6 @@ NO_VERDICT = (
     " it cannot tell whether distillation helped against plain fine-tuning at equal steps or"
     " equal FLOPs."
 )
-STUDY_COMMAND = "the same command with --config.job=study and another --workdir"
 SCHEMA = 1  # version of the structure that report.schema.json describes
 CURVE_POINTS = 500  # lines of metrics.jsonl that a report keeps, besides the evaluations
 
@@ -27,7 +28,7 @@ def report_json(
     *,
     history: Sequence[dict[str, Any]] = (),
     config_diff: str = "",
-    study_command: str = STUDY_COMMAND,
+    study_command: str | None = None,
 ) -> dict[str, Any]:
     """report.json of one training run (report.schema.json); page() makes report.html of it.
 
@@ -41,7 +42,7 @@ def report_json(
             "schema": SCHEMA,
             "kind": "run",
             "statement": NO_VERDICT,
-            "study_command": study_command,
+            **({"study_command": study_command} if study_command else {}),
             **dict.fromkeys(absent),
             "arms": [],
             "teacher": teacher_of(rows),
@@ -58,6 +59,16 @@ def report_json(
             "table": text_table(rows),
         }
     )
+
+
+def study_command(config: Mapping[str, Any], base: Mapping[str, Any], workdir: str) -> str:
+    """The command of the study of a run's config, in a directory beside the run's, to be pasted.
+
+    config: every key, flat; base: the same with the defaults of configs/base.py.
+    """
+    flags = as_flags(config | {"job": "study"}, base)
+    command = ["python", "-m", "distill_jax.main", "--config=configs/base.py"]
+    return shlex.join([*command, f"--workdir={workdir}-study", *flags])
 
 
 def teacher_of(rows: Sequence[ModelRow]) -> dict[str, Any] | None:

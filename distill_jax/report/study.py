@@ -1,25 +1,30 @@
 """From what the arms of a study left behind to its report.json: every number, no drawing."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
-from distill_jax.diagnosis.advice import options
-from distill_jax.diagnosis.summary import findings
-from distill_jax.diagnosis.triggers import facts_of
+from distill_jax.diagnosis.advice import advise
+from distill_jax.diagnosis.examples import TextOf
+from distill_jax.diagnosis.overrides import AdviceInputs
+from distill_jax.diagnosis.summary import Summary, summarise
+from distill_jax.diagnosis.triggers import trigger_values
 from distill_jax.evals.aggregates import by_slice, flips
 from distill_jax.evals.continuations import behaviour_section
 from distill_jax.evals.records_file import Records
-from distill_jax.evals.slices import verdict_table
-from distill_jax.study.arms import EQUAL_FLOPS, EQUAL_STEPS, TREATMENT
+from distill_jax.study.arms import EQUAL_STEPS, TREATMENT
+from distill_jax.study.comparisons import StudyVerdicts
 from distill_jax.study.results import Key, RunResult, StudyPlan
-from distill_jax.study.student_t import t_quantile
-from distill_jax.study.verdict import Verdict, ships, slice_rows, verdict, verdict_dict
+from distill_jax.study.verdict import ships, slice_rows, verdict_dict
+from distill_jax.study.wording import Verdict
 
 SLICED = ("nll", "forward_kl", "accuracy_top1", "agreement_top1", "ece")
-TEACHER = "teacher"
+COMPARED = (
+    "label", "reason", "treatment", "baseline", "effect", "low", "high", "confidence", "unit",
+)  # fmt: skip
 
 
 class Study(NamedTuple):
@@ -27,49 +32,36 @@ class Study(NamedTuple):
 
     curves     the lines of metrics.jsonl that have eval/nll
     written    behaviour of the teacher, and of the data as if a model had written it
-    serving    the part `cost`
-    invalid    why nothing can be compared, where the caller knows of a reason
+    cost       that part of the report: Serving.json()
+    advice     what advice depends on; None without the arm kd
     """
 
     plan: StudyPlan
     results: Mapping[Key, RunResult]
     records: Mapping[Key, Records]
+    verdicts: StudyVerdicts
     curves: Mapping[Key, Sequence[Mapping[str, Any]]]
     written: Mapping[str, Mapping[str, float | None]]
-    serving: Mapping[str, Any] | None
+    cost: Mapping[str, Any] | None
     teacher_parameters: int | None
-    invalid: str | None
-    text_of: Callable[[int], str]
+    text_of: TextOf
     document_labels: Sequence[str]
     config: Mapping[str, Any]
     config_diff: str
     provenance: Mapping[str, Any]
-    run: Mapping[str, Any]  # what options.py asks of a run beside config and cost
+    advice: AdviceInputs | None
     samples: Sequence[Mapping[str, Any]]  # what some models wrote after the same prompts
 
 
 def study_report(study: Study) -> dict[str, Any]:
     """report.json of a study, as report.schema.json describes it."""
-    plan = study.plan
-    table = verdict_table(study.records) if study.records else {}
-    decide = lambda treatment, baseline: verdict(
-        table,
-        treatment=treatment,
-        baseline=baseline,
-        margin=plan.margin,
-        slice_margin=plan.slice_margin,
-        confidence=plan.confidence,
-        registered=plan.slices,
-        one_token_documents=plan.one_token_documents,
-        invalid=study.invalid,
-    )
-    steps = decide(TREATMENT, EQUAL_STEPS)
-    flops = decide(TREATMENT, EQUAL_FLOPS) if EQUAL_FLOPS in plan.by_name else None
-    others = [a for a in plan.by_name if a not in (TREATMENT, EQUAL_STEPS, EQUAL_FLOPS)]
+    plan, verdicts = study.plan, study.verdicts
+    steps, flops = verdicts.equal_steps, verdicts.equal_flops
     ship = ships(steps, flops)
     rows = slice_rows(steps, "equal_steps")
     if flops is not None:
         rows += slice_rows(flops, "equal_flops")
+    teacher = _teacher_metrics(study) or None
     report = {
         "schema": 1,
         "kind": "study",
@@ -79,17 +71,19 @@ def study_report(study: Study) -> dict[str, Any]:
             "equal_steps": verdict_dict(steps),
             "equal_flops": flops and verdict_dict(flops),
         },
-        "comparisons": [_in_short(decide(arm, TREATMENT)) for arm in others],
+        "measure": plan.measure._asdict(),
+        "comparisons": [_comparison(v) for v in verdicts.others],
+        "secondary": [{"measure": m.name} | _comparison(v) for m, v in verdicts.secondary],
         "arms": [_arm(study, name) for name in plan.by_name],
-        "teacher": _teacher(study),
+        "teacher": teacher and {"parameters": study.teacher_parameters, **teacher},
         "curves": [_curve(study, key) for key in study.curves],
         "slices": {"margin": plan.slice_margin, "rows": rows},
         "metrics": _metrics(study),
         "flips": _flips(study),
         "by_slice": _by_slice(study),
         "behaviour": _behaviour(study),
-        **_findings(study),
-        "cost": study.serving,
+        **_summary(study)._asdict(),
+        "cost": study.cost,
         "options": [],
         "config": dict(study.config),
         "config_diff": study.config_diff,
@@ -98,21 +92,14 @@ def study_report(study: Study) -> dict[str, Any]:
         "samples": list(study.samples),
         "table": "",
     }
-    planned = plan.by_name.get(TREATMENT)
-    if planned is not None:
-        report["options"] = options(
-            facts_of(report),
-            config=study.config,
-            steps=planned.steps,
-            flops_per_step=planned.step_flops,
-            **study.run,
-        )
+    if study.advice is not None:
+        report["options"] = advise(trigger_values(report), study.advice)
     return report
 
 
-def _in_short(v: Verdict) -> dict[str, Any]:
-    keys = ("label", "treatment", "baseline", "effect", "low", "high")
-    return {key: verdict_dict(v)[key] for key in keys}
+def _comparison(v: Verdict) -> dict[str, Any]:
+    values = verdict_dict(v)
+    return {key: values[key] for key in COMPARED}
 
 
 def statement(steps: Verdict, flops: Verdict | None, ship: bool) -> str:
@@ -135,33 +122,36 @@ def interval(values: Sequence[float | None], confidence: float) -> dict[str, flo
     mean = float(known.mean())
     if len(known) == 1:
         return {"mean": mean, "low": None, "high": None}
-    half = t_quantile((1 + confidence) / 2, len(known) - 1)
+    half = float(stdtrit(len(known) - 1, (1 + confidence) / 2))
     half *= float(known.std(ddof=1)) / math.sqrt(len(known))
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
-def _of(study: Study, arm: str, part: str, name: str = "") -> list[float | None]:
-    """A number of every seed of an arm that has it."""
-    values = []
-    for result in study.results.values():
-        if result.arm == arm and result.failed is None:
-            value: Any = getattr(result, part)
-            values.append(value.get(name) if name else value)
-    return values
+Values = Mapping[str, float | None]
+
+
+def _over_seeds(seeds: Sequence[Values], confidence: float) -> dict[str, dict[str, Any] | None]:
+    """Every number by its name, over the seeds that have it."""
+    names = dict.fromkeys(name for values in seeds for name in values)
+    return {name: interval([values.get(name) for values in seeds], confidence) for name in names}
+
+
+def _done(study: Study, arm: str) -> list[RunResult]:
+    return [r for r in study.results.values() if r.arm == arm and r.failed is None]
 
 
 def _arm(study: Study, name: str) -> dict[str, Any]:
-    planned = study.plan.by_name[name]
+    planned, done = study.plan.by_name[name], _done(study, name)
     own = {result.seed: result for result in study.results.values() if result.arm == name}
-    over_seeds = lambda *path: interval(_of(study, name, *path), study.plan.confidence)
+    means = _over_seeds([result.metrics for result in done], study.plan.confidence)
     return {
         "arm": name,
         "what": planned.arm.what,
         "seeds": sorted(own),
         "steps": planned.steps,
         "flops": planned.flops,
-        "parameters": next((p for p in _of(study, name, "parameters") if p), None),
-        **{m: over_seeds("metrics", m) for m in ("nll", "forward_kl", "agreement_top1")},
+        "parameters": next((r.parameters for r in done if r.parameters), None),
+        **{metric: means.get(metric) for metric in ("nll", "forward_kl", "agreement_top1")},
         "runs": [
             {
                 "seed": seed,
@@ -175,11 +165,6 @@ def _arm(study: Study, name: str) -> dict[str, Any]:
     }
 
 
-def _teacher(study: Study) -> dict[str, Any] | None:
-    values = _teacher_metrics(study)
-    return values and {"parameters": study.teacher_parameters, **values}
-
-
 def _teacher_metrics(study: Study) -> dict[str, float]:
     """The teacher's own numbers, which every run has measured alike."""
     first = next((r.metrics for r in study.results.values() if r.metrics), {})
@@ -187,37 +172,26 @@ def _teacher_metrics(study: Study) -> dict[str, float]:
     return {k.removeprefix(prefix): v for k, v in first.items() if k.startswith(prefix)}
 
 
-def _over_seeds(study: Study, arm: str, part: str) -> dict[str, dict[str, Any] | None]:
-    """Every number of a part of an arm's results (metrics, behaviour), by name."""
-    own = [result for result in study.results.values() if result.arm == arm]
-    names = dict.fromkeys(name for result in own for name in getattr(result, part))
-    confidence = study.plan.confidence
-    return {name: interval(_of(study, arm, part, name), confidence) for name in names}
-
-
 def _metrics(study: Study) -> dict[str, dict[str, Any]]:
     """Every aggregate of every arm over its seeds; the teacher's own stand once."""
-    rows = {}
-    for arm in study.plan.by_name:
-        found = _over_seeds(study, arm, "metrics")
-        rows[arm] = {n: value for n, value in found.items() if not n.startswith("teacher_")}
-    confidence = study.plan.confidence
-    teacher = {name: interval([v], confidence) for name, v in _teacher_metrics(study).items()}
-    return rows | ({TEACHER: teacher} if teacher else {})
+    own = lambda r: {k: v for k, v in r.metrics.items() if not k.startswith("teacher_")}
+    seeds = {arm: [own(r) for r in _done(study, arm)] for arm in study.plan.by_name}
+    teacher = _teacher_metrics(study)
+    seeds |= {"teacher": [teacher]} if teacher else {}
+    return {name: _over_seeds(values, study.plan.confidence) for name, values in seeds.items()}
 
 
 def _flips(study: Study) -> dict[str, dict[str, Any]]:
     """Tokens that each arm has wrong and sft of the same seed right, and the reverse."""
     rows: dict[str, dict[str, Any]] = {}
     for arm in (name for name in study.plan.by_name if name != EQUAL_STEPS):
-        found = [
+        seeds = [
             flips(own.columns, study.records[EQUAL_STEPS, seed].columns)
             for (of, seed), own in study.records.items()
             if of == arm and (EQUAL_STEPS, seed) in study.records
         ]
-        if found:
-            confidence = study.plan.confidence
-            rows[arm] = {n: interval([f[n] for f in found], confidence) for n in found[0]}
+        if seeds:
+            rows[arm] = _over_seeds(seeds, study.plan.confidence)
     return rows
 
 
@@ -242,14 +216,12 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _behaviour(study: Study) -> dict[str, Any] | None:
-    plan, confidence = study.plan, study.plan.confidence
+    plan = study.plan
     if not plan.prompts:
         return None
-    rows = {
-        name: {key: interval([value], confidence) for key, value in values.items()}
-        for name, values in study.written.items()
-    }
-    rows |= {arm: _over_seeds(study, arm, "behaviour") for arm in plan.by_name}
+    seeds = {name: [values] for name, values in study.written.items()}
+    seeds |= {arm: [r.behaviour for r in _done(study, arm)] for arm in plan.by_name}
+    rows = {name: _over_seeds(values, plan.confidence) for name, values in seeds.items()}
     return behaviour_section(rows, prompts=plan.prompts, new_tokens=plan.new_tokens)
 
 
@@ -268,10 +240,10 @@ def _curve(study: Study, key: Key) -> dict[str, Any]:
     return {"arm": arm, "seed": seed, "points": points}
 
 
-def _findings(study: Study) -> dict[str, Any]:
+def _summary(study: Study) -> Summary:
     of = lambda arm: [r for (a, _), r in sorted(study.records.items()) if a == arm]
-    mean = lambda name: _mean(_of(study, TREATMENT, "behaviour", name))
-    return findings(
+    mean = lambda name: _mean([r.behaviour.get(name) for r in _done(study, TREATMENT)])
+    return summarise(
         of(TREATMENT),
         of(EQUAL_STEPS),
         names=(TREATMENT, EQUAL_STEPS),

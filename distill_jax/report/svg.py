@@ -13,7 +13,7 @@ from markupsafe import Markup
 WIDTH, HEIGHT = 400, 250  # of a chart, in the units that its text is 12 high in
 LETTER = 7.2  # what a letter takes at most on average, also where text is larger on a phone
 LEFT, RIGHT, BOTTOM = 48, 16, 42  # margins of the plotted area
-ROW = 17  # height of a line of the legend
+ROW, SAMPLE = 17, 32  # height of a line of the legend, length of its piece of a line
 
 
 class Text(NamedTuple):
@@ -112,11 +112,11 @@ def legend(names: Sequence[tuple[Text, str, str]]) -> tuple[Markup, float]:
     """Each (name, style, remark) with a piece of its line, in lines as needed; their height."""
     parts, x, y = [], 10.0, ROW - 4.0
     for name, style, remark in names:
-        needed = 30 + LETTER * (len(name.text) + len(remark))
+        needed = SAMPLE + 10 + LETTER * (len(name.text) + len(remark))
         if x > 10 and x + needed > WIDTH:
             x, y = 10.0, y + ROW
-        parts.append(tag("line", class_=f"line {style}", x1=x, x2=x + 20, y1=y - 4, y2=y - 4))
-        parts.append(label(name, x + 25, y))
+        parts.append(tag("line", class_=f"line {style}", x1=x, x2=x + SAMPLE, y1=y - 4, y2=y - 4))
+        parts.append(label(name, x + SAMPLE + 5, y))
         if remark:
             parts.append(label(Text(remark), x + needed, y, "tick", "end"))
         x += needed + 8
@@ -210,66 +210,3 @@ def heights(series: Sequence[Sequence[float]]) -> tuple[float, float]:
     kept = [v for s, low in zip(series, lowest, strict=True) if low <= reach for v in s]
     low, upper = min(kept), quarter(kept)
     return low, min(max(kept), low + 3 * (upper - low)) if upper > low else max(kept)
-
-
-class Interval(NamedTuple):
-    """A line of a forest plot. low and high may be absent; style: good, bad or flat."""
-
-    name: Text
-    effect: float | None
-    low: float | None
-    high: float | None
-    style: str
-
-
-def strip(row: Interval, x: Scale, middle: float) -> Markup:
-    """One interval with its effect as a square, on a given height; nothing where it is absent."""
-    parts = []
-    if finite(row.low, row.high):
-        ends = {"x1": x.at(row.low), "x2": x.at(row.high)}
-        parts.append(tag("line", class_=f"bar {row.style}", y1=middle, y2=middle, **ends))
-    if finite(row.effect):
-        parts.append(
-            tag(
-                "rect", class_=f"dot {row.style}", x=x.at(row.effect) - 4, y=middle - 4,
-                width=8, height=8,
-            )
-        )  # fmt: skip
-    return Markup("").join(parts)
-
-
-def forest_scale(
-    rows: Sequence[Interval], margins: Sequence[float], start: float, end: float
-) -> Scale:
-    """The axis that holds 0, the margins and every interval."""
-    ends = [v for row in rows for v in (row.effect, row.low, row.high) if finite(v)]
-    return Scale(*span([0.0, *margins, *ends]), start, end)
-
-
-def rulers(x: Scale, margin: float | None, top: float, bottom: float) -> Markup:
-    """The line of no difference, and the margin beyond which there is harm."""
-    parts = [tag("line", class_="axis", x1=x.at(0), x2=x.at(0), y1=top, y2=bottom)]
-    if finite(margin):
-        parts.append(
-            tag("line", class_="margin", x1=x.at(margin), x2=x.at(margin), y1=top, y2=bottom)
-        )
-    return Markup("").join(parts)
-
-
-def forest(rows: Sequence[Interval], margin: float | None, x_name: str, describe: str) -> Markup:
-    """Effects with their intervals, a line each, over one axis."""
-    first = max(70.0, LETTER * max(len(row.name.text) for row in rows) + 18)
-    width, height = first + 290, 22.0 * len(rows) + 14
-    x = forest_scale(rows, [margin] if finite(margin) else [], first, width - RIGHT)
-    parts = [rulers(x, margin, 8, height)]
-    for i, row in enumerate(rows):
-        parts.append(label(row.name, 10, 22 * i + 26))
-        parts.append(strip(row, x, 22.0 * i + 22))
-    parts.append(across(x, height, x_name))
-    return chart(width, height + 42, describe, *parts)
-
-
-def whisker(row: Interval, x: Scale, margin: float | None, describe: str) -> Markup:
-    """One line of a forest plot for a cell of a table."""
-    inside = (rulers(x, margin, 0, 22), strip(row, x, 11))
-    return chart(x.end + x.start, 22, describe, *inside, class_="whisker")

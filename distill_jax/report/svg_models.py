@@ -67,7 +67,7 @@ class Point(NamedTuple):
 
 
 def scatter(
-    points: Sequence[Point], x_name: str, y_name: str, describe: str, *, share: bool = False
+    points: Sequence[Point], x_name: str, y_name: str, describe: str, *, percents: bool = False
 ) -> Markup | None:
     """Named points, their names beside them and pushed apart. None with no point to draw."""
     kept = sorted((p for p in points if finite(p.x, p.y)), key=lambda p: p.y, reverse=True)
@@ -75,8 +75,8 @@ def scatter(
         return None
     x = Scale(0.0, span([p.x for p in kept], 0.12)[1], LEFT, WIDTH - RIGHT)
     heights = [p.y for p in kept]
-    y = Scale(*span([*heights, 1.0] if share else heights, 0.12), HEIGHT - BOTTOM, 26)
-    parts = [axes(x, y, x_name, y_name, y_text=percent if share else tick_text)]
+    y = Scale(*span([*heights, 1.0] if percents else heights, 0.12), HEIGHT - BOTTOM, 26)
+    parts = [axes(x, y, x_name, y_name, y_text=percent if percents else tick_text)]
     places = [(x.at(p.x), y.at(p.y)) for p in kept]
     for left in (True, False):
         side = [i for i in range(len(kept)) if _to_the_left(kept[i], i, places) is left]
@@ -126,7 +126,7 @@ def stack(parts: Sequence[tuple[Text, float | None]], describe: str) -> Markup:
     return chart(width, y + 10, describe, *drawn, *names)
 
 
-def columns(
+def upright_bars(
     bars: Sequence[tuple[float, float, float | None]], x_name: str, y_name: str, describe: str
 ) -> Markup | None:
     """Upright bars (low, high, y) from 0, all of one width, with some of their ranges below."""

@@ -1,11 +1,12 @@
 """What a terminal shows of a run or a study: the closing tables, texts and verdicts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from distill_jax.evals.likelihood import perplexity
 from distill_jax.progress import table
 from distill_jax.report.charts import COMPARISONS
+from distill_jax.study.arms import ARMS
 
 
 class ModelRow(NamedTuple):
@@ -13,8 +14,8 @@ class ModelRow(NamedTuple):
 
     name: str
     parameters: int | None
-    nll: float  # nats a token
-    forward_kl: float | None  # KL(teacher || model), nats a token
+    nll: float  # nats per token
+    forward_kl: float | None  # KL(teacher || model), nats per token
     agreement_top1: float | None
     decode_tokens_per_s: float | None
 
@@ -44,44 +45,18 @@ def model_rows(
     speeds: dict[str, float | None],
 ) -> list[ModelRow]:
     """The closing table of a run: the teacher, where there is one, the student before and after."""
-    names = ("teacher", "student before", "student after")
-    speed = [speeds.get(name) for name in names]
-    rows = [
-        ModelRow.of(*line)
-        for line in zip(names[1:], sizes[1:], evaluations, speed[1:], strict=True)
-    ]
+    names = ("student before", "student after")
+    students = zip(names, sizes[1:], evaluations, map(speeds.get, names), strict=True)
+    rows = [ModelRow.of(*student) for student in students]
     if "eval/teacher_nll" in evaluations[-1]:
-        rows.insert(0, ModelRow.teacher(names[0], sizes[0], evaluations[-1], speed[0]))
+        speed = speeds.get("teacher")
+        rows.insert(0, ModelRow.teacher("teacher", sizes[0], evaluations[-1], speed))
     return rows
-
-
-HEADER = (
-    "model",
-    "parameters",
-    "NLL",
-    "perplexity",
-    "KL to teacher",
-    "top-1 agreement",
-    "tokens/s",
-)
-
-
-def row_cells(row: ModelRow) -> list[str]:
-    """A row as the text of each column of HEADER."""
-    return [
-        row.name,
-        "-" if row.parameters is None else f"{row.parameters / 1e6:.1f} M",
-        f"{row.nll:.3f}",
-        f"{perplexity(row.nll):.2f}",
-        _or_dash(row.forward_kl, ".3f"),
-        _or_dash(row.agreement_top1, ".1%"),
-        _or_dash(row.decode_tokens_per_s, ",.0f"),
-    ]
 
 
 def text_table(rows: Sequence[ModelRow]) -> str:
     """The closing table for a terminal."""
-    return table(HEADER, [row_cells(row) for row in rows])
+    return table(list(COLUMNS), [[text_of(row) for text_of in COLUMNS.values()] for row in rows])
 
 
 def samples_text(samples: Sequence[dict[str, Any]]) -> str:
@@ -94,7 +69,7 @@ def samples_text(samples: Sequence[dict[str, Any]]) -> str:
 
 
 def study_table(report: dict[str, Any]) -> str:
-    """A study for a terminal: a line an arm, then the verdict at equal steps and equal FLOPs."""
+    """A study for a terminal: a line per arm, then a line per verdict."""
     header = ("arm", "seeds", "NLL", "from", "to", "KL to teacher", "top-1 agreement", "FLOPs")
     of = lambda value, key: None if value is None else value[key]
     rows = [
@@ -113,20 +88,32 @@ def study_table(report: dict[str, Any]) -> str:
     if report["teacher"]:
         nll = _or_dash(report["teacher"]["nll"], ".4f")
         rows.insert(0, ["teacher", "-", nll, "-", "-", "-", "-", "-"])
-    return "\n".join([table(header, rows), "", *verdict_lines(report["verdict"])])
+    return "\n".join([table(header, rows), "", *verdict_lines(report)])
 
 
-def verdict_lines(verdict: dict[str, Any] | None) -> list[str]:
+def verdict_lines(report: dict[str, Any]) -> list[str]:
     """A line for each comparison, and whether the student is fit to ship."""
+    verdict = report["verdict"]
     if verdict is None:
         return ["no verdict"]
-    lines = [
-        f"at {text}: {one['label']}. {one['reason']}"
-        for name, text in COMPARISONS.items()
-        if (one := verdict[name])
-    ]
+    named = [(f"at {text}", verdict[name]) for name, text in COMPARISONS.items() if verdict[name]]
+    for one in report["comparisons"]:
+        arm = one["treatment"] if one["treatment"] in ARMS else f"ablation {one['treatment']}"
+        named.append((f"{arm} against {one['baseline']}", one))
+    lines = [f"{name}: {one['label']}. {one['reason']}" for name, one in named]
     return [*lines, f"fit to ship: {'yes' if verdict['ships'] else 'no'}"]
 
 
-def _or_dash(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+def _or_dash(value: float | None, style: str) -> str:
+    return "-" if value is None else format(value, style)
+
+
+COLUMNS: dict[str, Callable[[ModelRow], str]] = {
+    "model": lambda row: row.name,
+    "parameters": lambda row: "-" if row.parameters is None else f"{row.parameters / 1e6:.1f} M",
+    "NLL": lambda row: f"{row.nll:.3f}",
+    "perplexity": lambda row: f"{perplexity(row.nll):.2f}",
+    "KL to teacher": lambda row: _or_dash(row.forward_kl, ".3f"),
+    "top-1 agreement": lambda row: _or_dash(row.agreement_top1, ".1%"),
+    "tokens/s": lambda row: _or_dash(row.decode_tokens_per_s, ",.0f"),
+}

@@ -6,7 +6,7 @@ import jax
 from ml_collections import ConfigDict
 
 from distill_jax.config import at_least, check_keys, flatten
-from distill_jax.losses.terms import CROSS_ENTROPY, needs_teacher
+from distill_jax.losses.terms import CROSS_ENTROPY, Term, needs_teacher
 from distill_jax.setup import data, teachers
 from distill_jax.setup.inputs import Inputs, Setting
 from distill_jax.setup.loss import terms_of
@@ -86,14 +86,18 @@ def reads_its_own(c: ConfigDict, mine: ConfigDict) -> bool:
 
 
 def arm_inputs(
-    c: ConfigDict, mine: ConfigDict, inputs: Inputs, references: Teachers | None = None
+    c: ConfigDict,
+    mine: ConfigDict,
+    terms: tuple[Term, ...],
+    inputs: Inputs,
+    references: Teachers | None = None,
 ) -> Inputs:
     """The study's inputs with an arm's own student, and its own teacher where it differs.
 
     references: the study's teachers with the cache that it has made, which is not opened again.
     """
     found = inputs.teachers
-    if not needs_teacher(terms_of(mine)):
+    if not needs_teacher(terms):
         found = found._replace(cache=None, head=None)
     elif mine.teacher.init != c.teacher.init:
         if found.first is None:
@@ -106,7 +110,7 @@ def arm_inputs(
     elif references and references.cache and mine.teacher.cache == str(references.cache.directory):
         found = references
     elif mine.teacher.cache != c.teacher.cache:
-        found = teachers.read_cache(mine, found, terms_of(mine), inputs.mesh)
+        found = teachers.read_cache(mine, found, terms, inputs.mesh)
     source = inputs.source
     if (mine.student.path, mine.student.init) != (c.student.path, c.student.init):
         source = student_source(mine, inputs.teachers.first)
@@ -121,8 +125,8 @@ def step_flops(setting: Setting) -> int:
     """
     c, mesh = setting.config, setting.mesh
     model = bind_config(c, student_config(c, setting.source), c.student.dtype)
-    state, shardings = abstract_state(model, starter(c, setting.terms), mesh)
+    state, shardings = abstract_state(model, starter(c, setting.recipe), mesh)
     step = compiled_steps(setting, model, shardings).train_step
-    _, teacher_params = teachers.teach_of(c, setting.teachers, setting.terms, model, mesh)
+    _, teacher_params = teachers.teach_of(c, setting.teachers, setting.recipe.terms, model, mesh)
     _, batch = next(data.training_batches(c, setting.training.rows, mesh, 0))
     return program_flops(step, state, teacher_params, batch, jax.random.key(0))

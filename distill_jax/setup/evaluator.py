@@ -1,7 +1,7 @@
 """What every arm is measured by: one teacher, one held-out text, one set of prompts."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +9,10 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from distill_jax.config import flatten
+from distill_jax.data.encode import document_hashes
 from distill_jax.data.tokenizer import Tokenizer
+from distill_jax.diagnosis.overrides import AdviceInputs
 from distill_jax.evals import continuations
 from distill_jax.evals.lm_eval_model import make_harness_model, score
 from distill_jax.evals.prompts import Prompts, prompts_of
@@ -21,16 +24,18 @@ from distill_jax.setup import data, samples, teachers
 from distill_jax.setup.inputs import Inputs, held_out_of
 from distill_jax.setup.loss import terms_of
 from distill_jax.setup.models import Loaded
+from distill_jax.setup.scorer import Scorer, load_scorer
 from distill_jax.setup.teachers import Teachers
 from distill_jax.sharding import batch_ways
 
 
 class Continuation(NamedTuple):
-    """A prompt, what the model wrote after it, and how the data goes on."""
+    """A prompt, what the model wrote after it, how the data goes on, and what the scorer says."""
 
     prompt: str
     text: str
     reference: str
+    score: float | None = None
 
 
 class Written(NamedTuple):
@@ -64,10 +69,12 @@ class Evaluator(NamedTuple):
     counts_V: np.ndarray  # of training labels
     lengths: np.ndarray  # tokens of each held-out document
     labels: tuple[str, ...]
+    groups: np.ndarray  # what identifies the text of each held-out document
     slices: tuple[str, ...]
     prompts: Prompts | None
     training: Ngrams
     stop_ids: tuple[int, ...]
+    scorer: Scorer | None
     programs: dict[Any, Any]
 
 
@@ -98,10 +105,12 @@ def evaluator_of(c: ConfigDict, inputs: Inputs) -> Evaluator:
         counts_V,
         lengths,
         text.labels,
+        document_hashes(text),
         tuple(names),
         prompts,
         index_ngrams(training.tokens, training.offsets),
         stop_ids,
+        load_scorer(c.study.scorer) if c.study.scorer else None,
         {},
     )
 
@@ -156,21 +165,30 @@ def measure_texts(c: ConfigDict, subject: Loaded, evaluator: Evaluator) -> Writt
             cache_dtype=c.model.compute_dtype,
             block_tokens=c.model.block_tokens,
         )
+    decode, prompts = subject.tokenizer.backend.decode, evaluator.prompts
+    shown = [
+        tuple(map(decode, pair)) for pair in zip(prompts.prompts, prompts.references, strict=True)
+    ]
+    scores: dict[int, float] = {}
+
+    def verify(i: int, ids: Sequence[int]) -> float:
+        prompt, reference = shown[i]
+        scores[i] = evaluator.scorer(prompt, decode(ids), reference)
+        return scores[i]
+
     measured = continuations.measure_behaviour(
         evaluator.programs[key],
         subject.params,
         teacher and teacher.params,
-        prompts=evaluator.prompts,
+        prompts=prompts,
+        verify=verify if evaluator.scorer else None,
         training=evaluator.training,
         batch_size=c.generate.batch_size,
         seed=c.seed,
     )
-    decode = subject.tokenizer.backend.decode
     texts = tuple(
-        Continuation(decode(prompt), decode(text), decode(reference))
-        for prompt, text, reference in zip(
-            evaluator.prompts.prompts, measured.generated, evaluator.prompts.references, strict=True
-        )
+        Continuation(prompt, decode(text), reference, scores.get(i))
+        for i, ((prompt, reference), text) in enumerate(zip(shown, measured.generated, strict=True))
     )
     return Written(measured.metrics, texts)
 
@@ -204,12 +222,17 @@ def text_of(tokenizer: Tokenizer) -> Callable[[int], str]:
     return lambda token: tokenizer.backend.decode([token], skip_special_tokens=False)
 
 
-def run_facts(c: ConfigDict, evaluator: Evaluator) -> dict[str, Any]:
-    """What an option may depend on beside the config: the teacher's size, what was learned from."""
+def advice_inputs(
+    c: ConfigDict, evaluator: Evaluator, steps: int, flops_per_step: float | None
+) -> AdviceInputs:
+    """What advice depends on beside a report. steps, flops_per_step: of the distilled student."""
     cache, first = evaluator.teachers.cache, evaluator.teachers.first
-    return {
-        "targets": cache.manifest.kind if c.teacher.cache else c.teacher.targets,
-        "cache_dtype": cache and cache.manifest.form["dtype"],
-        "teacher_blocks": first and first.model.config.blocks,
-        "teacher_neurons": first and first.model.config.neurons,
-    }
+    return AdviceInputs(
+        config=flatten(c),
+        steps=steps,
+        flops_per_step=flops_per_step,
+        targets=cache.manifest.kind if c.teacher.cache else c.teacher.targets,
+        cache_dtype=cache and cache.manifest.form["dtype"],
+        teacher_blocks=first and first.model.config.blocks,
+        teacher_neurons=first and first.model.config.neurons,
+    )

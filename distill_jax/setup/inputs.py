@@ -6,13 +6,10 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from distill_jax.config import at_least
 from distill_jax.data.documents import Document
 from distill_jax.data.tokenizer import Tokenizer
-from distill_jax.losses.terms import Term
-from distill_jax.optim import make_optimizer
 from distill_jax.setup import data, samples, student, teachers
-from distill_jax.setup.loss import optim_options, plan_of, terms_of
+from distill_jax.setup.loss import Recipe, make_recipe
 from distill_jax.setup.models import (
     Source,
     check_tokenizers,
@@ -52,7 +49,7 @@ class Setting(NamedTuple):
     config: ConfigDict
     directory: Path
     mesh: Mesh
-    terms: tuple[Term, ...]
+    recipe: Recipe
     teachers: Teachers
     references: Teachers
     source: Source
@@ -63,19 +60,19 @@ class Setting(NamedTuple):
     held_out: data.Data
 
 
-def check(c: ConfigDict) -> Mesh:
-    """Raises UserError for what is cheap to see before anything is read; gives the mesh."""
-    terms = terms_of(c)
+def check(c: ConfigDict) -> tuple[Recipe, Mesh]:
+    """The loss and optimizer of a run, and its mesh.
+
+    Raises UserError for what is cheap to see before anything is read.
+    """
+    recipe = make_recipe(c)
     student.check(c)
     samples.check(c)
-    at_least("steps", c.steps, 1)
-    make_optimizer(optim_options(c), c.steps)
-    plan_of(c, terms)
-    teachers.check(c, terms)
+    teachers.check(c, recipe.terms)
     mesh = make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tensor)
     check_batch("data.batch_size", c.data.batch_size, c.data.microbatches, mesh)
     check_batch("eval.batch_size", c.eval.batch_size, 1, mesh)
-    return mesh
+    return recipe, mesh
 
 
 def inputs_of(
@@ -96,7 +93,11 @@ def inputs_of(
 
 
 def setting_of(
-    c: ConfigDict, directory: Path, inputs: Inputs, references: Teachers | None = None
+    c: ConfigDict,
+    recipe: Recipe,
+    directory: Path,
+    inputs: Inputs,
+    references: Teachers | None = None,
 ) -> Setting:
     """The rows of a run's seed with what a cache has for them; references: the teachers by default.
 
@@ -111,7 +112,7 @@ def setting_of(
         )
     held_out = held_out_of(c, inputs, references)
     return Setting(
-        c, directory, inputs.mesh, terms_of(c), inputs.teachers, references, inputs.source,
+        c, directory, inputs.mesh, recipe, inputs.teachers, references, inputs.source,
         inputs.tokenizer, ids, samples.stop_ids(inputs.tokenizer, ids), training, held_out,
     )  # fmt: skip
 

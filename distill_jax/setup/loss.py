@@ -1,13 +1,45 @@
-"""The loss and the optimizer of a config."""
+"""What a run minimises and how it steps: the loss, optimizer and jitted step of a config."""
 
+from functools import partial
+from typing import NamedTuple
+
+import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from distill_jax.config import at_least
-from distill_jax.losses.divergences import DIVERGENCES, check
-from distill_jax.losses.schedules import ADAPTIVE, Plan, make_plan
-from distill_jax.losses.terms import CROSS_ENTROPY, Term
-from distill_jax.optim import OptimOptions
-from distill_jax.types import UserError
+from distill_jax.losses.divergences import DIVERGENCES, check_parameters
+from distill_jax.losses.terms import ADAPTIVE, CROSS_ENTROPY, Plan, Term, make_plan
+from distill_jax.models.binding import Model
+from distill_jax.objective import Teach, objective
+from distill_jax.optim import OptimOptions, make_optimizer, make_schedule
+from distill_jax.step import TrainStep, make_train_step
+from distill_jax.types import TrainState, UserError
+
+
+class Recipe(NamedTuple):
+    """The loss and the optimizer of a run, made once from its config.
+
+    terms are those of the config; plan gives those of a step. learning_rate is by the step.
+    """
+
+    terms: tuple[Term, ...]
+    plan: Plan
+    optimizer: optax.GradientTransformation
+    learning_rate: optax.Schedule
+
+
+def make_recipe(c: ConfigDict) -> Recipe:
+    """The recipe of a config. Raises UserError for what no loss or optimizer can be made of."""
+    terms = terms_of(c)
+    at_least("steps", c.steps, 1)
+    schedules = {term.name: c.terms[term.name].schedule for term in terms}
+    options = {name: {k: c.terms[name][k] for k in a.options} for name, a in ADAPTIVE.items()}
+    o = _optim_options(c)
+    peak = o.muon_learning_rate if o.name == "muon" else o.learning_rate
+    optimizer = make_optimizer(o, c.steps)
+    plan = make_plan(terms, c.steps, schedules, options)
+    return Recipe(terms, plan, optimizer, make_schedule(o, peak, c.steps))
 
 
 def terms_of(c: ConfigDict) -> tuple[Term, ...]:
@@ -25,26 +57,62 @@ def terms_of(c: ConfigDict) -> tuple[Term, ...]:
                 f"config.terms.{name}.temperature is {options.temperature}: use more than 0"
             )
         parameters = {key: options[key] for key in DIVERGENCES[name].parameters}
-        check(name, parameters)
+        check_parameters(name, parameters)
         terms.append(Term(name, options.weight, options.temperature, tuple(parameters.items())))
     if not terms:
         raise UserError("every config.terms.*.weight is 0: give one a weight, such as forward_kl 1")
     return tuple(terms)
 
 
-def plan_of(c: ConfigDict, terms: tuple[Term, ...]) -> Plan:
-    """How the terms change over the run. Raises UserError for a text that is no schedule."""
-    schedules = {term.name: c.terms[term.name].schedule for term in terms}
-    options = {
-        name: {key: c.terms[name][key] for key in adaptive.options}
-        for name, adaptive in ADAPTIVE.items()
-    }
-    return make_plan(terms, c.steps, schedules, options)
-
-
-def optim_options(c: ConfigDict) -> OptimOptions:
+def _optim_options(c: ConfigDict) -> OptimOptions:
     """The `optim` part of a config, checked where optax would not say what is wrong."""
     for key in ("learning_rate", "muon_learning_rate", "final_fraction", "weight_decay"):
         at_least(f"optim.{key}", c.optim[key], 0)
     values = {name: c.optim[name] for name in OptimOptions._fields}
     return OptimOptions(**values | {"frozen": tuple(c.optim.frozen)})
+
+
+def train_step_of(
+    c: ConfigDict,
+    recipe: Recipe,
+    student: Model,
+    teach: Teach | None,
+    mesh: Mesh,
+    shardings: TrainState | None,
+) -> TrainStep:
+    """The jitted step of a run, not yet compiled."""
+    block_tokens = c.model.block_tokens
+    loss = partial(objective, student=student, teach=teach, block_tokens=block_tokens, mesh=mesh)
+    return make_train_step(
+        loss,
+        recipe.optimizer,
+        recipe.plan,
+        microbatches=c.data.microbatches,
+        frozen=tuple(c.optim.frozen),
+        average_decay=c.teacher.average_decay,
+        state_shardings=shardings,
+    )
+
+
+def fit_to_steps(c: ConfigDict, base: ConfigDict) -> tuple[ConfigDict, tuple[str, ...]]:
+    """The config whose defaults fit a short run, and a line on each that was made smaller.
+
+    Warm-up becomes a tenth of the steps, the fall of wsd a fifth of what follows the warm-up. What
+    the user has changed stays, and is an error where it does not fit.
+    """
+    fitted, lines = c.copy_and_resolve_references(), []
+    used = ["warmup_steps"] + ["decay_steps"] * (c.optim.schedule == "wsd")
+    for key in used:
+        if key == "warmup_steps":
+            most, instead = c.steps - 1, c.steps // 10
+        else:
+            most = c.steps - fitted.optim.warmup_steps
+            instead = max(1, most // 5)
+        default = base.optim[key]
+        if c.steps > 0 and c.optim[key] == default > most:
+            fitted.optim[key] = instead
+            lines.append(
+                f"config.optim.{key} is {instead}: its default {default} does not fit"
+                f" {c.steps} steps"
+            )
+    return fitted, tuple(lines)

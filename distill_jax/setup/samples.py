@@ -32,7 +32,7 @@ def sample(
     *,
     time_it: bool,
 ) -> list[dict[str, Any]]:
-    """Continues config.generate.prompts: one line a prompt, for samples.jsonl.
+    """Continues config.generate.prompts: one line per prompt, for samples.jsonl.
 
     `time_it` does it twice, and gives the tokens/s of all prompts of the second, compiled time.
     """

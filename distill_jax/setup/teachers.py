@@ -13,8 +13,8 @@ from distill_jax.config import at_least, choose
 from distill_jax.data.cache import Cache, open_cache
 from distill_jax.data.cache_files import Manifest
 from distill_jax.losses import partial_targets
-from distill_jax.losses.sparse import check_terms
-from distill_jax.losses.teachers import SPACES
+from distill_jax.losses.sparse import check_partial_terms
+from distill_jax.losses.targets import SPACES
 from distill_jax.losses.terms import CROSS_ENTROPY, Term, needs_teacher
 from distill_jax.models.binding import Model
 from distill_jax.objective import Teach, cached_teacher, live_teacher, mixed_teachers, partly
@@ -84,7 +84,7 @@ def _check_part(c, kind, temperatures, terms):
         policy = partial_targets.check_policy("teacher.policy", c.teacher.policy)
     else:
         policy = None if kind == "sampled" else "renormalise"
-    check_terms(terms, temperatures, policy)
+    check_partial_terms(terms, temperatures, policy)
 
 
 def load_teachers(c: ConfigDict, terms: tuple[Term, ...], mesh: Mesh) -> Teachers:

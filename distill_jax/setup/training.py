@@ -14,17 +14,15 @@ from distill_jax import checkpoint, workdir
 from distill_jax.config import at_least, flatten
 from distill_jax.evals.likelihood import EvalStep, evaluate, make_eval_step
 from distill_jax.loop import LoopOptions, Run
-from distill_jax.losses.terms import Term, needs_teacher
+from distill_jax.losses.terms import needs_teacher
 from distill_jax.models.binding import Model
 from distill_jax.models.families import FAMILIES
-from distill_jax.objective import objective
-from distill_jax.optim import make_optimizer, make_schedule
 from distill_jax.setup import data, teachers
 from distill_jax.setup.inputs import Setting
-from distill_jax.setup.loss import optim_options, plan_of
+from distill_jax.setup.loss import Recipe, train_step_of
 from distill_jax.setup.models import bind_config
 from distill_jax.sharding import batch_ways, parameter_shardings
-from distill_jax.step import TrainStep, init_state, make_train_step
+from distill_jax.step import TrainStep, init_state
 from distill_jax.types import Params, TrainState
 from distill_jax.writers import Writer, tensorboard, wandb
 
@@ -51,13 +49,14 @@ def open_checkpoints(c: ConfigDict, directory: Path):
     )
 
 
-def starter(c: ConfigDict, terms: tuple[Term, ...]) -> Callable[[Params], TrainState]:
+def starter(c: ConfigDict, recipe: Recipe) -> Callable[[Params], TrainState]:
     """The function that makes the first state of a run from the student's parameters."""
+    average = teachers.AVERAGE in (c.teacher.path, *c.teacher.more)
     return partial(
         init_state,
-        optimizer=make_optimizer(optim_options(c), c.steps),
-        plan=plan_of(c, terms),
-        keep_average=needs_teacher(terms) and teachers.AVERAGE in (c.teacher.path, *c.teacher.more),
+        optimizer=recipe.optimizer,
+        plan=recipe.plan,
+        keep_average=average and needs_teacher(recipe.terms),
     )
 
 
@@ -89,19 +88,9 @@ def saved_model(c: ConfigDict, directory: Path) -> Model:
 
 def compiled_steps(setting: Setting, model: Model, shardings: TrainState | None) -> CompiledSteps:
     """The jitted steps of a run, not yet compiled."""
-    c, mesh = setting.config, setting.mesh
-    teach, _ = teachers.teach_of(c, setting.teachers, setting.terms, model, mesh)
-    train_step = make_train_step(
-        partial(
-            objective, student=model, teach=teach, block_tokens=c.model.block_tokens, mesh=mesh
-        ),
-        make_optimizer(optim_options(c), c.steps),
-        plan_of(c, setting.terms),
-        microbatches=c.data.microbatches,
-        frozen=tuple(c.optim.frozen),
-        average_decay=c.teacher.average_decay,
-        state_shardings=shardings,
-    )
+    c, recipe, mesh = setting.config, setting.recipe, setting.mesh
+    teach, _ = teachers.teach_of(c, setting.teachers, recipe.terms, model, mesh)
+    train_step = train_step_of(c, recipe, model, teach, mesh, shardings)
     compared, _ = teachers.measure_of(c, setting.references)
     block_tokens = c.model.block_tokens * batch_ways(mesh)
     return CompiledSteps(train_step, make_eval_step(model, compared, block_tokens=block_tokens))
@@ -117,16 +106,13 @@ def run_of(
 ) -> Run:
     """Everything the loop needs. on_start(params): called before the first step of a fresh run."""
     c, mesh = setting.config, setting.mesh
-    _, teacher_params = teachers.teach_of(c, setting.teachers, setting.terms, model, mesh)
+    _, teacher_params = teachers.teach_of(c, setting.teachers, setting.recipe.terms, model, mesh)
     _, reference_params = teachers.measure_of(c, setting.references)
 
     def measure(params: Params) -> dict[str, float]:
         batches = data.held_out_batches(c, setting.held_out.rows, mesh)
         return evaluate(steps.eval_step, params, reference_params, batches).named()
 
-    o = optim_options(c)
-    rate = o.muon_learning_rate if o.name == "muon" else o.learning_rate
-    schedule = make_schedule(o, rate, c.steps)
     return Run(
         workdir=setting.directory,
         options=LoopOptions(
@@ -144,7 +130,7 @@ def run_of(
         train_step=steps.train_step,
         batches=lambda start: data.training_batches(c, setting.training.rows, mesh, start),
         evaluate=measure,
-        learning_rate=lambda step: float(schedule(step)),
+        learning_rate=lambda step: float(setting.recipe.learning_rate(step)),
         on_start=on_start,
         writers=_writers(c, setting.directory),
     )

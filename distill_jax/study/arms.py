@@ -48,6 +48,11 @@ def arms_of(
         raise UserError(f"config.study.arms names an arm twice: {', '.join(names)}")
     arms = [arm for name in names for arm in known[name]]
     present = {arm.name for arm in arms}
+    if len(present) < len(arms):
+        raise UserError(
+            f"{len(arms) - len(present)} of the study's arms have the name of another"
+            f" ({', '.join(arm.name for arm in arms)}): rename an ablation"
+        )
     for arm in arms:
         if arm.flops_of and arm.flops_of not in present:
             raise UserError(
@@ -66,10 +71,13 @@ def _expand(name: str, overrides: Mapping[str, Any], base: Mapping[str, Any]) ->
     arms = []
     for point in itertools.product(*axes.values()):
         changed = dict(zip(axes, point, strict=True))
-        label = "".join(f"-{key.rsplit('.', 1)[-1]}={changed[key]}" for key in several)
+        axis = [(key.rsplit(".", 1)[-1], changed[key]) for key in several]
+        # An ablation that is named after its axis does not say so twice.
+        first = [] if name in dict(axis) else [name]
+        label = "-".join([*first, *(f"{key}={value}" for key, value in axis)])
         what = "with " + ", ".join(f"{key}={value}" for key, value in changed.items())
         # The name is a directory's too.
-        arms.append(Arm(name + re.sub(r"[^\w.=+-]+", "_", label), what, changed))
+        arms.append(Arm(re.sub(r"[^\w.=+-]+", "_", label), what, changed))
     return arms
 
 

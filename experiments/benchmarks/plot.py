@@ -1,13 +1,14 @@
-"""Horizontal bars with whiskers as SVG text."""
+"""Horizontal bars with whiskers and limits, drawn as the charts of a report are."""
 
-from html import escape
 from typing import NamedTuple
 
-LABEL_PX, PLOT_PX, VALUE_PX, ROW_PX, TOP_PX = 430, 420, 210, 26, 56
-INK, GRID, LIMIT = "#222222", "#dddddd", "#c62828"
-FILL = {"": "#8fa8c8", "met": "#7fb58a", "missed": "#e0a39a"}
-MIDDLE = 'text-anchor="middle" font-size="11"'
-TICKS = (1, 2, 2.5, 5, 10)
+from distill_jax.report import svg, svg_intervals
+from distill_jax.report.charts import standalone
+from distill_jax.report.svg import Scale, Text, label, tag
+from distill_jax.report.svg_intervals import Interval
+
+LABELS, BARS, VALUES, ROW, TOP = 400, 400, 220, 24, 36
+STYLES = {"": "b0", "met": "b4", "missed": "b1"}
 
 
 class Bar(NamedTuple):
@@ -23,61 +24,27 @@ class Bar(NamedTuple):
 
 
 def bars_svg(title: str, unit: str, bars: list[Bar]) -> str:
-    """The whole file. Red marks are limits; whiskers 95% intervals."""
-    longest = max(max(x for x in bar[1:5] if x is not None) for bar in bars)
-    step = tick_step(longest)
-    scale = PLOT_PX / (longest * 1.05)
-    height, width = TOP_PX + ROW_PX * len(bars) + 16, LABEL_PX + PLOT_PX + VALUE_PX
-    bottom = TOP_PX + ROW_PX * len(bars)
-    out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}"'
-        f' height="{height}" font-family="sans-serif" font-size="13" fill="{INK}">',
-        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-        _text(12, 22, title, 'font-size="15" font-weight="bold"'),
-    ]
-    for i in range(int(longest * 1.05 / step) + 1):
-        x = LABEL_PX + i * step * scale
-        out += [
-            _line(x, TOP_PX - 6, x, bottom, GRID),
-            _text(x, TOP_PX - 10, f"{i * step:g}", MIDDLE),
-        ]
-    out.append(_text(LABEL_PX + PLOT_PX + 10, TOP_PX - 10, unit))
+    """The whole file. Dashed marks are limits; whiskers 95% intervals."""
+    longest = max(value for bar in bars for value in bar[1:5] if value is not None)
+    x = Scale(0.0, 1.05 * longest, LABELS, LABELS + BARS)
+    bottom = TOP + ROW * len(bars)
+    parts = [label(Text(title), 10, 20), svg.across(x, bottom, unit)]
     for i, bar in enumerate(bars):
-        out += _bar(bar, TOP_PX + ROW_PX * i, scale)
-    return "\n".join([*out, "</svg>", ""])
+        parts += _bar(bar, x, TOP + ROW * i)
+    return standalone(svg.chart(LABELS + BARS + VALUES, bottom + 44, title, *parts))
 
 
-def tick_step(longest: float) -> float:
-    """The smallest round step that cuts an axis into at most six parts."""
-    power = 10.0**-9
-    while longest / (10 * power) > 6:
-        power *= 10
-    return next(power * tick for tick in TICKS if longest / (power * tick) <= 6)
-
-
-def _bar(bar: Bar, y: float, scale: float) -> list[str]:
-    at = lambda value: LABEL_PX + value * scale
-    middle, text = y + ROW_PX / 2, f"{bar.value:.3g}"
-    out = [
-        _text(LABEL_PX - 8, middle + 4, bar.label, 'text-anchor="end"'),
-        f'<rect x="{LABEL_PX}" y="{y + 4:.1f}" width="{bar.value * scale:.1f}"'
-        f' height="{ROW_PX - 8}" fill="{FILL[bar.verdict]}"/>',
+def _bar(bar: Bar, x: Scale, top: float) -> list[str]:
+    middle, text = top + ROW / 2, f"{bar.value:.3g}"
+    box = {"x": x.start, "y": top + 4, "width": x.at(bar.value) - x.start, "height": ROW - 8}
+    name = Text(bar.label)
+    parts = [
+        label(name, LABELS - 8, middle + 4, anchor="end"),
+        tag("rect", class_=STYLES[bar.verdict], **box),
+        svg_intervals.strip(Interval(name, None, bar.low, bar.high, "flat"), x, middle),
     ]
-    if bar.low is not None:
-        out.append(_line(at(bar.low), middle, at(bar.high), middle, INK))
-        out += [_line(at(x), middle - 4, at(x), middle + 4, INK) for x in (bar.low, bar.high)]
     if bar.limit is not None:
-        out.append(_line(at(bar.limit), y + 1, at(bar.limit), y + ROW_PX - 1, LIMIT, 2))
+        at = x.at(bar.limit)
+        parts.append(tag("line", class_="margin", x1=at, x2=at, y1=top, y2=top + ROW))
         text += f" (at {'least' if bar.at_least else 'most'} {bar.limit:g}: {bar.verdict})"
-    return [*out, _text(LABEL_PX + PLOT_PX + 10, middle + 4, text)]
-
-
-def _line(x1, y1, x2, y2, color, width=1) -> str:
-    return (
-        f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{color}"'
-        f' stroke-width="{width}"/>'
-    )
-
-
-def _text(x, y, text, attributes="") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" {attributes}>{escape(text)}</text>'
+    return [*parts, label(Text(text), x.end + 10, middle + 4)]

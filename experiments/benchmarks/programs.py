@@ -14,8 +14,7 @@ import optax
 from distill_jax.losses.divergences import DIVERGENCES, divergence
 from distill_jax.losses.fused import linear_divergence
 from distill_jax.losses.partial_targets import top_k
-from distill_jax.losses.schedules import make_plan
-from distill_jax.losses.terms import CROSS_ENTROPY, Term
+from distill_jax.losses.terms import CROSS_ENTROPY, Term, make_plan
 from distill_jax.models.binding import Model
 from distill_jax.objective import cached_teacher, live_teacher, objective
 from distill_jax.step import init_state, make_train_step
@@ -36,7 +35,7 @@ def optimizer() -> optax.GradientTransformation:
 
 def divergence_terms(name: str) -> tuple[Term, ...]:
     """One divergence alone, with its default parameters."""
-    return (Term(name, 1.0, 1.0, tuple(DIVERGENCES[name].parameters.items())),)
+    return (Term(name, 1.0),)
 
 
 def elementwise(name: str) -> bool:
@@ -86,7 +85,7 @@ def arguments(setup: Setup) -> tuple:
 
 
 def _plan():
-    return make_plan(FORWARD_KL, 1, {}, {})
+    return make_plan(FORWARD_KL, 1)
 
 
 def live(pair: Pair) -> Setup:
@@ -130,7 +129,7 @@ def cached_top64(pair: Pair) -> Setup:
             policy="tail_bucket",
             block_tokens=BLOCK_TOKENS,
         )
-        return {"ids": top.ids_BTK, "logits": top.logits_BTK, "rest": top.rest_BTN}
+        return {"ids": top.ids_BTE, "logits": top.logits_BTE, "rest": top.rest_BTM}
 
     return _cached(pair, "top_k", stored(pair.teacher_params, pair.batch), ())
 

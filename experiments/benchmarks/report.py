@@ -121,7 +121,7 @@ def plots(shape: str, lines: list[dict]) -> dict[str, str]:
         seconds.append(Bar(name, float(np.median(wall)), float(low), float(high)))
     out = {}
     if ratios:
-        title = f"{shape}: ratios (whiskers: 95% interval; red: limit)"
+        title = f"{shape}: ratios (whiskers: 95% interval; dashed: limit)"
         out["ratios"] = bars_svg(title, "median of paired ratios", ratios)
     if seconds:
         title = f"{shape}: wall seconds (whiskers: quartiles)"

@@ -38,7 +38,7 @@ def main() -> None:
     text.write_text("".join(json.dumps({"text": d.text}) + "\n" for d in documents))
     lines = [{"kind": name, **measure(name, *kind, options, text)} for name, kind in KINDS.items()]
     (HERE / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    header = ("kind", "bytes a token", "against logits in float32", "KL(stored || teacher)")
+    header = ("kind", "bytes per token", "against logits in float32", "KL(stored || teacher)")
     cells = [
         (x["kind"], f"{x['bytes']:,.0f}", f"1/{x['logits'] / x['bytes']:,.0f}", f"{x['kl']:.1e}")
         for x in lines
@@ -55,7 +55,7 @@ def measure(name: str, kind: str, dtype: str, more: tuple[str, ...], options, te
         f"--config.teacher.targets={kind}", f"--config.cache.dtype={dtype}", *more,
     ]  # fmt: skip
     said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    size = re.search(r"of ([\d,]+) tokens, ([\d,]+) bytes a token", said)
+    size = re.search(r"of ([\d,]+) tokens, ([\d,]+) bytes per token", said)
     lost = re.search(r"KL\(stored \|\| teacher\) (\S+) nats", said)
     manifest = json.loads((Path(command[4].split("=")[1]) / "manifest.json").read_text())["content"]
     numbers = [int(x.replace(",", "")) for x in size.groups()]

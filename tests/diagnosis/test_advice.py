@@ -1,4 +1,4 @@
-"""Laws of facts and options: no trigger, no option; every override is one the program accepts."""
+"""Laws of advice: no trigger, no advice; every override is one the program accepts."""
 
 import importlib.util
 import json
@@ -11,8 +11,9 @@ from ml_collections import ConfigDict, config_flags
 
 from configs.base import get_config
 from distill_jax.config import check_keys, flatten
-from distill_jax.diagnosis.advice import OPTIONS, options
-from distill_jax.diagnosis.triggers import FACTS, facts_of
+from distill_jax.diagnosis.advice import ADVICE, advise
+from distill_jax.diagnosis.overrides import AdviceInputs
+from distill_jax.diagnosis.triggers import TRIGGERS, trigger_values
 from distill_jax.losses.divergences import DIVERGENCES
 from distill_jax.setup.loss import terms_of
 
@@ -56,15 +57,15 @@ RUNS = {
 }
 
 
-def triggered(option):
-    """Facts that meet every condition of an option, just."""
-    return {"best_step": 40.0} | {c.fact: float(c.threshold) for c in option.conditions}
+def triggered(advice):
+    """Values that meet every condition of an advice, just."""
+    return {"best_step": 40.0} | {c.trigger: float(c.threshold) for c in advice.conditions}
 
 
-def offered(facts, run="quickstart", **more):
+def offered(values, run="quickstart", **more):
     config, of_run = RUNS[run]
     given = {"steps": STEPS, "flops_per_step": FLOPS} | of_run | more
-    return options(facts, config=flatten(config), **given)
+    return advise(values, AdviceInputs(config=flatten(config), **given))
 
 
 def names(rows):
@@ -81,53 +82,53 @@ def parse(override, config):
     return values.config
 
 
-@pytest.mark.parametrize("option", OPTIONS, ids=lambda o: o.name)
-def test_an_option_appears_with_its_trigger_alone(option):
-    facts = triggered(option)
-    runs = [run for run in RUNS if option.name in names(offered(facts, run))]
-    assert runs, "no run is offered this option"
+@pytest.mark.parametrize("advice", ADVICE, ids=lambda o: o.name)
+def test_advice_appears_with_its_trigger_alone(advice):
+    values = triggered(advice)
+    runs = [run for run in RUNS if advice.name in names(offered(values, run))]
+    assert runs, "no run is offered this advice"
     for run in runs:
-        for condition in option.conditions:
+        for condition in advice.conditions:
             short = 1e-6 if condition.below else -1e-6
-            less = facts | {condition.fact: condition.threshold + short}
-            assert option.name not in names(offered(less, run))
-            assert option.name not in names(offered(facts | {condition.fact: None}, run))
-            absent = {k: v for k, v in facts.items() if k != condition.fact}
-            assert option.name not in names(offered(absent, run))
-        row = next(row for row in offered(facts, run) if row["name"] == option.name)
-        first = option.conditions[0]
+            less = values | {condition.trigger: condition.threshold + short}
+            assert advice.name not in names(offered(less, run))
+            assert advice.name not in names(offered(values | {condition.trigger: None}, run))
+            absent = {k: v for k, v in values.items() if k != condition.trigger}
+            assert advice.name not in names(offered(absent, run))
+        row = next(row for row in offered(values, run) if row["name"] == advice.name)
+        first = advice.conditions[0]
         assert row["trigger"] == {
-            "metric": first.fact, "value": facts[first.fact], "threshold": first.threshold
+            "metric": first.trigger, "value": values[first.trigger], "threshold": first.threshold
         }  # fmt: skip
         assert set(row) == {
             "name", "why", "trigger", "override", "flops", "literature"
         }  # fmt: skip
 
 
-def test_no_facts_no_options():
+def test_no_values_no_advice():
     for run in RUNS:
         assert offered({}, run) == []
-        assert offered(dict.fromkeys(FACTS), run) == []
+        assert offered(dict.fromkeys(TRIGGERS), run) == []
 
 
-def test_there_are_options_and_their_names_are_theirs():
-    assert len(OPTIONS) >= 8
-    assert len({o.name for o in OPTIONS}) == len(OPTIONS)
-    assert all(o.conditions and o.literature for o in OPTIONS)
+def test_there_is_advice_and_their_names_are_theirs():
+    assert len(ADVICE) >= 8
+    assert len({o.name for o in ADVICE}) == len(ADVICE)
+    assert all(o.conditions and o.literature for o in ADVICE)
 
 
-def test_every_condition_is_of_a_fact_that_is_documented():
-    for option in OPTIONS:
-        for condition in option.conditions:
-            assert condition.fact in FACTS
-    for fact in FACTS.values():
-        assert fact.what
+def test_every_condition_is_of_a_documented_trigger():
+    for advice in ADVICE:
+        for condition in advice.conditions:
+            assert condition.trigger in TRIGGERS
+    for trigger in TRIGGERS.values():
+        assert trigger.what
 
 
-@pytest.mark.parametrize("option", OPTIONS, ids=lambda o: o.name)
-def test_every_override_is_accepted_and_changes_the_run(option):
+@pytest.mark.parametrize("advice", ADVICE, ids=lambda o: o.name)
+def test_every_override_is_accepted_and_changes_the_run(advice):
     for run, (config, of_run) in RUNS.items():
-        for row in offered(triggered(option), run):
+        for row in offered(triggered(advice), run):
             changed = parse(row["override"], config)
             check_keys(changed, get_config())
             terms_of(changed)
@@ -155,10 +156,10 @@ def test_a_replaced_divergence_leaves_no_other():
 
 
 def test_one_command_is_offered_once_and_in_order():
-    facts = {"effect_equal_flops": 0.1, "harmed_slices": 2, "late_fall": 0.5}
-    rows = offered(facts)
+    values = {"effect_equal_flops": 0.1, "harmed_slices": 2, "late_fall": 0.5}
+    rows = offered(values)
     assert names(rows) == ["more steps", "labels beside the teacher"]
-    assert rows == offered(dict(reversed(facts.items())))
+    assert rows == offered(dict(reversed(values.items())))
 
 
 def test_a_larger_student_stays_within_its_teacher():
@@ -191,18 +192,11 @@ def test_costs_are_runs_of_flops():
 
 def test_nothing_takes_the_only_teacher_away():
     config = variant(teacher__cache="/cache", teacher__path="")
-    rows = options(
-        {"ece_excess": 0.5, "forward_kl": 0.01},
-        config=flatten(config),
-        steps=STEPS,
-        flops_per_step=None,
-        targets="top_k",
-        cache_dtype="int8",
-    )
-    assert rows == []
+    run = AdviceInputs(flatten(config), STEPS, None, targets="top_k", cache_dtype="int8")
+    assert advise({"ece_excess": 0.5, "forward_kl": 0.01}, run) == []
 
 
-# Facts ---------------------------------------------------------------------------------------
+# Triggers ---------------------------------------------------------------------------------------
 
 
 def interval(mean):
@@ -286,7 +280,6 @@ def report():
 
 
 EXPECTED = {
-    "effect_equal_steps": -0.2,
     "effect_equal_flops": 0.03,
     "seeds_missing": 2,
     "harmed_slices": 1,
@@ -307,38 +300,38 @@ EXPECTED = {
 }
 
 
-def test_every_fact_is_read_from_its_place():
-    facts = facts_of(report())
-    assert set(facts) == set(FACTS) - {"share_student_wrong"}
-    assert facts == pytest.approx(EXPECTED)
+def test_every_value_is_read_from_its_place():
+    values = trigger_values(report())
+    assert set(values) == set(TRIGGERS) - {"share_student_wrong"}
+    assert values == pytest.approx(EXPECTED)
 
 
 @pytest.mark.parametrize("part", report())
-def test_a_part_that_is_absent_takes_its_facts_with_it(part):
-    whole = facts_of(report())
-    less = [facts_of(report() | {part: value}) for value in (None, {})]
-    less.append(facts_of({k: v for k, v in report().items() if k != part}))
+def test_a_part_that_is_absent_takes_its_values_with_it(part):
+    whole = trigger_values(report())
+    less = [trigger_values(report() | {part: value}) for value in (None, {})]
+    less.append(trigger_values({k: v for k, v in report().items() if k != part}))
     assert less[0] == less[1] == less[2]
     assert less[0].items() <= whole.items()
     assert less[0] != whole
 
 
-def test_an_empty_report_has_no_facts():
-    assert facts_of({}) == {}
-    assert facts_of(report(), student="another")["effect_equal_steps"] == -0.2
-    assert "late_fall" not in facts_of(report(), student="another")
+def test_an_empty_report_has_no_values():
+    assert trigger_values({}) == {}
+    assert trigger_values(report(), student="another")["effect_equal_flops"] == 0.03
+    assert "late_fall" not in trigger_values(report(), student="another")
 
 
 def test_a_curve_without_resolution_says_nothing():
-    said = lambda *points: facts_of({"curves": [curve("kd", *points)]})
+    said = lambda *points: trigger_values({"curves": [curve("kd", *points)]})
     assert "late_fall" not in said((0, 4.0), (10, 3.0), (40, 2.0))
     assert "late_rise" in said((0, 4.0), (10, 3.0), (40, 2.0))
     assert said((0, 4.0), (40, 2.0)) == {}
     assert "late_fall" not in said((35, 4.0), (38, 3.0), (40, 2.0))
 
 
-def test_options_of_a_report_are_json():
-    rows = offered(facts_of(report()))
+def test_advice_of_a_report_are_json():
+    rows = offered(trigger_values(report()))
     assert names(rows) == [
         "more seeds",
         "the best step",

@@ -7,13 +7,13 @@ import pytest
 
 from distill_jax.diagnosis import examples
 from distill_jax.diagnosis.causes import (
-    CLASSES,
-    EXPOSURE,
+    CAUSES,
+    OWN_TEXT,
     Evidence,
     classify,
-    exposure,
-    gather_evidence,
+    evidence_of,
     hot_mask,
+    own_text_drift,
     tail_kl,
 )
 from distill_jax.diagnosis.where import MINIMUM_COUNT, diagnose
@@ -160,7 +160,7 @@ def planted(seeds, n=900, seed=1, noise=0.25):
 @pytest.mark.parametrize("seeds", [1, 2, 3])
 def test_planted_causes_are_found(seeds):
     kd, sft, causes = planted(seeds)
-    found = np.array(list(CLASSES))[classify(gather_evidence(kd, sft))]
+    found = np.array(list(CAUSES))[classify(evidence_of(kd, sft))]
     for cause in np.unique(causes):
         recall = (found[causes == cause] == cause).mean()
         precision = (causes[found == cause] == cause).mean()
@@ -171,7 +171,7 @@ def test_planted_causes_are_found(seeds):
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_without_sft_its_two_classes_become_one(seeds):
     kd, _, causes = planted(seeds)
-    found = np.array(list(CLASSES))[classify(gather_evidence(kd))]
+    found = np.array(list(CAUSES))[classify(evidence_of(kd))]
     assert not {"capacity", "distillation_made"} & set(found)
     assert (found[causes == "teacher_wrong"] == "teacher_wrong").mean() >= 0.95
     assert (found[causes == "capacity"] == "student_wrong").mean() >= 0.95
@@ -191,10 +191,10 @@ def test_a_planted_tail_is_found_and_the_order_of_the_top_is_not_one():
         flat = p[row, top[row]] ** 0.3
         order[row, top[row]] = flat / flat.sum() * mass  # the tail is left as it is
     document, position = places(rng, n)
-    names = np.array(list(CLASSES))
+    names = np.array(list(CAUSES))
     for q, expected in ((tail, "tail"), (order, "other")):
         columns = columns_of(document, position, token, p, q)
-        assert (names[classify(gather_evidence([columns]))] == expected).mean() >= 0.95
+        assert (names[classify(evidence_of([columns]))] == expected).mean() >= 0.95
 
 
 def test_the_copied_mistake_of_an_unsure_teacher_is_the_teachers():
@@ -205,14 +205,14 @@ def test_the_copied_mistake_of_an_unsure_teacher_is_the_teachers():
     s = with_probabilities(base, a=(1, 0.2), b=(2, 0.5))
     place = [np.array([0], np.int32), np.array([1], np.int32), np.array([2], np.int32)]
     kd, sft = (columns_of(*place, p[None], x[None]) for x in (q, s))
-    assert list(CLASSES)[classify(gather_evidence([kd], [sft]))[0]] == "teacher_wrong"
+    assert list(CAUSES)[classify(evidence_of([kd], [sft]))[0]] == "teacher_wrong"
 
 
 def test_half_of_the_seeds_are_no_majority():
     kd, sft, _ = planted(1, n=100)
     right = kd[0] | {"top5": sft[0]["top5"]}
-    mixed = gather_evidence([kd[0], right], sft)
-    assert "distillation_made" not in np.array(list(CLASSES))[classify(mixed)]
+    mixed = evidence_of([kd[0], right], sft)
+    assert "distillation_made" not in np.array(list(CAUSES))[classify(mixed)]
 
 
 def one_token(**changes):
@@ -252,7 +252,7 @@ def one_token(**changes):
     ],
 )
 def test_thresholds_and_precedence(changes, expected):
-    assert list(CLASSES)[classify(one_token(**changes))[0]] == expected
+    assert list(CAUSES)[classify(one_token(**changes))[0]] == expected
 
 
 # The tail ------------------------------------------------------------------------------------
@@ -353,7 +353,7 @@ def test_shares_are_whole_and_every_number_is_json(kd_seeds, sft_seeds):
         assert row["share_of_kl"] == pytest.approx(expected)
     named = {row["class"] for row in found["classes"]}
     pair = {"capacity", "distillation_made"}
-    assert named == set(CLASSES) - ({"student_wrong"} if sft else pair)
+    assert named == set(CAUSES) - ({"student_wrong"} if sft else pair)
 
 
 def test_the_order_of_tokens_changes_nothing():
@@ -430,7 +430,7 @@ def test_one_terrible_document_does_not_fill_the_examples():
     kd, sft = arms(n=800)
     kl = kd[0].columns["forward_kl"] + 5.0 * (kd[0].columns["document"] == 7)
     rows = diagnose([change(kd[0], forward_kl=kl)], sft, text_of=text_of)["worst"]
-    assert [row["document"] for row in rows].count(7) == examples.A_DOCUMENT
+    assert [row["document"] for row in rows].count(7) == examples.PER_DOCUMENT
 
 
 def test_positions_fall_into_powers_of_two():
@@ -452,7 +452,7 @@ def test_worst_examples_are_hot_spread_and_side_by_side():
     rows = found["worst"]
     assert len(rows) == examples.WORST
     documents = [row["document"] for row in rows]
-    assert max(documents.count(d) for d in documents) <= examples.A_DOCUMENT
+    assert max(documents.count(d) for d in documents) <= examples.PER_DOCUMENT
     hot = {row["class"]: row["tokens"] for row in found["classes"]}
     # Five classes at most, so that twelve examples show each that has a hot token.
     assert {row["class"] for row in rows} == {name for name, tokens in hot.items() if tokens}
@@ -510,13 +510,13 @@ def stretch(document, kl, row, best):
     return range(start, start + len(row["tokens"]))
 
 
-def test_exposure_is_a_finding_about_the_run():
-    assert exposure(None, 1.0) is None
-    assert exposure(1.0, None) is None
-    assert not exposure(1.0 + EXPOSURE - 1e-6, 1.0)["found"]
-    assert exposure(1.0 + EXPOSURE, 1.0)["found"]
-    assert not exposure(0.0, 0.0)["found"]
-    assert "exposure" not in CLASSES
+def test_drift_on_own_text_is_of_the_run_and_no_cause():
+    assert own_text_drift(None, 1.0) is None
+    assert own_text_drift(1.0, None) is None
+    assert not own_text_drift(1.0 + OWN_TEXT - 1e-6, 1.0)["found"]
+    assert own_text_drift(1.0 + OWN_TEXT, 1.0)["found"]
+    assert not own_text_drift(0.0, 0.0)["found"]
+    assert "exposure" not in CAUSES
 
 
 def test_what_cannot_be_diagnosed_is_refused_in_one_line():

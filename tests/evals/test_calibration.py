@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from distill_jax.evals.calibration import BINS, Bins, bins, calibration_error, ece, reliability
-from distill_jax.losses.reduce import finish
+from distill_jax.losses.tokens import finish
 
 
 def error(confidence, correct):

@@ -40,7 +40,7 @@ def caches(flags, tmp_path_factory):
                 "--config.teacher.k=10000",
             )
         )  # fmt: skip
-        assert "bytes a token" in out
+        assert "bytes per token" in out
         assert "KL(stored || teacher)" in out
     return root
 

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from distill_jax.losses.divergences import (
     DIVERGENCES,
-    check,
+    check_parameters,
     divergence,
     log_probabilities,
     token_divergence,
@@ -195,7 +195,7 @@ def test_the_gradient_of_taid_is_the_students_distance_from_the_detached_target(
 )
 def test_meaningless_parameters_name_the_remedy(name, parameters, remedy):
     with pytest.raises(UserError, match=remedy) as error:
-        check(name, parameters)
+        check_parameters(name, parameters)
     assert "\n" not in str(error.value)
 
 
@@ -203,7 +203,7 @@ def test_meaningless_parameters_name_the_remedy(name, parameters, remedy):
 def test_defaults_mean_something_and_are_taken_where_none_are_given(name):
     kind = DIVERGENCES[name]
     assert (kind.phi is None) != (kind.row is None)
-    check(name, kind.parameters)
+    check_parameters(name, kind.parameters)
     log_q, log_p = log_probabilities(logits(1)), log_probabilities(logits(2))
     expected = divergence(name, log_q, log_p, **kind.parameters)
     np.testing.assert_array_equal(token_divergence(name, logits(1), logits(2)), expected)

@@ -53,12 +53,14 @@ def naive(hidden, head, targets, labels, weight, terms):
     common = min(z.shape[-1], t.shape[-1])
     z, t = z[..., :common], t[..., :common]
     total = 0.0
-    for name, scale, temperature, parameters in terms:
-        if name == CROSS_ENTROPY:
+    for term in terms:
+        if term.name == CROSS_ENTROPY:
             value = -jnp.take_along_axis(log_probabilities(z), labels[..., None], -1)[..., 0]
         else:
-            value = token_divergence(name, z, t, temperature=temperature, **dict(parameters))
-        total += scale * jnp.sum(value * weight)
+            value = token_divergence(
+                term.name, z, t, temperature=term.temperature, **term.arguments
+            )
+        total += term.weight * jnp.sum(value * weight)
     return total
 
 

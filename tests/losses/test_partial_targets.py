@@ -42,11 +42,11 @@ def test_top_k_entries_and_the_rest_equal_numpy():
     t = logits(1)
     targets = top(t, 5, "tail_bucket", (1.0, 2.0))
     order = np.argsort(-np.asarray(t), -1)
-    np.testing.assert_array_equal(targets.ids_BTK, order[..., :5])
+    np.testing.assert_array_equal(targets.ids_BTE, order[..., :5])
     rest = np.take_along_axis(np.asarray(t, np.float64), order[..., 5:], -1)
     for i, temperature in enumerate((1.0, 2.0)):
         expected = np.log(np.exp(rest / temperature).sum(-1))
-        np.testing.assert_allclose(targets.rest_BTN[..., i], expected, rtol=1e-5)
+        np.testing.assert_allclose(targets.rest_BTM[..., i], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
@@ -156,9 +156,9 @@ def test_gemmas_form_has_the_teachers_proportions_on_the_drawn_entries():
     targets = partial_targets.sampled_renormalised(
         teacher(t), uniform, temperatures=(1.0,), block_tokens=4
     )
-    held = np.asarray(targets.ids_BTK) >= 0
-    picked = np.take_along_axis(np.asarray(t), np.maximum(targets.ids_BTK, 0), -1)
-    np.testing.assert_array_equal(np.where(held, targets.logits_BTK, 0), np.where(held, picked, 0))
-    mass = np.exp(np.asarray(targets.rest_BTN[..., 0])) + np.where(held, np.exp(picked), 0).sum(-1)
+    held = np.asarray(targets.ids_BTE) >= 0
+    picked = np.take_along_axis(np.asarray(t), np.maximum(targets.ids_BTE, 0), -1)
+    np.testing.assert_array_equal(np.where(held, targets.logits_BTE, 0), np.where(held, picked, 0))
+    mass = np.exp(np.asarray(targets.rest_BTM[..., 0])) + np.where(held, np.exp(picked), 0).sum(-1)
     np.testing.assert_allclose(mass, np.exp(np.asarray(t)).sum(-1), rtol=1e-5)
     assert targets.policy == "renormalise"

@@ -94,17 +94,17 @@ def oracle_token(name, z, targets, temperature):
         return compare(name, log_probabilities(z[..., :shared], temperature), log_p)
     shared = min(z.shape[-1], targets.vocab)
     log_q = log_probabilities(z[..., :shared], temperature)
-    known_BTKV = targets.ids_BTK[..., None] == jnp.arange(shared)
+    known_BTKV = targets.ids_BTE[..., None] == jnp.arange(shared)
     kept = known_BTKV.any(-1)
     if isinstance(targets, Sampled):
-        share = jnp.where(kept, targets.probability_BTK, 0.0)
+        share = jnp.where(kept, targets.probability_BTE, 0.0)
         share /= share.sum(-1, keepdims=True)
         log_p = jnp.where(share > 0, jnp.log(jnp.where(share > 0, share, 1.0)), FLOOR)
     else:
-        scaled = jnp.where(kept, targets.logits_BTK / temperature, -jnp.inf)
+        scaled = jnp.where(kept, targets.logits_BTE / temperature, -jnp.inf)
         total = jax.nn.logsumexp(scaled, -1, keepdims=True)
         if targets.policy != "renormalise":
-            rest = targets.rest_BTN[..., int(temperature) - 1][..., None]
+            rest = targets.rest_BTM[..., int(temperature) - 1][..., None]
             total = jnp.logaddexp(total, rest)
         log_p = jnp.maximum(scaled - total, FLOOR)
     if isinstance(targets, Sampled) or targets.policy == "renormalise":

@@ -23,56 +23,31 @@ SIZES = {
     "num_key_value_heads": 2,
     "head_dim": 16,
     "max_position_embeddings": 64,
-    "sliding_window": 5,
-    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 500.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}
-LINEAR_ROPE = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000.0}
-VARIANTS = {
-    "llama-rope3": ("llama", {"rope_parameters": LLAMA3_ROPE}),
-    "llama-bias": ("llama", {"attention_bias": True}),
-    "qwen2-window": ("qwen2", {"use_sliding_window": True}),
-    "gemma3-linear": (
-        "gemma3_text",
-        {"rope_parameters": {"full_attention": LINEAR_ROPE}, "final_logit_softcapping": 3.0},
-    ),
-}
 CASES = {
-    f"{family}-{'tied' if tied else 'untied'}": (family, {"tie_word_embeddings": tied})
-    for family in FAMILIES
-    for tied in (True, False)
-} | VARIANTS
+    f"{name}-{variant}": (name, entries)
+    for name, family in FAMILIES.items()
+    for variant, entries in family.variants.items()
+}
+TOKENS_BT = np.random.default_rng(0).integers(0, SIZES["vocab_size"], (2, 24))
 
 
 class Case(NamedTuple):
     """A saved checkpoint, the transformers model it came from, and that model's logits."""
 
-    name: str
-    family: str
-    overrides: dict
     directory: object
     oracle: object
     tokens_BT: np.ndarray
     logits_BTV: np.ndarray
 
 
-def tiny_oracle(family, overrides):
-    """A transformers model in which no parameter is trivial."""
-    sizes = dict(SIZES)
-    if family != "gemma3_text" and not overrides.get("use_sliding_window"):
-        sizes = {k: v for k, v in sizes.items() if k not in ("sliding_window", "layer_types")}
+def tiny_oracle(family, entries):
+    """A transformers model in which no parameter is trivial; `entries` of its config.json."""
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(family, **{**sizes, **overrides})
+    config = transformers.AutoConfig.for_model(family, **{**SIZES, **entries})
     oracle = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in oracle.parameters():
@@ -106,13 +81,10 @@ def project(hidden, unembed):
 
 @pytest.fixture(scope="session", params=CASES)
 def case(request, tmp_path_factory):
-    family, overrides = CASES[request.param]
-    oracle = tiny_oracle(family, overrides)
+    oracle = tiny_oracle(*CASES[request.param])
     directory = tmp_path_factory.mktemp(request.param)
     oracle.save_pretrained(directory)
-    tokens_BT = np.random.default_rng(0).integers(0, SIZES["vocab_size"], (2, 24))
-    logits_BTV = oracle_logits(oracle, tokens_BT)
-    return Case(request.param, family, overrides, directory, oracle, tokens_BT, logits_BTV)
+    return Case(directory, oracle, TOKENS_BT, oracle_logits(oracle, TOKENS_BT))
 
 
 @pytest.fixture(scope="session")
@@ -124,4 +96,10 @@ def checkpoint(case):
 @pytest.fixture(scope="session")
 def by():
     """The helpers above, for tests that call them with their own arguments."""
-    return SimpleNamespace(oracle=oracle_logits, us=our_logits, tiny=tiny_oracle, project=project)
+    return SimpleNamespace(
+        oracle=oracle_logits,
+        us=our_logits,
+        tiny=tiny_oracle,
+        project=project,
+        tokens_BT=TOKENS_BT,
+    )

@@ -12,7 +12,7 @@ from distill_jax.models.context import local_flags
 from distill_jax.models.weights import flatten
 from distill_jax.types import UserError
 
-TWO = ["llama-untied", "gemma3-linear"]
+TWO = ["llama-untied", "gemma3_text-linear"]
 TIGHT = {"rtol": 1e-5, "atol": 1e-5}
 
 
@@ -78,7 +78,7 @@ def test_a_row_of_padding_is_finite_and_so_is_its_gradient(case, checkpoint):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 
-@pytest.mark.parametrize("case", ["gemma3-linear"], indirect=True)
+@pytest.mark.parametrize("case", ["gemma3_text-linear"], indirect=True)
 def test_remat_policies_give_equal_gradients(case, checkpoint):
     def gradients(remat):
         model = bound(checkpoint, remat=remat)

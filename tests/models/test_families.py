@@ -1,10 +1,14 @@
 """Laws of the registry: every family describes all of its parameters, once."""
 
+import importlib
+import pkgutil
 import re
 
 import pytest
 
+from distill_jax.models import families
 from distill_jax.models.families import FAMILIES, family_of
+from distill_jax.models.family import Family
 from distill_jax.models.weights import layout
 from distill_jax.types import UserError
 
@@ -31,6 +35,34 @@ def test_a_config_json_round_trip_is_the_identity(checkpoint):
     assert family.from_hf(family.to_hf(checkpoint.config)) == checkpoint.config
 
 
+def test_every_file_of_the_room_is_in_the_registry():
+    for file in pkgutil.iter_modules(families.__path__, families.__name__ + "."):
+        module = importlib.import_module(file.name)
+        made = [value for value in vars(module).values() if isinstance(value, Family)]
+        assert len(made) == 1
+        assert made[0] in FAMILIES.values()
+
+
 def test_an_unknown_family_lists_those_known():
     with pytest.raises(UserError, match=r"'mamba' is not supported: .*llama.*qwen2"):
         family_of("mamba")
+
+
+@pytest.mark.parametrize(
+    ("entries", "window", "local"),
+    [
+        ({"sliding_window": 9}, 9, (True, True)),
+        ({}, 4096, (True, True)),
+        ({"sliding_window": None}, None, None),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, 4096, (False, True)),
+        ({"layer_types": ["full_attention"] * 2}, None, None),
+    ],
+)
+def test_the_window_of_mistral_is_that_of_its_config_json(entries, window, local):
+    family = FAMILIES["mistral"]
+    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads")
+    raw = {**dict.fromkeys(sizes, 16), "max_position_embeddings": 64, "rms_norm_eps": 1e-5}
+    config = family.from_hf({**raw, "num_hidden_layers": 2, "head_dim": None, **entries})
+    assert (config.sliding_window, config.local_blocks) == (window, local)
+    assert (config.kv_heads, config.head_width) == (8, 1)
+    assert family.from_hf(family.to_hf(config)) == config

@@ -10,7 +10,7 @@ import transformers
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from distill_jax.models import gguf as reading
-from distill_jax.models import load
+from distill_jax.models import huggingface, load
 from distill_jax.models.binding import bind
 from distill_jax.models.families import FAMILIES
 from distill_jax.models.weights import flatten
@@ -18,21 +18,13 @@ from distill_jax.types import UserError
 
 INTERLEAVED = ("llama",)  # architectures whose query and key rows are stored in pairs
 OFFSET_NORMS = ("gemma3",)  # architectures whose norms are stored with 1 added
-# What these files cannot say, because it is the same in all real models of the architecture.
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 500.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
-FIXED = {
-    "llama-rope3": {"rope_parameters": LLAMA3_ROPE, "max_position_embeddings": 16384},
-    "qwen2-window": {"use_sliding_window": False},
-    "gemma3_text": {"query_pre_attn_scalar": 16},
-}
 FLOAT = gguf.GGMLQuantizationType.F32
+GGUF_CASES = {
+    f"{name}-{variant}": (name, entries)
+    for name, family in FAMILIES.items()
+    if family.gguf
+    for variant, entries in family.gguf.variants.items()
+}
 
 
 def interleave(array, heads):
@@ -104,15 +96,13 @@ def write_gguf(path, oracle, architecture, *, kind=FLOAT, without=(), **metadata
     return path
 
 
-def architecture_of(checkpoint):
-    return FAMILIES[checkpoint.config.family].gguf.architecture
-
-
-def test_the_same_model_as_from_safetensors(case, checkpoint, by, tmp_path):
-    oracle = by.tiny(
-        case.family, {**case.overrides, **FIXED.get(case.name, FIXED.get(case.family, {}))}
-    )
-    path = write_gguf(tmp_path / "m.gguf", oracle, architecture_of(checkpoint))
+@pytest.mark.parametrize("name", GGUF_CASES)
+def test_the_same_model_as_from_safetensors(name, by, tmp_path):
+    family, entries = GGUF_CASES[name]
+    oracle = by.tiny(family, entries)
+    oracle.save_pretrained(tmp_path)
+    checkpoint = huggingface.read(tmp_path, dtype="float32")
+    path = write_gguf(tmp_path / "m.gguf", oracle, FAMILIES[family].gguf.architecture)
     read = reading.read(path, dtype=None)
     for name, leaf in flatten(read.params).items():
         wanted = flatten(checkpoint.params)[name]
@@ -120,10 +110,21 @@ def test_the_same_model_as_from_safetensors(case, checkpoint, by, tmp_path):
         np.testing.assert_allclose(leaf, wanted, atol=2e-7)  # 1 + weight rounds
         if not name.endswith("norm"):
             np.testing.assert_array_equal(leaf, wanted)
-    logits = by.us(read, case.tokens_BT)
-    np.testing.assert_allclose(logits, by.oracle(oracle, case.tokens_BT), atol=1e-4)
+    logits_BTV = by.us(read, by.tokens_BT)
+    np.testing.assert_allclose(logits_BTV, by.oracle(oracle, by.tokens_BT), atol=1e-4)
     assert read.token_ids == {"bos_token_id": 1, "eos_token_id": 2}
     assert read.config.norm_eps == oracle.config.rms_norm_eps
+
+
+def test_a_file_of_mistral_is_read_as_llama_and_refused_with_a_window(by, tmp_path):
+    oracle = by.tiny("mistral", {"sliding_window": None})
+    read = reading.read(write_gguf(tmp_path / "m.gguf", oracle, "llama"), dtype=None)
+    assert read.config.family == "llama"
+    logits_BTV = by.us(read, by.tokens_BT)
+    np.testing.assert_allclose(logits_BTV, by.oracle(oracle, by.tokens_BT), atol=1e-4)
+    oracle.config.sliding_window, oracle.config.layer_types = 5, ["sliding_attention"] * 3
+    with pytest.raises(UserError, match=r"llama\.attention\.sliding_window=5"):
+        reading.read(write_gguf(tmp_path / "w.gguf", oracle, "llama"), dtype=None)
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_1"])

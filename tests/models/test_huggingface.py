@@ -1,5 +1,6 @@
 """Hugging Face directories in and out, against transformers, over every family."""
 
+import dataclasses
 import json
 
 import ml_dtypes
@@ -55,6 +56,18 @@ def test_a_config_survives_the_round_trip(checkpoint, tmp_path):
     assert hash(again.config) == hash(checkpoint.config)
     assert again.token_ids == checkpoint.token_ids
     assert fingerprint(again.params) == fingerprint(checkpoint.params)
+
+
+@pytest.mark.parametrize("case", ["mistral-window"], indirect=True)
+def test_mistral_with_a_window_on_some_blocks(case, checkpoint, by, tmp_path):
+    """transformers opens it as Ministral; the windows of single blocks are seen in the logits."""
+    config = dataclasses.replace(checkpoint.config, local_blocks=(True, False, True))
+    some = checkpoint._replace(config=config)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(export(some, tmp_path)).eval()
+    logits_BTV = by.us(huggingface.read(tmp_path, dtype=None), case.tokens_BT)
+    np.testing.assert_allclose(by.oracle(loaded, case.tokens_BT), logits_BTV, atol=1e-4)
+    assert np.abs(logits_BTV[:, :5] - case.logits_BTV[:, :5]).max() < 1e-4
+    assert np.abs(logits_BTV[:, 6:] - case.logits_BTV[:, 6:]).max() > 0.01
 
 
 @pytest.mark.parametrize("dtype", BITS)

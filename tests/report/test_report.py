@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import re
+import shlex
 from pathlib import Path
 
 import jsonschema
@@ -11,7 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill_jax.report import number_formats, page, run, tables
+from configs.base import get_config
+from distill_jax.config import flatten
+from distill_jax.main import parse
+from distill_jax.report import charts, number_formats, page, run, tables
 from tests.report import sample_report
 from tests.report.html_walk import Walk, agrees, at, rounds, stray, text_of
 
@@ -289,12 +293,25 @@ def test_a_run_says_first_what_it_cannot_tell():
     assert "Did distillation help" not in " ".join(seen)
 
 
-def test_the_command_has_a_default():
-    made = run.report_json(
-        [tables.ModelRow("student after", 1, 1.0, None, None, None)], {}, [], {}, {}
-    )
-    assert "--config.job=study" in made["study_command"]
+@pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
+def test_the_command_of_the_study_has_the_config_of_the_run():
+    config, base = get_config(), flatten(get_config())
+    config.teacher.path, config.data.source = "a teacher's", "*.jsonl"
+    config.teacher.more, config.student.prune.refit = ("b", "c d"), False
+    command = run.study_command(flatten(config), base, "runs/my run")
+    config.job = "study"
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "distill_jax.main"]
+    parsed = parse(["main", *words[3:]])
+    assert flatten(parsed.config) == flatten(config)
+    assert parsed.workdir == Path("runs/my run-study")
+
+
+def test_a_run_that_no_study_can_follow_has_no_command():
+    rows = [tables.ModelRow("student after", 1, 1.0, None, None, None)]
+    made = run.report_json(rows, {}, [], {}, {})
     VALIDATOR.validate(made)
+    assert "study" not in page.page(made).split("<header>")[0].split("<body>")[1]
 
 
 # --- a study for a terminal ---
@@ -307,6 +324,8 @@ def test_the_table_of_a_study_has_a_line_an_arm_and_both_verdicts():
     assert len({len(line) for line in lines[:8]}) == 1
     assert "at equal steps: NEW FAILURE MODE IN frequency:1 of 10." in text
     assert "at equal FLOPs: INCONCLUSIVE." in text
+    assert "\nrandom_teacher against kd: WORSE. kd is" in text
+    assert "\nablation narrow.v2 against kd: WORSE. kd is" in text
     assert lines[-1] == "fit to ship: no"
 
 
@@ -326,16 +345,16 @@ WHOLE = ("count", "plain", "bytes")
 SMALL = ("p", "share", "level", "money", "times", "ms", "speed", "seconds", "cents")
 
 
-@pytest.mark.parametrize("form", number_formats.FORMS)
+@pytest.mark.parametrize("form", number_formats.FORMATS)
 @given(data=st.data())
 def test_a_number_is_shown_rounded(form, data):
     if form in WHOLE:
         value = data.draw(st.integers(0, 10**18))
     else:
         value = data.draw(REALS if form not in SMALL else st.floats(1e-4, 1e6) | st.just(0.0))
-    assert rounds(number_formats.FORMS[form](value), value), (
+    assert rounds(number_formats.FORMATS[form](value), value), (
         value,
-        number_formats.FORMS[form](value),
+        number_formats.FORMATS[form](value),
     )
 
 
@@ -363,7 +382,7 @@ def test_a_number_is_shown_rounded(form, data):
     ],
 )
 def test_known_numbers(form, value, text):
-    shown = number_formats.FORMS[form](value).replace("\N{NARROW NO-BREAK SPACE}", " ")
+    shown = number_formats.FORMATS[form](value).replace("\N{NARROW NO-BREAK SPACE}", " ")
     assert shown == text
 
 
@@ -387,7 +406,7 @@ def test_texts_are_escaped_and_come_back(text):
 def test_colors_say_what_labels_say():
     labels = {"HELPS": "good", "NO BETTER": "flat", "INCONCLUSIVE": "flat", "WORSE": "bad"}
     labels |= {"INVALID": "bad", "NEW FAILURE MODE IN label:code": "bad"}
-    assert {label: page.tone(label) for label in labels} == labels
+    assert {label: charts.tone(label) for label in labels} == labels
     assert [page.heat(x) for x in (None, 0.0, 0.1, 0.11, 0.3, 1.0, 3.0, 3.1, 50)] == [
         "h0", "h0", "h0", "h1", "h1", "h2", "h3", "h4", "h4",
     ]  # fmt: skip

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from distill_jax.report import charts, svg, svg_models
-from distill_jax.report.svg import Interval, Line, Scale, Text
+from distill_jax.report import charts, page, svg, svg_intervals, svg_models
+from distill_jax.report.svg import Line, Scale, Text
+from distill_jax.report.svg_intervals import Interval
 from tests.report import sample_report
 
 NAME = "{http://www.w3.org/2000/svg}"
@@ -136,11 +137,11 @@ def test_names_of_points_do_not_overlap(heights):
 def test_an_interval_lies_between_its_ends():
     row = Interval(Text("a"), 0.1, -0.2, 0.3, "flat")
     x = Scale(-1, 1, 0, 200)
-    root = ET.fromstring(f"<g>{svg.strip(row, x, 10)}</g>")
+    root = ET.fromstring(f"<g>{svg_intervals.strip(row, x, 10)}</g>")
     bar, dot = root.find("line"), root.find("rect")
     assert (float(bar.get("x1")), float(bar.get("x2"))) == pytest.approx((80, 130))
     assert float(dot.get("x")) + 4 == pytest.approx(110)
-    assert svg.strip(row._replace(effect=None, low=None, high=None), x, 10) == ""
+    assert svg_intervals.strip(row._replace(effect=None, low=None, high=None), x, 10) == ""
 
 
 def test_a_forest_has_a_line_a_slice_and_the_margin():
@@ -230,9 +231,50 @@ def test_names_are_escaped(text):
 
 def test_arms_keep_their_style_and_own_arms_get_others():
     found = charts.styles(["kd", "mine", "yours", "mine"])
-    assert found["kd"] == "kd"
-    assert found["mine"] != found["yours"]
-    assert {found["mine"], found["yours"]} == set(charts.OTHERS)
+    assert found["kd"] == charts.styles([])["kd"]
+    assert len({found[name] for name in (*charts.KNOWN, "teacher", "mine", "yours")}) == 8
+    assert charts.styles(["mine", "yours"]) == found
+
+
+def many_arms(count):
+    """The study with kd, sft and further arms."""
+    told = copy.deepcopy(STUDY)
+    names = ["kd", "sft", *(f"ablation {i}" for i in range(count - 2))]
+    told["arms"] = [told["arms"][0] | {"arm": name} for name in names]
+    told["curves"] = [told["curves"][0] | {"arm": name} for name in names]
+    return told
+
+
+def looks(text):
+    """(color, dash) of every line of a legend, by the rules of the style sheet in the same file."""
+    rules = re.findall(r"svg \.(\w+) \{ (stroke|stroke-dasharray): ([^;]*);", text)
+    value = {(name, key): v for name, key, v in rules}
+    classes = re.findall(r'<line class="line ([^"]*)"', text)
+    pick = lambda names, key: next(value[n, key] for n in names if (n, key) in value)
+    return [(pick(c.split(), "stroke"), pick(c.split(), "stroke-dasharray")) for c in classes]
+
+
+@pytest.mark.parametrize("count", [14, 33])
+def test_every_arm_has_a_color_and_dash_of_its_own(count):
+    told = many_arms(count)
+    drawing = str(charts.curves(told, "step", "nll"))
+    made = page.page(told)
+    style = made[made.index("<style>") : made.index("</style>")]
+    for text in (charts.svg_files(told)["curves.svg"], style + drawing):
+        assert len(looks(text)) == len(set(looks(text))) == count
+    assert drawing in made
+
+
+def test_a_far_effect_is_an_arrow_and_does_not_flatten_the_others():
+    rows = [Interval(Text(str(i)), 0.1 * i, 0.1 * i - 0.05, 0.1 * i + 0.05, "flat") for i in (1, 2)]
+    far = Interval(Text("far"), 40.0, 39.0, 41.0, "bad")
+    x = svg_intervals.near_scale([*rows, far], [0.01], 0, 100)
+    assert x.low < 0
+    assert 0.25 < x.high < 1
+    arrow = ET.fromstring(f"<g>{svg_intervals.strip(far, x, 10)}</g>").find("polyline")
+    assert places(arrow)[1] == (100, 10)
+    assert ET.fromstring(f"<g>{svg_intervals.strip(rows[1], x, 10)}</g>").find("polyline") is None
+    assert [i for i, _ in charts.comparisons(STUDY)] == [0, 1]
 
 
 # --- colors ---
@@ -261,9 +303,8 @@ def contrast(a, b):
 
 
 TEXT = ("ink", "soft", "good", "bad", "flat")
-GRAPHIC = ("kd", "sft", "flops", "random", "scratch", "other1", "other2", "teacher", "axis",
-           "b0", "b1", "b2", "b3", "b4", "b5")  # fmt: skip
-ARMS = GRAPHIC[:8]
+ARMS = ("teacher", *(f"c{i}" for i in range(charts.COLORS)))
+GRAPHIC = (*ARMS, "axis", "b0", "b1", "b2", "b3", "b4", "b5")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -299,14 +340,12 @@ def lab(rgb):
 
 @pytest.mark.parametrize("blindness", BLINDNESS)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_arms_can_be_told_apart_by_color_or_dash(scheme, blindness):
-    colors, css = schemes()[scheme], (charts.TEMPLATES / "charts.css").read_text()
-    dashes = {a: re.search(rf"svg \.{a} \{{ stroke: var\(--{a}\);([^}}]*)", css)[1] for a in ARMS}
+def test_the_colors_of_arms_can_be_distinguished(scheme, blindness):
+    colors = schemes()[scheme]
     seen = {a: lab(BLINDNESS[blindness] @ linear(colors[a])) for a in ARMS}
     for a, b in combinations(ARMS, 2):
-        if dashes[a] == dashes[b]:
-            assert np.linalg.norm(seen[a] - seen[b]) > 20, (a, b)
-    # The two that a verdict compares, by color alone; and a gain and a harm.
-    assert np.linalg.norm(seen["kd"] - seen["sft"]) > 40
+        assert np.linalg.norm(seen[a] - seen[b]) > 25, (a, b)
+    # The two that a verdict compares, kd and sft; and a gain and a harm.
+    assert np.linalg.norm(seen["c0"] - seen["c1"]) > 40
     good, bad = (lab(BLINDNESS[blindness] @ linear(colors[c])) for c in ("good", "bad"))
     assert np.linalg.norm(good - bad) > 40

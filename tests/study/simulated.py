@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from distill_jax.study.paired import Arm, Scores
+
 LENGTHS = {
     "equal": lambda rng, d: np.full(d, 200),
     "lognormal": lambda rng, d: 1 + rng.lognormal(4.0, 1.2, d).astype(int),
@@ -19,20 +21,20 @@ def study(
     by_both=0.1,
     effect=0.0,
     lengths="lognormal",
-    count_D=None,
+    weight_D=None,
 ):
     """The table of kd and sft. by_*: nats a token, standard deviations of the arms' difference."""
-    if count_D is None:
-        count_D = LENGTHS[lengths](rng, documents)
-    hard_D = rng.normal(3.0, 0.5, documents)
+    if weight_D is None:
+        weight_D = LENGTHS[lengths](rng, documents)
+    hard_D = rng.normal(20.0, 0.5, documents)
     nll_ASD = np.tile(hard_D, (2, seeds, 1))
     nll_ASD += rng.normal(0, by_seed / np.sqrt(2), (2, seeds, 1))
     nll_ASD += rng.normal(0, by_both / np.sqrt(2), nll_ASD.shape)
     nll_ASD[0] += effect + rng.normal(0, by_document, documents)
-    return as_table(nll_ASD, count_D)
+    return as_table(nll_ASD, weight_D)
 
 
-def as_table(nll_ASD, count_D, arms=("kd", "sft"), name="all"):
+def as_table(nll_ASD, weight_D, arms=("kd", "sft"), name="all"):
     """Rows of one slice. nll_ASD: nats a token."""
     a, s, d = (index.ravel() for index in np.indices(nll_ASD.shape))
     return {
@@ -40,9 +42,17 @@ def as_table(nll_ASD, count_D, arms=("kd", "sft"), name="all"):
         "seed": s,
         "document": d,
         "slice": np.full(len(a), name),
-        "nll_total": (nll_ASD * count_D).ravel(),
-        "count": np.broadcast_to(count_D, nll_ASD.shape).ravel(),
+        "total": (nll_ASD * weight_D).ravel(),
+        "weight": np.broadcast_to(weight_D, nll_ASD.shape).ravel(),
     }
+
+
+def as_scores(nll_ASD, weight_D, arms=("kd", "sft")):
+    """The same for the engine that takes arrays."""
+    seeds = tuple(str(s) for s in range(nll_ASD.shape[1]))
+    total_APSD = (nll_ASD * weight_D)[:, None]
+    found = {name: Arm(seeds, total_PSD) for name, total_PSD in zip(arms, total_APSD, strict=True)}
+    return Scores(("all",), weight_D[None].astype(float), found)
 
 
 def joined(*tables):
@@ -56,23 +66,23 @@ def rows(table, keep):
 def sliced(rng, *, slices=30, seeds=3, documents=200, by_seed=0.02, by_both=0.05, effect=0.0):
     """Whole documents and their parts in `slices` slices; returns arrays to change and tabulate.
 
-    nll_ASKD nats a token, count_KD tokens. Every slice has its own differences by seed, beside one
+    nll_ASKD nats a token, weight_KD tokens. Every slice has its own differences by seed, beside one
     that all slices share.
     """
-    count_KD = rng.poisson(rng.lognormal(1.0, 1.0, (slices, documents)))
-    nll_ASKD = np.tile(rng.normal(3.0, 0.5, (slices, documents)), (2, seeds, 1, 1))
+    weight_KD = rng.poisson(rng.lognormal(1.0, 1.0, (slices, documents)))
+    nll_ASKD = np.tile(rng.normal(20.0, 0.5, (slices, documents)), (2, seeds, 1, 1))
     nll_ASKD += rng.normal(0, by_seed / 2, (2, seeds, 1, 1))
     nll_ASKD += rng.normal(0, by_seed / 2, (2, seeds, slices, 1))
     nll_ASKD += rng.normal(0, by_both / np.sqrt(2), nll_ASKD.shape)
     nll_ASKD[0] += effect
-    return nll_ASKD, count_KD
+    return nll_ASKD, weight_KD
 
 
-def sliced_table(nll_ASKD, count_KD):
+def sliced_table(nll_ASKD, weight_KD):
     """The table of `sliced`: each slice, and the whole as their sum."""
-    count_D = count_KD.sum(axis=0)
-    total_ASD = (nll_ASKD * count_KD).sum(axis=2)
+    weight_D = weight_KD.sum(axis=0)
+    total_ASD = (nll_ASKD * weight_KD).sum(axis=2)
     parts = [
-        as_table(nll_ASKD[:, :, k], count_KD[k], name=f"part:{k}") for k in range(len(count_KD))
+        as_table(nll_ASKD[:, :, k], weight_KD[k], name=f"part:{k}") for k in range(len(weight_KD))
     ]
-    return joined(as_table(total_ASD / np.maximum(count_D, 1), count_D), *parts)
+    return joined(as_table(total_ASD / np.maximum(weight_D, 1), weight_D), *parts)

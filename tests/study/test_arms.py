@@ -105,3 +105,10 @@ def test_an_override_of_another_type_is_refused():
     (arm,) = arms_of(("n",), {"n": {"steps": "many"}}, BASE)
     with pytest.raises((UserError, TypeError), match=r"steps|many"):
         arm_config(config(), arm, 0)
+
+
+def test_an_ablation_named_after_its_axis_does_not_say_so_twice():
+    axis = {"terms.forward_kl.temperature": (1.0, 2.0)}
+    names = lambda name: [arm.name for arm in arms_of((name,), {name: axis}, BASE)]
+    assert names("temperature") == ["temperature=1.0", "temperature=2.0"]
+    assert names("hot") == ["hot-temperature=1.0", "hot-temperature=2.0"]

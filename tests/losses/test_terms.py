@@ -1,11 +1,12 @@
 """Weights that follow the step, and TAID's target that follows the loss."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_jax.losses.schedules import SHAPES, fixed_plan, make_plan, make_weight
-from distill_jax.losses.terms import Term
+from distill_jax.losses.divergences import divergence, log_probabilities
+from distill_jax.losses.terms import SHAPES, Term, make_plan, make_weight
 from distill_jax.types import Mean, UserError
 
 TAID = {"taid": {"momentum": 0.99, "rate": 5e-4}}
@@ -42,7 +43,26 @@ def test_a_plan_moves_weights_and_a_fixed_one_does_not():
     plan = make_plan(terms, 3, {"cross_entropy": "linear:1.0"}, {})
     weights = [[float(t.weight) for t in plan.at(step, {})] for step in range(3)]
     np.testing.assert_allclose(weights, [[1, 0], [1, 0.5], [1, 1]])
-    assert fixed_plan(terms).at(2, {}) == terms
+    assert [float(t.weight) for t in make_plan(terms, 3).at(2, {})] == [1, 0]
+
+
+def test_what_a_schedule_moves_is_data_and_all_else_is_fixed_when_traced():
+    traced = []
+
+    @jax.jit
+    def value(term, log_q, log_p):
+        traced.append(term.name)
+        return term.weight * divergence(term.name, log_q, log_p, **term.arguments)
+
+    log_q, log_p = (log_probabilities(jnp.array(z)) for z in ([0.0, 1, 2], [2.0, 0, 1]))
+    for weight, t in ((1.0, 0.4), (0.5, 0.7)):
+        found = value(Term("taid", weight, moving={"t": t}), log_q, log_p)
+        plain = value(Term("taid", weight, parameters=(("t", t),)), log_q, log_p)
+        expected = weight * divergence("taid", log_q, log_p, t=t)
+        np.testing.assert_allclose([found, plain], [expected, expected], rtol=1e-6)
+    assert len(traced) == 3  # one moving, two plain
+    value(Term("taid", 1.0, temperature=2.0, moving={"t": 0.4}), log_q, log_p)
+    assert len(traced) == 4
 
 
 def taid_oracle(losses, start, steps, momentum=0.99, rate=5e-4):
@@ -62,7 +82,7 @@ def test_taid_follows_the_loss_and_reaches_the_teacher():
     plan = make_plan((Term("taid", 1.0, 1.0, (("t", 0.4),)),), 8, {}, TAID)
     states, seen, losses = plan.init(), [], [3.0, 2.0, 1.9, 2.1, 1.0, 0.9, 0.8, 0.7]
     for step, loss in enumerate(losses):
-        used = dict(plan.at(step, states)[0].parameters)["t"]
+        used = plan.at(step, states)[0].arguments["t"]
         assert float(used) == pytest.approx(seen[-1] if seen else 0.4)
         states = plan.follow(step, states, {"taid": Mean(jnp.float32(4 * loss), jnp.float32(4))})
         seen.append(float(states["taid"]["t"]))

@@ -1,6 +1,6 @@
 """The teacher's side of a block of tokens: any kind of Targets as distributions or as symbols.
 
-Targets are taken apart into what is fixed when traced (Kind), arrays a token (cut into blocks),
+Targets are taken apart into what is fixed when traced, arrays [B, T, ..] that are cut into blocks,
 and heads. Shapes: types.py.
 """
 
@@ -16,11 +16,11 @@ from distill_jax.types import Array, Mixture, Projected, Sampled, Targets, TopK,
 SPACES = ("probability", "logits")
 
 
-class Kind(NamedTuple):
-    """What is fixed about targets when traced.
+class FixedTargets(NamedTuple):
+    """What about targets is fixed when traced.
 
-    heads: softcap and scale of each projected teacher; weights and space: how several are mixed;
-    temperatures and policy: of top-k entries; shared: entries that student and teachers all have.
+    heads: softcap and scale of each projected teacher. weights, space: how several are mixed.
+    temperatures, policy: of top-k entries. shared: entries that student and teachers all have.
     """
 
     heads: tuple[tuple[float | None, float], ...]
@@ -31,25 +31,25 @@ class Kind(NamedTuple):
     shared: int
 
 
-def take_apart(targets: Targets, student_vocab: int) -> tuple[Kind, Any, Any]:
-    """(kind, arrays a token, heads of the projected teachers). Raises UserError for a bad mix."""
+def take_apart(targets: Targets, student_vocab: int) -> tuple[FixedTargets, Any, Any]:
+    """(fixed part, arrays [B, T, ..], heads of projected teachers). UserError for a bad mixture."""
     if isinstance(targets, TopK):
         shared = min(student_vocab, targets.vocab)
-        kind = Kind((), (), "", targets.temperatures, targets.policy, shared)
-        return kind, (targets.ids_BTK, targets.logits_BTK, targets.rest_BTN), ()
+        fixed = FixedTargets((), (), "", targets.temperatures, targets.policy, shared)
+        return fixed, (targets.ids_BTE, targets.logits_BTE, targets.rest_BTM), ()
     if isinstance(targets, Sampled):
-        kind = Kind((), (), "", (1.0,), "", min(student_vocab, targets.vocab))
-        return kind, (targets.ids_BTK, targets.probability_BTK), ()
+        fixed = FixedTargets((), (), "", (1.0,), "", min(student_vocab, targets.vocab))
+        return fixed, (targets.ids_BTE, targets.probability_BTE), ()
     if isinstance(targets, Projected):
         targets = Mixture((targets,), (1.0,), "probability")
     if targets.space not in SPACES or len(targets.weights) != len(targets.teachers):
         raise UserError(
             f"a mixture of {len(targets.teachers)} teachers has {len(targets.weights)} weights in"
-            f" {targets.space!r}: give a weight a teacher, and one of {', '.join(SPACES)}"
+            f" {targets.space!r}: give one weight per teacher, and one of {', '.join(SPACES)}"
         )
     heads = tuple((t.unembed.weight_DV, t.unembed.bias_V) for t in targets.teachers)
     sizes = [weight_DV.shape[1] for weight_DV, _ in heads]
-    kind = Kind(
+    fixed = FixedTargets(
         heads=tuple((t.unembed.softcap, t.unembed.scale) for t in targets.teachers),
         weights=targets.weights,
         space=targets.space,
@@ -57,27 +57,27 @@ def take_apart(targets: Targets, student_vocab: int) -> tuple[Kind, Any, Any]:
         policy="",
         shared=min(student_vocab, *sizes),
     )
-    return kind, tuple((t.hidden_BTD, t.scale_BT) for t in targets.teachers), heads
+    return fixed, tuple((t.hidden_BTD, t.scale_BT) for t in targets.teachers), heads
 
 
-def prepare(kind: Kind, heads, tokens, size: int, dtype, axis: str | None):
+def prepare(fixed: FixedTargets, heads, tokens, size: int, dtype, axis: str | None):
     """What the block's comparisons share: each teacher's logits [x, size], or sparse arrays."""
-    if not kind.heads:
+    if not fixed.heads:
         return tokens
     prepared = []
-    for (hidden, scale), (weight_DV, bias_V), fixed in zip(tokens, heads, kind.heads, strict=True):
+    for (hidden, scale), (weight_DV, bias_V), cap in zip(tokens, heads, fixed.heads, strict=True):
         if scale is not None:
             hidden = hidden.astype(dtype) * scale[..., None].astype(dtype)
-        unembed = Unembed(weight_DV.astype(hidden.dtype), bias_V, *fixed)
+        unembed = Unembed(weight_DV.astype(hidden.dtype), bias_V, *cap)
         logits = _resized(head_logits(hidden, unembed), size)
-        prepared.append(exclude_from(logits, kind.shared, axis))
+        prepared.append(exclude_from(logits, fixed.shared, axis))
     return tuple(prepared)
 
 
-def whole_logits(kind: Kind, heads, tokens, dtype) -> Array:
+def whole_logits(fixed: FixedTargets, heads, tokens, dtype) -> Array:
     """Logits [x, V] over the entries that all teachers have; a mixture's log-probabilities."""
-    prepared = prepare(kind, heads, tokens, kind.shared, dtype, None)
-    return prepared[0] if len(prepared) == 1 else log_of(distribution(kind, prepared, 1.0, None))
+    prepared = prepare(fixed, heads, tokens, fixed.shared, dtype, None)
+    return prepared[0] if len(prepared) == 1 else log_of(distribution(fixed, prepared, 1.0, None))
 
 
 def _resized(logits, size):
@@ -89,28 +89,28 @@ def _resized(logits, size):
     return jnp.pad(logits, pad, constant_values=-jnp.inf)
 
 
-def distribution(kind: Kind, prepared, temperature: float, axis) -> Distribution | Symbols:
+def distribution(fixed: FixedTargets, prepared, temperature: float, axis) -> Distribution | Symbols:
     """The teacher at a temperature: dense, or only its own entries where it is sparse."""
-    if not kind.heads:
-        if kind.policy:
+    if not fixed.heads:
+        if fixed.policy:
             return top_k_symbols(
-                *prepared, kind.temperatures, kind.policy, temperature, kind.shared
+                *prepared, fixed.temperatures, fixed.policy, temperature, fixed.shared
             )
-        return sampled_symbols(*prepared, temperature, kind.shared)
+        return sampled_symbols(*prepared, temperature, fixed.shared)
     if len(prepared) == 1:
         return softmax(prepared[0], temperature, axis)
-    if kind.space == "logits":
-        mixed = sum(w * z for w, z in zip(kind.weights, prepared, strict=True))
+    if fixed.space == "logits":
+        mixed = sum(w * z for w, z in zip(fixed.weights, prepared, strict=True))
         return softmax(mixed, temperature, axis)
     parts = [softmax(z, temperature, axis) for z in prepared]
-    return _mixture(parts, kind.weights)
+    return _mixture(parts, fixed.weights)
 
 
 def _mixture(parts: list[Distribution], weights: tuple[float, ...]) -> Distribution:
     """sum of w p, its logarithm taken in log space so that small probabilities keep theirs."""
     prob = sum(w * part.prob_xV for w, part in zip(weights, parts, strict=True))
-    weight_N = jnp.asarray(weights, prob.dtype)
-    logs_NxV = jnp.stack([log_of(part) for part in parts])
-    weight_N = weight_N.reshape(-1, *[1] * (logs_NxV.ndim - 1))
-    log_xV = jax.nn.logsumexp(logs_NxV, axis=0, b=weight_N)
+    weight_M = jnp.asarray(weights, prob.dtype)
+    logs_MxV = jnp.stack([log_of(part) for part in parts])
+    weight_M = weight_M.reshape(-1, *[1] * (logs_MxV.ndim - 1))
+    log_xV = jax.nn.logsumexp(logs_MxV, axis=0, b=weight_M)
     return Distribution(log_xV, jnp.zeros_like(parts[0].log_total_x1), prob)

@@ -1,0 +1,43 @@
+"""Files and directories that are written as a whole or not at all."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Gives a place beside `path` to write a file or a directory to; then it takes that name.
+
+    The content reaches the disk before the name does, so that even a power cut leaves the old
+    content or the new. A process that dies in between leaves `NAME.part`, which nothing reads and
+    the next write replaces.
+
+        with written_whole(Path("table.csv")) as part:
+            part.write_text("a,b\\n")
+    """
+    part = path.with_name(f"{path.name}.part")
+    _remove(part)
+    try:
+        yield part
+        for file in sorted(part.rglob("*")) if part.is_dir() else [part]:
+            if file.is_file():
+                _sync(file)
+        os.replace(part, path)
+    except BaseException:
+        _remove(part)
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,34 @@
+"""The model families: one file each, its Family at the bottom; the registry stands below.
+
+A family is everything that the common code may not know: config.json, names of weights, sharding,
+GGUF, and the small architectures that the tests run over. Start with models/family.py (what a
+family consists of), then llama.py. A family's file imports models/family.py, models/config_json.py
+and types; to add one, write its file and its line here.
+"""
+
+from distill_jax.models.families.gemma3 import GEMMA3
+from distill_jax.models.families.llama import LLAMA
+from distill_jax.models.families.mistral import MISTRAL
+from distill_jax.models.families.qwen2 import QWEN2
+from distill_jax.models.families.qwen3 import QWEN3
+from distill_jax.models.family import Family
+from distill_jax.types import UserError
+
+
+def family_of(model_type: str | None) -> Family:
+    """The family of a config.json's model_type; UserError with those known."""
+    if model_type not in FAMILIES:
+        raise UserError(
+            f"model_type '{model_type}' is not supported: use one of {', '.join(sorted(FAMILIES))}"
+        )
+    return FAMILIES[model_type]
+
+
+# Hugging Face's model_type -> family
+FAMILIES = {
+    "llama": LLAMA,
+    "mistral": MISTRAL,
+    "qwen2": QWEN2,
+    "qwen3": QWEN3,
+    "gemma3_text": GEMMA3,
+}

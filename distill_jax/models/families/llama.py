@@ -1,0 +1,74 @@
+"""Llama 2 and 3, SmolLM2."""
+
+from distill_jax.models.config_json import read_common, write_common
+from distill_jax.models.family import TIED_AND_UNTIED, Family, Gguf
+from distill_jax.types import UserError
+
+
+def _from_hf(raw):
+    bias = bool(raw.get("attention_bias"))
+    return read_common(raw, family="llama", qkv_bias=bias, output_bias=bias)
+
+
+def _to_hf(config):
+    return write_common(
+        config,
+        architecture="LlamaForCausalLM",
+        hidden_act=config.activation,
+        attention_bias=config.qkv_bias,
+        mlp_bias=False,
+    )
+
+
+def _gguf_entries(metadata, raw):
+    """Nothing beside the common keys. Mistral's files come here too; see mistral.py."""
+    window = metadata.get("attention.sliding_window")
+    if window and window < raw["max_position_embeddings"]:
+        raise UserError(
+            f"this GGUF file has llama.attention.sliding_window={window}, which Llama has not: "
+            "use a safetensors checkpoint"
+        )
+    return {}
+
+
+def _hf_array(path, array, config):
+    """Llama's GGUF files interleave the rows of a head, (0, H/2, 1, H/2+1, ..); undo it."""
+    heads = {"query": config.heads, "key": config.kv_heads}.get(
+        path.removeprefix("blocks/attention/").removesuffix("_bias")
+    )
+    if heads is None:
+        return array
+    pairs = array.reshape(heads, config.head_width // 2, 2, *array.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(array.shape)
+
+
+_BIAS = {"attention_bias": True}
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+# GGUF files leave out what is the same in all real models.
+_REAL_LLAMA3_ROPE = {
+    "rope_parameters": {
+        **_LLAMA3_ROPE,
+        "rope_theta": 500_000.0,
+        "original_max_position_embeddings": 8192,
+    },
+    "max_position_embeddings": 16_384,
+}
+
+LLAMA = Family(
+    from_hf=_from_hf,
+    to_hf=_to_hf,
+    gguf=Gguf(
+        "llama",
+        entries=_gguf_entries,
+        hf_array=_hf_array,
+        variants={**TIED_AND_UNTIED, "bias": _BIAS, "rope3": _REAL_LLAMA3_ROPE},
+    ),
+    variants={**TIED_AND_UNTIED, "bias": _BIAS, "rope3": {"rope_parameters": _LLAMA3_ROPE}},
+)

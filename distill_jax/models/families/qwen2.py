@@ -1,0 +1,38 @@
+"""Qwen 2 and 2.5: a window, when used, holds for the blocks from max_window_layers on."""
+
+from distill_jax.models.config_json import (
+    read_common,
+    read_local_blocks,
+    write_common,
+    write_layer_types,
+)
+from distill_jax.models.family import ALTERNATING, TIED_AND_UNTIED, Family, Gguf
+
+
+def read_qwen(raw, **own):
+    """The config of Qwen 2 or 3; `own` holds the fields in which they differ."""
+    window = raw.get("sliding_window") if raw.get("use_sliding_window") else None
+    first = raw.get("max_window_layers") or 0
+    local = read_local_blocks(raw, pattern=lambda i: window is not None and i >= first)
+    return read_common(raw, sliding_window=window, local_blocks=local, **own)
+
+
+def write_qwen(config, **own):
+    """The config.json of Qwen 2 or 3."""
+    return write_common(
+        config,
+        hidden_act=config.activation,
+        use_sliding_window=config.local_blocks is not None,
+        sliding_window=config.sliding_window,
+        max_window_layers=config.blocks,
+        layer_types=write_layer_types(config),
+        **own,
+    )
+
+
+QWEN2 = Family(
+    from_hf=lambda raw: read_qwen(raw, family="qwen2", qkv_bias=True),
+    to_hf=lambda config: write_qwen(config, architecture="Qwen2ForCausalLM"),
+    gguf=Gguf("qwen2"),
+    variants={**TIED_AND_UNTIED, "window": {"use_sliding_window": True, **ALTERNATING}},
+)

@@ -1,0 +1,27 @@
+"""What a study is judged by: the registered measure, and those that are reported beside it."""
+
+from ml_collections import ConfigDict
+
+from distill_jax.config import choose
+from distill_jax.study.results import Measure
+from distill_jax.study.rules import NLL
+
+LIKELIHOOD, KL, SCORER = "nll", "kl_to_teacher", "scorer"
+COLUMNS = {LIKELIHOOD: "nll", KL: "forward_kl"}  # of the per-token records
+
+
+def measures_of(c: ConfigDict) -> tuple[Measure, ...]:
+    """Every measure that the config asks for, config.study.measure first.
+
+    Which side of a task's metric is better is known once it has run. Raises UserError for a
+    measure that the config does not measure.
+    """
+    known = [Measure(LIKELIHOOD, NLL)]
+    if c.teacher.path or c.teacher.cache:
+        known.append(Measure(KL, NLL))
+    if c.study.scorer:
+        known.append(Measure(SCORER, "score per text", higher_is_better=True))
+    known += [Measure(task, "score per example", higher_is_better=True) for task in c.eval.tasks]
+    by_name = {measure.name: measure for measure in known}
+    first = by_name[choose("study.measure", c.study.measure, by_name)]
+    return (first, *(measure for measure in known if measure != first))

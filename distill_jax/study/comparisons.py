@@ -1,0 +1,107 @@
+"""The questions that a study answers: the main one twice, the other arms, the other measures."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from distill_jax.study.arms import EQUAL_FLOPS, EQUAL_STEPS, TREATMENT
+from distill_jax.study.paired import Scores
+from distill_jax.study.results import Measure, StudyPlan
+from distill_jax.study.rules import INVALID, Rules
+from distill_jax.study.verdict import Comparison, judge, judge_all
+from distill_jax.study.wording import Verdict
+
+
+class Measured(NamedTuple):
+    """The scores of a measure.
+
+    teacher_E  the teacher's totals of whole documents, where it should know them better than sft.
+    left_out   why an arm has no scores beside the others', by its name.
+    """
+
+    measure: Measure
+    scores: Scores
+    teacher_E: np.ndarray | None = None
+    left_out: Mapping[str, str] = {}
+
+
+class StudyVerdicts(NamedTuple):
+    """equal_steps and equal_flops: kd against plain fine-tuning; None without that arm.
+
+    others     every other arm against kd, Holm over them.
+    secondary  kd against sft by the other measures, at margin 0, Holm over them.
+    """
+
+    equal_steps: Verdict
+    equal_flops: Verdict | None
+    others: tuple[Verdict, ...]
+    secondary: tuple[tuple[Measure, Verdict], ...]
+
+
+def judge_study(
+    plan: StudyPlan, measured: Sequence[Measured], *, invalid: str | None = None
+) -> StudyVerdicts:
+    """All verdicts of a study. measured: the registered measure first, then the secondary ones.
+
+    invalid: a reason, known to the caller, why nothing can be compared.
+    """
+    first, *rest = measured
+    rules = _rules(plan, first.measure)
+    decide = lambda baseline: judge(
+        first.scores,
+        TREATMENT,
+        baseline,
+        rules,
+        teacher_E=first.teacher_E,
+        invalid=invalid or _left_out(first, TREATMENT, baseline),
+    )
+    main = (TREATMENT, EQUAL_STEPS, EQUAL_FLOPS)
+    others = [(first, arm, TREATMENT, rules) for arm in plan.by_name if arm not in main]
+    others_judged = _family(others, invalid)
+    alone = {"margin": 0.0, "slice_margin": 0.0, "registered": ()}
+    questions = [
+        (one, TREATMENT, EQUAL_STEPS, _rules(plan, one.measure)._replace(**alone)) for one in rest
+    ]
+    return StudyVerdicts(
+        decide(EQUAL_STEPS),
+        decide(EQUAL_FLOPS) if EQUAL_FLOPS in plan.by_name else None,
+        others_judged,
+        tuple(zip((one.measure for one in rest), _family(questions, invalid), strict=True)),
+    )
+
+
+def _rules(plan: StudyPlan, measure: Measure) -> Rules:
+    return Rules(
+        margin=plan.margin,
+        slice_margin=plan.slice_margin,
+        confidence=plan.confidence,
+        higher_is_better=measure.higher_is_better,
+        unit=measure.unit,
+        look=plan.look,
+        registered=plan.slices,
+        known=plan.slices,
+    )
+
+
+def _left_out(measured: Measured, *arms: str) -> str | None:
+    return next((measured.left_out[arm] for arm in arms if arm in measured.left_out), None)
+
+
+def _family(
+    questions: Sequence[tuple[Measured, str, str, Rules]], invalid: str | None
+) -> tuple[Verdict, ...]:
+    """Verdicts with Holm over those that can be answered."""
+    reasons = [invalid or _left_out(one, *arms) for one, *arms, _ in questions]
+    able = [
+        Comparison(one.scores, treatment, baseline, rules)
+        for (one, treatment, baseline, rules), reason in zip(questions, reasons, strict=True)
+        if reason is None
+    ]
+    answers = iter(judge_all(able))
+    return tuple(
+        next(answers)
+        if reason is None
+        else Verdict(INVALID, reason, treatment=treatment, baseline=baseline, unit=one.measure.unit)
+        for (one, treatment, baseline, _), reason in zip(questions, reasons, strict=True)
+    )

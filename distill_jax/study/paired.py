@@ -1,0 +1,217 @@
+"""Two arms on the same documents, seed by seed, or the reason why they cannot be compared.
+
+Letters, beside the legend of types.py: P slices (parts; the first is the whole), R seeds (runs),
+E documents (examples), U units (documents of one group, added up).
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from distill_jax.study.rules import Rules
+from distill_jax.types import UserError
+
+WHOLE = "all"  # the slice that is the whole document
+ROUNDING = 1e-6  # of a total, that sums of its parts may be wrong by
+SAME_SCORE = 1e-5  # of the spread between documents: scores this near are the same number
+GRADED_COPIES = 10, 0.95  # documents that tell copies, and the share that must agree
+DISCRETE_COPIES = 50, 0.998
+
+
+class Incomparable(UserError):
+    """The scores cannot decide anything; the message is the reason."""
+
+
+class Arm(NamedTuple):
+    """The scores of one arm, summed over each document's part in each slice.
+
+    seeds      their names; seeds of the same name are paired.
+    total_PRE  the sum of scores (NLL in nats, right answers); 0 where a slice has no part.
+    """
+
+    seeds: tuple[str, ...]
+    total_PRE: np.ndarray
+
+
+class Scores(NamedTuple):
+    """All arms, measured on the same documents.
+
+    slices     names; the first is the whole document.
+    weight_PE  what the totals are divided by (tokens, examples), the same in every arm and seed.
+    arms       by name.
+    documents  their names; None: 0, 1, ...
+    group_E    documents of one group (equal text, one prompt, one cluster) are one piece of
+               evidence; None: every document is its own.
+    """
+
+    slices: tuple[str, ...]
+    weight_PE: np.ndarray
+    arms: Mapping[str, Arm]
+    documents: tuple[str, ...] | None = None
+    group_E: np.ndarray | None = None
+
+
+class Paired(NamedTuple):
+    """Treatment - baseline, turned so that negative is better.
+
+    units      names of documents or groups.
+    documents  how many documents have weight.
+    """
+
+    slices: tuple[str, ...]
+    seeds: tuple[str, ...]
+    units: tuple[str, ...]
+    total_PRU: np.ndarray
+    weight_PU: np.ndarray
+    documents: int
+
+
+def check_same_weights(weight_PRE, expected_PE, arm, first, seeds, slices) -> None:
+    """Refuses seeds that were not measured on the same documents, with the same weights."""
+    for r, seed in enumerate(seeds):
+        differs_PE = ~np.isclose(
+            weight_PRE[:, r], expected_PE[: len(weight_PRE)], rtol=1e-9, atol=0.0
+        )
+        if differs_PE.any():
+            p = int(np.argmax(differs_PE.any(axis=1)))
+            present = (weight_PRE[p, r] > 0) != (expected_PE[p] > 0)
+            raise Incomparable(
+                f"unequal {'documents' if present.any() else 'weights'}: {differs_PE[p].sum()} "
+                f"documents of {arm} seed {seed} differ from {first} in slice {slices[p]}: "
+                "evaluate all arms on the same held-out documents"
+            )
+
+
+def check_numbers(value_PRE, name: str, arm: str, seeds, lowest: float = -math.inf) -> None:
+    """Refuses what is not finite, and negative weights or totals where there can be none."""
+    bad_PRE = ~np.isfinite(value_PRE)
+    if bad_PRE.any():
+        seed = seeds[int(np.argmax(bad_PRE.any(axis=(0, 2))))]
+        raise Incomparable(
+            f"{name} is not finite in {bad_PRE.sum()} documents of arm {arm}, first in seed {seed}:"
+            " train that arm again"
+        )
+    low = 0.0 if name == "weight" else lowest
+    if (negative := value_PRE < low).any():
+        raise Incomparable(
+            f"{negative.sum()} {name}s of arm {arm} are negative: {name}s of this score are 0 or "
+            "more; compute them anew"
+        )
+
+
+def check_slices(value_PxE: np.ndarray, slices: tuple[str, ...], what: str) -> None:
+    """Refuses slices of which a document has more than of the whole."""
+    whole = value_PxE[:1]
+    outside = value_PxE > whole + ROUNDING * np.abs(whole) + 1e-12
+    if outside.any():
+        p = int(np.argmax(outside.reshape(len(slices), -1).any(axis=1)))
+        raise Incomparable(
+            f"slice {slices[p]} has more {what} than the whole document in {outside[p].sum()} "
+            f"documents: give each document a row of slice {slices[0]} that holds all its parts"
+        )
+
+
+def check_copied_seeds(arm: Arm, weight_PE: np.ndarray, name: str) -> None:
+    """Refuses two seeds with the same records: the variance over seeds would be near 0.
+
+    Honest seeds never give the same graded scores (a likelihood): 10 documents whose score is not
+    the most common one, 95% of them alike, are copies. Scores of few values (right or wrong) do
+    agree by chance, and the more the better the model is: only the documents with another score
+    than the most common one count, and at least 50 of them must agree, all but 0.2%. Even if
+    each had a chance of only 10% to turn out otherwise, 50 would agree in 0.5% of honest studies.
+    So all right, or few wrong, is never refused. Copies that were evaluated with other rounding
+    than float32's are not recognised.
+    """
+    has_E = weight_PE[0] > 0
+    score_RE = arm.total_PRE[0][:, has_E] / weight_PE[0, has_E]
+    low, high = np.quantile(score_RE[0], [0.25, 0.75])
+    near = SAME_SCORE * (high - low) + 1e-12 * np.abs(score_RE).max()
+    step = 2 * near or 1.0
+    for a, first_E in enumerate(score_RE):
+        levels, place_E = np.unique(np.round(first_E / step), return_inverse=True)
+        common = levels[np.argmax(np.bincount(place_E))] * step
+        same_RE = np.abs(score_RE[a + 1 :] - first_E) <= near
+        tells_RE = ~same_RE | (np.abs(first_E - common) > step)
+        for b, (same_E, tells_E) in enumerate(zip(same_RE, tells_RE, strict=True), a + 1):
+            tell = np.count_nonzero(tells_E)
+            graded = 2 * (len(levels) - 1) >= tell
+            least, share = GRADED_COPIES if graded else DISCRETE_COPIES
+            if tell < least or np.count_nonzero(same_E & tells_E) < share * tell:
+                continue
+            raise Incomparable(
+                f"seeds {arm.seeds[a]} and {arm.seeds[b]} of arm {name} have the same scores: "
+                "train each seed by itself, and list each once"
+            )
+
+
+def check_teacher(teacher_xE, baseline_RE, name: str, rules: Rules) -> None:
+    """Refuses a teacher that is no better than the baseline is. Both: scores over the weight."""
+    of_teacher, of_baseline = (float(x.sum(axis=-1).mean()) for x in (teacher_xE, baseline_RE))
+    if not math.isfinite(of_teacher):
+        raise Incomparable("a total of the teacher is not finite: evaluate it again")
+    if not rules.sign * of_teacher < rules.sign * of_baseline:
+        raise Incomparable(
+            f"the teacher is not better than {name} on these documents ({of_teacher:.4g} against "
+            f"{of_baseline:.4g} {rules.unit}): choose a teacher that knows them"
+        )
+
+
+def add_up(array_xE: np.ndarray, place_E: np.ndarray, units: int) -> np.ndarray:
+    """Sums over the documents of each unit."""
+    summed = np.zeros((units, *array_xE.shape[:-1]))
+    np.add.at(summed, place_E, np.moveaxis(array_xE, -1, 0))
+    return np.moveaxis(summed, 0, -1)
+
+
+def pair(
+    scores: Scores,
+    treatment: str,
+    baseline: str,
+    rules: Rules,
+    teacher_E: np.ndarray | None = None,
+) -> Paired:
+    """The two arms, seed by seed and unit by unit; no other arm is looked at.
+
+    teacher_E: the teacher's totals of whole documents; it has to be better than the baseline.
+    Raises Incomparable with the reason.
+    """
+    names = (treatment, baseline)
+    for name in names:
+        if name not in scores.arms:
+            raise Incomparable(f"the arm {name} is missing: train and evaluate it")
+    arms = [scores.arms[name] for name in names]
+    unpaired = sorted(set(arms[0].seeds) ^ set(arms[1].seeds))
+    if unpaired:
+        raise Incomparable(
+            f"seeds {', '.join(unpaired)} are missing in {treatment} or {baseline}: run both arms "
+            "with the same seeds"
+        )
+    weight_PE, slices = scores.weight_PE, scores.slices
+    check_numbers(weight_PE[:, None], "weight", treatment, arms[0].seeds)
+    if not (weight := weight_PE[0].sum()):
+        raise Incomparable(
+            f"no document of arm {treatment} has weight in slice all: its mask is empty"
+        )
+    check_slices(weight_PE, slices, "weight")
+    for name, arm in zip(names, arms, strict=True):
+        lowest = rules.lowest - ROUNDING * float(weight_PE.max())
+        check_numbers(arm.total_PRE, "total", name, arm.seeds, lowest)
+        if rules.lowest == 0:
+            check_slices(arm.total_PRE, slices, "score")
+        check_copied_seeds(arm, weight_PE, name)
+    if teacher_E is not None:
+        check_teacher(teacher_E / weight, arms[1].total_PRE[0] / weight, baseline, rules)
+    order = [arms[1].seeds.index(seed) for seed in arms[0].seeds]
+    total_PRE = rules.sign * (arms[0].total_PRE - arms[1].total_PRE[:, order])
+    total_PRE = np.where(weight_PE[:, None] > 0, total_PRE, 0.0)
+    units = scores.documents or tuple(str(e) for e in range(weight_PE.shape[1]))
+    if scores.group_E is not None:
+        groups, place_E = np.unique(scores.group_E, return_inverse=True)
+        units = tuple(str(group) for group in groups)
+        total_PRE, weight_PU = (add_up(x, place_E, len(units)) for x in (total_PRE, weight_PE))
+    else:
+        weight_PU = weight_PE
+    documents = int(np.count_nonzero(weight_PE[0]))
+    return Paired(slices, arms[0].seeds, units, total_PRE, weight_PU, documents)
