@@ -80,6 +80,8 @@ def _numbers(rows: Rows, name: str) -> np.ndarray:
     values = rows.columns[name]
     try:
         found = np.array(values, np.float64)
+        if found.ndim > 1:
+            raise ValueError("lists of numbers")
     except (TypeError, ValueError):
         found = np.array([_number(value) for value in values], np.float64)
     bad = np.flatnonzero(~np.isfinite(found))

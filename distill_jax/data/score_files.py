@@ -44,9 +44,11 @@ def matching_files(source: str, layout: str) -> Iterator[tuple[Path, dict[str, s
     if Path(source).is_file():
         yield Path(source), {}
         return
-    pattern = f"{source.rstrip('/')}/{layout}" if Path(source).is_dir() else source
+    pattern = source
+    if Path(source).is_dir():
+        pattern = f"{glob.escape(source.rstrip('/'))}/{layout}"
     seen, named, wild = set(), "", ""
-    for part in re.split(r"(\{\w*\}|\*\*/|\*|\?|\[[^]]+\])", pattern):
+    for part in re.split(r"(\{\w*\}|\*\*/|\*|\?|\[!?\]?[^]]*\])", pattern):
         if part in ("{arm}", "{seed}"):
             named += f"(?P={part[1:-1]})" if part in seen else f"(?P<{part[1:-1]}>[^/]+)"
             seen.add(part)
@@ -55,7 +57,9 @@ def matching_files(source: str, layout: str) -> Iterator[tuple[Path, dict[str, s
             raise UserError(f"config.verdict.source has {part}: only {{arm}} and {{seed}} are read")
         else:
             special = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
-            named += special.get(part) or (part if part.startswith("[") else re.escape(part))
+            if re.fullmatch(r"\[.+\]", part):  # one of some letters
+                special[part] = "[" + re.sub("^!", "^", part[1:]).replace("[", r"\[")
+            named += special.get(part, re.escape(part))
             wild += part
     matches = [
         (path, re.fullmatch(named, path)) for path in sorted(glob.glob(wild, recursive=True))

@@ -4,6 +4,7 @@ import hashlib
 import platform
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -148,14 +149,11 @@ def _rows_of(columns: dict[str, np.ndarray], arms: tuple[str, ...]) -> dict[str,
     return {name: column[rows] for name, column in columns.items()}
 
 
-def _provenance(scores: ScoreTable) -> dict[str, str]:
-    """Versions and hashes of the files."""
+def _provenance(scores: ScoreTable) -> dict[str, Any]:
+    """Versions, and the sha256 of every file."""
     return {
         "distill_jax": __version__,
         "python": platform.python_version(),
         **{f"package.{name}": metadata.version(name) for name in PACKAGES},
-        **{
-            f"sha256 of {path}": hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in scores.files
-        },
+        "files": {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in scores.files},
     }

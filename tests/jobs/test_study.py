@@ -30,7 +30,7 @@ def said(done, code=0):
 def study(flags, tmp_path_factory):
     """A finished study of the four arms."""
     root = tmp_path_factory.mktemp("study") / "s"
-    out = said(cli.run(f"--workdir={root}", *flags, *STUDY, timeout=600))
+    out = said(cli.run(f"--workdir={root}", *flags, *STUDY))
     return root, out
 
 
@@ -133,7 +133,7 @@ def test_a_study_killed_at_any_time_goes_on(study, flags, tmp_path):
         process.wait()
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "s").glob("arms/*/*/result.json")}
     assert kept
-    said(cli.run(f"--workdir={tmp_path / 's'}", *flags, *STUDY, timeout=600))
+    said(cli.run(f"--workdir={tmp_path / 's'}", *flags, *STUDY))
     assert all(p.stat().st_mtime_ns == at for p, at in kept.items())
     for arm in ARMS:
         for seed in (0, 1):
@@ -216,7 +216,7 @@ def test_an_ablation_of_a_config_file_is_an_arm(flags, tmp_path):
     out = said(
         cli.run(
             f"--workdir={tmp_path / 's'}", *flags, *small, "--config.study.seeds=1",
-            "--config.study.arms=('kd','sft','hot')", config=f"{file}:study", timeout=600,
+            "--config.study.arms=('kd','sft','hot')", config=f"{file}:study",
         )
     )  # fmt: skip
     assert "hot-temperature=4.0" in out
