@@ -12,7 +12,7 @@ from distill_jax.evals.likelihood import make_eval_step
 from distill_jax.models.binding import Model
 from distill_jax.objective import live_teacher
 from distill_jax.sampling import PROMPT_STEP
-from distill_jax.types import Batch, Mean, Params, UserError
+from distill_jax.types import Batch, Mean, Params
 
 Ids = Sequence[int]
 # (student_params, teacher_params, batch) -> the divergence of student and teacher, not divided yet
@@ -26,22 +26,19 @@ EXPOSURE: dict[str, tuple[str, str]] = {
 }
 
 
-def make_divergence_step(
-    student: Model, teacher: Model, name: str, *, block_tokens: int = 256
-) -> DivergenceStep:
-    """Builds divergence_step(params, teacher_params, batch), jitted. Both models run.
+def make_divergence_step(student: Model, teacher: Model, *, block_tokens: int) -> DivergenceStep:
+    """Builds divergence_step(params, teacher_params, batch) -> KL(teacher || student), jitted.
 
-    `name` is forward_kl, KL(teacher || student), or reverse_kl, at temperature 1; UserError
-    otherwise.
+    At temperature 1. Both models run.
     """
-    if name not in ("forward_kl", "reverse_kl"):
-        raise UserError(f"divergence {name!r} is unknown: use forward_kl or reverse_kl")
-    teach = live_teacher(teacher)
-    eval_step = make_eval_step(student, teach, names=(name,), block_tokens=block_tokens)
+    names = ("forward_kl",)
+    eval_step = make_eval_step(
+        student, live_teacher(teacher), names=names, block_tokens=block_tokens
+    )
 
     @jax.jit
     def divergence_step(params, teacher_params, batch):
-        return eval_step(params, (teacher_params,), batch)[name]
+        return eval_step(params, (teacher_params,), batch)["forward_kl"]
 
     return divergence_step
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from distill_jax.data.encode import Tokenized
-from distill_jax.evals.records_file import Records
+from distill_jax.evals.records_file import OF_TEACHER, Records
 
 ALL = "all"
 DECILES = 10
@@ -21,7 +21,6 @@ FIRST_LENGTHS, LAST_LENGTHS = 64, 16384  # the same of document lengths, in toke
 ENTROPY_BANDS = (0.1, 0.5, 1.0, 2.0, 4.0)  # nats, borders between bands
 KINDS = 20  # of labels; where there are more, the smaller ones are joined
 OTHER = "other"
-TEACHER, TEACHER_NLL, TEACHER_ENTROPY = "teacher", "teacher_nll", "teacher_entropy"
 
 
 class Tokens(NamedTuple):
@@ -113,7 +112,7 @@ def add_slices(
         columns["document"],
         columns["position"],
         columns["token"],
-        columns.get(TEACHER_ENTROPY),
+        columns.get(OF_TEACHER + "entropy"),
         training_counts_V,
         document_lengths,
         document_labels,

@@ -29,15 +29,13 @@ from distill_jax.objective import live_teacher, partly
 from distill_jax.progress import progress_line, say
 from distill_jax.setup import data, teachers
 from distill_jax.setup.loss import terms_of
-from distill_jax.setup.models import Loaded, check_length, count, load_teacher
+from distill_jax.setup.models import Loaded, check_length, load_teacher, mesh_of, size_line
 from distill_jax.sharding import (
     barrier,
     batch_sharding,
     batch_ways,
-    check_batch,
     local_part,
     local_rows,
-    make_mesh,
 )
 from distill_jax.types import Batch, Stopped, UserError
 
@@ -59,8 +57,7 @@ class CacheRun(NamedTuple):
 def cache_job(c: ConfigDict, directory: Path) -> None:
     """Writes config.teacher.targets of all training and held-out text into the workdir."""
     kind = c.teacher.targets
-    mesh = make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tensor)
-    check_batch("cache.batch_size", c.cache.batch_size, 1, mesh)
+    mesh = mesh_of(c, "cache")
     at_least("cache.shard_tokens", c.cache.shard_tokens, 1)
     choose("teacher.targets", kind, KINDS)
     choose("cache.dtype", c.cache.dtype, KINDS[kind].dtypes)
@@ -73,7 +70,7 @@ def cache_job(c: ConfigDict, directory: Path) -> None:
     documents, held_out = data.training_documents(c)
     teacher = load_teacher(c, mesh)
     check_length(c, teacher.model.config, c.teacher.path)
-    say(f"teacher: {count(teacher.params) / 1e6:.1f} M parameters, {c.teacher.path}")
+    say(size_line("teacher", teacher))
     texts = [
         data.tokenized(some, teacher.tokenizer, teacher.model.config.vocab)
         for some in (documents, held_out)

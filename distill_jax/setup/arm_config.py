@@ -6,7 +6,7 @@ import jax
 from ml_collections import ConfigDict
 
 from distill_jax.config import at_least, check_keys, flatten
-from distill_jax.losses.terms import CROSS_ENTROPY, Term, needs_teacher
+from distill_jax.losses.terms import CROSS_ENTROPY, needs_teacher
 from distill_jax.setup import data, teachers
 from distill_jax.setup.inputs import Inputs, Setting
 from distill_jax.setup.loss import terms_of
@@ -88,7 +88,6 @@ def reads_its_own(c: ConfigDict, mine: ConfigDict) -> bool:
 def arm_inputs(
     c: ConfigDict,
     mine: ConfigDict,
-    terms: tuple[Term, ...],
     inputs: Inputs,
     references: Teachers | None = None,
 ) -> Inputs:
@@ -96,7 +95,7 @@ def arm_inputs(
 
     references: the study's teachers with the cache that it has made, which is not opened again.
     """
-    found = inputs.teachers
+    found, terms = inputs.teachers, terms_of(mine)
     if not needs_teacher(terms):
         found = found._replace(cache=None, head=None)
     elif mine.teacher.init != c.teacher.init:
@@ -123,10 +122,10 @@ def step_flops(setting: Setting) -> int:
     Counted from the traced step, before any weight of the student is made. Where only a cache is
     at hand and no teacher, what the cache once cost is not known and not counted.
     """
-    c, mesh = setting.config, setting.mesh
-    model = bind_config(c, student_config(c, setting.source), c.student.dtype)
+    c, inputs, mesh = setting.config, setting.inputs, setting.inputs.mesh
+    model = bind_config(c, student_config(c, inputs.source), c.student.dtype)
     state, shardings = abstract_state(model, starter(c, setting.recipe), mesh)
     step = compiled_steps(setting, model, shardings).train_step
-    _, teacher_params = teachers.teach_of(c, setting.teachers, setting.recipe.terms, model, mesh)
+    _, teacher_params = teachers.teach_of(c, inputs.teachers, setting.recipe.terms, model, mesh)
     _, batch = next(data.training_batches(c, setting.training.rows, mesh, 0))
     return program_flops(step, state, teacher_params, batch, jax.random.key(0))

@@ -84,8 +84,7 @@ def evaluator_of(c: ConfigDict, inputs: Inputs) -> Evaluator:
     found, text = inputs.teachers, inputs.held_out.tokenized
     counts_V = training_counts(inputs.training.tokenized)
     lengths = np.diff(text.offsets)
-    stop_ids = samples.stop_ids(inputs.tokenizer, inputs.token_ids)
-    prompts = None
+    stop_ids, prompts = inputs.stop_ids, None
     if c.study.prompts:
         prompts = prompts_of(
             text,

@@ -180,7 +180,9 @@ def test_what_is_kept_of_a_study_quotes_nobody(study, tmp_path):
 
 
 def test_a_study_may_be_judged_by_a_scorer(flags, tmp_path):
-    (tmp_path / "mine.py").write_text("def length(prompt, text, reference):\n    return len(text)\n")
+    (tmp_path / "mine.py").write_text(
+        "def length(prompt, text, reference):\n    return len(text)\n"
+    )
     out = said(
         cli.run(
             f"--workdir={tmp_path / 's'}", *flags, *STUDY, "--config.steps=2",

@@ -52,7 +52,7 @@ def test_a_metric_of_a_task_stands_for_the_task():
     ],
 )
 def test_what_the_config_does_not_measure_is_one_line(measure, changes, said):
-    with pytest.raises(UserError, match="study.measure is") as error:
+    with pytest.raises(UserError, match=r"study\.measure is") as error:
         measures_of(config(measure, **changes))
     assert said in str(error.value)
     assert "\n" not in str(error.value)
