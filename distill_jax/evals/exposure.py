@@ -56,10 +56,9 @@ def exposure_gap(
 ) -> dict[str, float | None]:
     """Mean divergence on the model's own continuations, on the data's, and the difference.
 
-    For each prompt the same places count on both sides: as many as the shorter continuation has,
-    so that neither a place nor a prompt weighs more on one side. An own text shorter than `limit`
-    has stopped, and has one place more than tokens: where its stop token stands. At the first
-    place both sides have the same context. All None where nothing counts.
+    For each prompt the same number of positions counts for both continuations, that of the shorter
+    one, so that no prompt weighs more in one mean. A generated text shorter than `limit` has
+    stopped: the position of its stop token counts, too. All None where nothing counts.
     """
     places = [
         min(len(mine) + (len(mine) < limit), len(theirs))

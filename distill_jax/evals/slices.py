@@ -90,7 +90,9 @@ def label(tokens: Tokens) -> Slicing:
 
 def entropy(tokens: Tokens) -> Slicing:
     """How unsure the teacher is, in nats."""
-    names = _ranges([f"{border:g}" for border in ENTROPY_BANDS], unit=" nats")
+    first, *_, last = borders = [f"{border:g}" for border in ENTROPY_BANDS]
+    between = (f"{a}-{b} nats" for a, b in itertools.pairwise(borders))
+    names = (f"below {first} nats", *between, f"{last} nats or more")
     if tokens.entropy_n is None:
         return Slicing(names, None)
     return Slicing(names, np.searchsorted(ENTROPY_BANDS, tokens.entropy_n, side="right"))
@@ -189,11 +191,6 @@ def _by_powers(value_n: np.ndarray, longest: int, first: int, last: int) -> Slic
     if longest > borders[-1]:
         names.append(f"{starts[-1]} or more")
     return Slicing(tuple(names), np.searchsorted(borders, value_n, side="left"))
-
-
-def _ranges(borders: Sequence[str], unit: str) -> tuple[str, ...]:
-    between = [f"{a}-{b}{unit}" for a, b in itertools.pairwise(borders)]
-    return (f"below {borders[0]}{unit}", *between, f"{borders[-1]}{unit} or more")
 
 
 SLICES: dict[str, Callable[[Tokens], Slicing]] = {

@@ -85,7 +85,7 @@ def cache_job(c: ConfigDict, directory: Path) -> None:
 def fill_cache(
     c: ConfigDict, directory: Path, mesh: Mesh, teacher: Loaded, rows: list[Batch]
 ) -> None:
-    """Stores what the teacher gives for the pieces of some rows, and reads it once again."""
+    """Stores the teacher's signals for all pieces of some rows, and reads one batch back."""
     kind = c.teacher.targets
     temperatures = teachers.temperatures_of(terms_of(c))
     compute = _compute(c, teacher, temperatures, mesh)
@@ -127,7 +127,7 @@ def _compute(c: ConfigDict, teacher: Loaded, temperatures: tuple[float, ...], me
 
 
 def _write(run: CacheRun, manifest: Manifest) -> None:
-    """Every piece that is not there yet, a batch at a time; a stop keeps what is done."""
+    """Writes every piece that is not stored yet, batch by batch; a stop keeps what is done."""
     c, directory, process = run.config, run.directory, jax.process_index()
     head = None
     if manifest.kind == "hidden":
@@ -174,7 +174,7 @@ def _batches(
     began = shown = time.monotonic()
     part, seen, owner = local_rows(run.mesh, size), 0, {}
     for i in todo:
-        # A piece that stands in rows of several processes is written by one of them.
+        # Rows of several processes may hold the same piece: only one of them writes it.
         for _, key in pieces[i]:
             owner.setdefault(key, i)
     for start in range(0, len(todo), size):
@@ -195,14 +195,14 @@ def _batches(
 
 
 def _signals(run: CacheRun, chosen: list[Batch]) -> dict[str, np.ndarray]:
-    """The signals of this process's rows of a batch, which rows of padding fill up."""
+    """The signals of this process's rows of a batch, after filling it up with padding rows."""
     size = run.config.cache.batch_size
     batch = data.batch_of(chosen, size, run.mesh)
     return jax.tree.map(local_part, run.compute(run.teacher.params, batch))
 
 
 def _distinct(signals: dict[str, np.ndarray]) -> float:
-    """Entries a token that hold something, where a kind has entries."""
+    """Used entries per token, for kinds that store entries."""
     return float((signals["ids"] >= 0).sum(-1).mean()) if "ids" in signals else 0.0
 
 

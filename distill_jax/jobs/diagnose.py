@@ -70,7 +70,7 @@ def diagnose_job(c: ConfigDict, directory: Path) -> None:
 
 
 def _inputs(c: ConfigDict, mesh: Mesh, models: dict[str, Loaded], documents) -> Inputs:
-    """The text to look at; how frequent a token is, it says itself where no other text is known."""
+    """The evaluation text, and where token frequencies come from: data.source, or else that text."""
     student = models["student"]
     vocab = min(loaded.model.config.vocab for loaded in models.values())
     text = data.tokenized(documents, student.tokenizer, vocab)
@@ -99,7 +99,7 @@ def _report(c, directory, evaluator: Evaluator, models, records, written) -> dic
         {"eval": evaluator.held_out},
     )
     diff = (directory / workdir.CONFIG_DIFF).read_text()
-    # A study needs text to train on, which this job does not.
+    # A study needs text to train on; this job does not.
     command = study_command(flatten(c), flatten(load_base()), str(directory))
     report = report_json(
         rows, evaluation, [], flatten(c), facts, config_diff=diff,

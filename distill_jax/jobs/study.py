@@ -80,7 +80,7 @@ def study_job(c: ConfigDict, directory: Path) -> None:
     runs = [(p, seed) for seed in plan.seeds for p in plan.arms]
     steps_by_shape: dict[str, CompiledSteps] = {}
     for n, (p, seed) in enumerate(runs, 1):
-        where = run_directory(directory, p.arm.name, seed)
+        where = _run_directory(directory, p.arm.name, seed)
         title = f"[{n}/{len(runs)}] {p.arm.name}, seed {seed}"
         if (where / RESULT).exists():
             say(f"{title}: done already")
@@ -100,14 +100,14 @@ def study_job(c: ConfigDict, directory: Path) -> None:
 
 def _results(directory: Path, runs: list[tuple[PlannedArm, int]]) -> dict[Key, RunResult]:
     """What every arm x seed left behind, gathered in results.jsonl."""
-    paths = [run_directory(directory, p.arm.name, seed) / RESULT for p, seed in runs]
+    paths = [_run_directory(directory, p.arm.name, seed) / RESULT for p, seed in runs]
     results = [result_of(json.loads(path.read_text())) for path in paths]
     if jax.process_index() == 0:
         workdir.write_lines(directory / RESULTS, [result.json() for result in results])
     return {result.key: result for result in results}
 
 
-def run_directory(directory: Path, arm: str, seed: int) -> Path:
+def _run_directory(directory: Path, arm: str, seed: int) -> Path:
     """The workdir of one arm x seed."""
     return directory / "arms" / arm / f"seed-{seed}"
 

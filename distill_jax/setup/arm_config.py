@@ -18,19 +18,19 @@ from distill_jax.study.arms import Arm
 from distill_jax.study.flops import program_flops
 from distill_jax.types import UserError
 
-# Keys that decide what a run reads; an arm that changes none of them shares what the study read.
+# Keys that decide what a run reads: an arm that changes none of them shares what the study read.
 READ = ("data.", "teacher.path", "teacher.more", "teacher.dtype", "mesh.")
 
 
 class Shared(NamedTuple):
-    """What the arms of a study have in common: a cache of the teacher, a start of each seed."""
+    """What arms share: the directory of a teacher cache (or none), and the student of each seed."""
 
     cache: str
     starts: dict[int, str]
 
 
 def check_study(c: ConfigDict) -> None:
-    """Raises UserError for what makes a study meaningless before anything is read."""
+    """Raises UserError for settings that make no study; reads nothing."""
     s = c.study
     at_least("study.seeds", s.seeds, 1)
     for key in ("margin", "slice_margin", "prompts", "price_per_hour"):

@@ -21,7 +21,7 @@ from distill_jax.setup.models import Loaded
 from distill_jax.sharding import local_rows, to_global
 from distill_jax.types import Batch, UserError
 
-# Which documents are held out depends on nothing that a study varies, its seeds included.
+# Fixed: every seed of a study holds out the same documents.
 SPLIT_SEED = 0
 
 
@@ -101,7 +101,7 @@ def with_cache(
 
 
 def plain(rows: Rows | CachedRows) -> Rows:
-    """The rows without what a cache has for them."""
+    """The rows alone, without the signals of a cache."""
     return rows.rows if isinstance(rows, CachedRows) else rows
 
 

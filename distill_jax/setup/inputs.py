@@ -19,7 +19,7 @@ from distill_jax.setup.models import (
 )
 from distill_jax.setup.teachers import Teachers
 
-# Keys that change how a run is shown and guarded, and not what it computes.
+# Keys that a rerun may change: they change what is shown and guarded, not what is computed.
 UNCOUNTED = {"log.every", "log.tensorboard", "log.wandb_project", "watchdog_s", "data.prefetch"}
 
 

@@ -34,7 +34,7 @@ def sample(
 ) -> list[dict[str, Any]]:
     """Continues config.generate.prompts: one line per prompt, for samples.jsonl.
 
-    `time_it` does it twice, and gives the tokens/s of all prompts of the second, compiled time.
+    With `time_it` it runs twice; tokens_per_s are those of the second, compiled run, all prompts.
     """
     texts = list(c.generate.prompts)
     if not texts:

@@ -111,7 +111,7 @@ def run_of(
 
     def measure(params: Params) -> dict[str, float]:
         batches = data.held_out_batches(c, setting.held_out.rows, mesh)
-        return evaluate(steps.eval_step, params, reference_params, batches).named()
+        return evaluate(steps.eval_step, params, reference_params, batches)
 
     return Run(
         workdir=setting.directory,
