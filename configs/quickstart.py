@@ -4,8 +4,8 @@
     python -m distill_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
 About 7 minutes on two idle CPU cores. Afterwards: held-out NLL 3.350 nats per token, KL to
-the teacher 0.912; the teacher's own NLL is 2.617. The variant `:study` compares four arms over three
-seeds in about two hours, see experiments/quickstart_study/README.md.
+the teacher 0.912; the teacher's own NLL is 2.617. The variant `:study` compares four arms over
+three seeds in about two hours, see experiments/quickstart_study/README.md.
 """
 
 from configs.base import get_config as base_config

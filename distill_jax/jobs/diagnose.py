@@ -70,7 +70,7 @@ def diagnose_job(c: ConfigDict, directory: Path) -> None:
 
 
 def _inputs(c: ConfigDict, mesh: Mesh, models: dict[str, Loaded], documents) -> Inputs:
-    """The evaluation text, and where token frequencies come from: data.source, or else that text."""
+    """The evaluation text, and where token frequencies come from: data.source, or else it."""
     student = models["student"]
     vocab = min(loaded.model.config.vocab for loaded in models.values())
     text = data.tokenized(documents, student.tokenizer, vocab)
