@@ -12,7 +12,7 @@ from distill_jax.evals.likelihood import make_eval_step
 from distill_jax.models.binding import Model
 from distill_jax.objective import live_teacher
 from distill_jax.sampling import PROMPT_STEP
-from distill_jax.types import Batch, Mean, Params, UserError
+from distill_jax.types import Batch, Mean, Params
 
 Ids = Sequence[int]
 # (student_params, teacher_params, batch) -> the divergence of student and teacher, not divided yet
@@ -26,22 +26,19 @@ EXPOSURE: dict[str, tuple[str, str]] = {
 }
 
 
-def make_divergence_step(
-    student: Model, teacher: Model, name: str, *, block_tokens: int = 256
-) -> DivergenceStep:
-    """Builds divergence_step(params, teacher_params, batch), jitted. Both models run.
+def make_divergence_step(student: Model, teacher: Model, *, block_tokens: int) -> DivergenceStep:
+    """Builds divergence_step(params, teacher_params, batch) -> KL(teacher || student), jitted.
 
-    `name` is forward_kl, KL(teacher || student), or reverse_kl, at temperature 1; UserError
-    otherwise.
+    At temperature 1. Both models run.
     """
-    if name not in ("forward_kl", "reverse_kl"):
-        raise UserError(f"divergence {name!r} is unknown: use forward_kl or reverse_kl")
-    teach = live_teacher(teacher)
-    eval_step = make_eval_step(student, teach, names=(name,), block_tokens=block_tokens)
+    names = ("forward_kl",)
+    eval_step = make_eval_step(
+        student, live_teacher(teacher), names=names, block_tokens=block_tokens
+    )
 
     @jax.jit
     def divergence_step(params, teacher_params, batch):
-        return eval_step(params, (teacher_params,), batch)[name]
+        return eval_step(params, (teacher_params,), batch)["forward_kl"]
 
     return divergence_step
 
@@ -59,10 +56,9 @@ def exposure_gap(
 ) -> dict[str, float | None]:
     """Mean divergence on the model's own continuations, on the data's, and the difference.
 
-    For each prompt the same places count on both sides: as many as the shorter continuation has,
-    so that neither a place nor a prompt weighs more on one side. An own text shorter than `limit`
-    has stopped, and has one place more than tokens: where its stop token stands. At the first
-    place both sides have the same context. All None where nothing counts.
+    For each prompt the same number of positions counts for both continuations, that of the shorter
+    one, so that no prompt weighs more in one mean. A generated text shorter than `limit` has
+    stopped: the position of its stop token counts, too. All None where nothing counts.
     """
     places = [
         min(len(mine) + (len(mine) < limit), len(theirs))

@@ -37,7 +37,6 @@ def written(
     stop_ids: tuple[int, ...],
     batch_size: int,
     cache_dtype: str,
-    seed: int = 0,
 ) -> list[str]:
     """The text after each prompt, up to and without the first of its `until` strings.
 
@@ -55,23 +54,15 @@ def written(
                 f" {model.config.max_positions} positions: set max_gen_toks of the task lower"
             )
         members.sort(key=lambda i: len(requests[i].prompt))  # so that rows of a batch are alike
-        run = make_continue(
+        program = make_continue(
             model,
             max_new_tokens=new_tokens,
             temperature=temperature,
             stop_ids=stop_ids,
             cache_dtype=cache_dtype,
         )
-        new = generate(
-            run,
-            params,
-            [requests[i].prompt[-room:] for i in members],
-            jax.random.key(seed),
-            batch_size=batch_size,
-            max_new_tokens=new_tokens,
-            max_positions=model.config.max_positions,
-            stop_ids=stop_ids,
-        )
+        prompts = [requests[i].prompt[-room:] for i in members]
+        new = generate(program, params, prompts, jax.random.key(0), batch_size=batch_size)
         for i, ids in zip(members, new, strict=True):
             texts[i] = _cut(tokenizer.backend.decode(list(ids)), requests[i].until)
     return texts

@@ -156,7 +156,7 @@ def _unmeasured(plan: StudyPlan, measured: Sequence[Measured]) -> str | None:
 
 
 def _teacher_texts(c: ConfigDict, directory: Path, evaluator: Evaluator) -> Written:
-    """What the teacher writes, measured once a study."""
+    """What the teacher writes, measured once per study."""
     path = directory / "teacher" / BEHAVIOUR
     if path.exists() or evaluator.teachers.first is None or evaluator.prompts is None:
         return read_written(path)
@@ -201,7 +201,7 @@ def _cost(
     where: Mapping[Key, Path],
     done: Sequence[Key],
 ) -> dict | None:
-    """What teacher and student cost to serve, measured once, one after the other."""
+    """What teacher and student cost to serve, measured once per study and price."""
     path = directory / SERVING
     price = c.study.price_per_hour or None
     if path.exists():

@@ -1,4 +1,4 @@
-"""What every arm is measured by: one teacher, one held-out text, one set of prompts."""
+"""The teacher, held-out text and prompts that every model of a study is measured with."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -59,10 +59,7 @@ def read_written(path: Path) -> Written:
 
 
 class Evaluator(NamedTuple):
-    """What the models of a study, or one model alone, are measured by.
-
-    programs: compiled once by what they measure and the shape of the model.
-    """
+    """What models are measured with; programs: compiled ones, by purpose and architecture."""
 
     mesh: Mesh
     teachers: Teachers
@@ -84,8 +81,7 @@ def evaluator_of(c: ConfigDict, inputs: Inputs) -> Evaluator:
     found, text = inputs.teachers, inputs.held_out.tokenized
     counts_V = training_counts(inputs.training.tokenized)
     lengths = np.diff(text.offsets)
-    stop_ids = samples.stop_ids(inputs.tokenizer, inputs.token_ids)
-    prompts = None
+    stop_ids, prompts = inputs.stop_ids, None
     if c.study.prompts:
         prompts = prompts_of(
             text,
@@ -117,7 +113,7 @@ def evaluator_of(c: ConfigDict, inputs: Inputs) -> Evaluator:
 
 
 def with_cache(c: ConfigDict, evaluator: Evaluator, inputs: Inputs, cache: str) -> Evaluator:
-    """The same evaluator, whose teacher does not run any more because a cache has what it says."""
+    """The same evaluator, which reads the teacher's outputs from a cache where there is one."""
     if not cache:
         return evaluator
     mine = c.copy_and_resolve_references()
@@ -150,7 +146,7 @@ def measure_tokens(c: ConfigDict, subject: Loaded, evaluator: Evaluator) -> Reco
 
 
 def measure_texts(c: ConfigDict, subject: Loaded, evaluator: Evaluator) -> Written:
-    """What a model writes after the prompts, and its measures; no prompts, no measures."""
+    """What a model writes after the prompts, with its measures; nothing without prompts."""
     if evaluator.prompts is None:
         return Written()
     teacher = evaluator.teachers.first

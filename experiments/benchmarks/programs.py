@@ -33,11 +33,6 @@ def optimizer() -> optax.GradientTransformation:
     return optax.adamw(LEARNING_RATE, *BETAS, eps=EPSILON, weight_decay=DECAY)
 
 
-def divergence_terms(name: str) -> tuple[Term, ...]:
-    """One divergence alone, with its default parameters."""
-    return (Term(name, 1.0),)
-
-
 def elementwise(name: str) -> bool:
     """Whether a divergence is a sum over vocabulary entries, each on its own."""
     return DIVERGENCES[name].row is None
@@ -99,7 +94,7 @@ def naive(pair: Pair) -> Setup:
     student, teacher = pair.student, pair.teacher
 
     def loss(params, teachers, batch, key, n_tokens, *, terms):
-        # One log-softmax a side serves both terms, without a floor: the naive form at its fastest.
+        # One log-softmax per model serves both terms, without a floor: the fastest naive form.
         log_q_BTV = jax.nn.log_softmax(logits(student, params, batch))
         log_p_BTV = jax.lax.stop_gradient(jax.nn.log_softmax(logits(teacher, teachers[0], batch)))
         divergence_BT = divergence("forward_kl", log_q_BTV, log_p_BTV)

@@ -57,7 +57,7 @@ class Ratio(NamedTuple):
 
 
 def paired(spec: Spec, shape: str, seconds: Seconds) -> Ratio | None:
-    """One ratio a round, over the rounds that timed everything; None where there is none."""
+    """One ratio per round, over the rounds that timed everything; None where there is none."""
     names = spec.top + spec.bottom
     if any(name not in seconds for name in names):
         return None
