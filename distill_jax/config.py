@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from distill_jax.types import UserError
@@ -23,15 +24,9 @@ def load_base() -> ConfigDict:
     return module.get_config()
 
 
-def leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+def leaves(config: ConfigDict) -> dict[str, Any]:
     """Nested keys as `a.b.c`, in order, with their values as they are."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            flat |= leaves(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+    return traverse_util.flatten_dict(config.to_dict(), sep=".")
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """Files and directories that are written as a whole or not at all."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -29,6 +31,17 @@ def written_whole(path: Path) -> Iterator[Path]:
     except BaseException:
         _remove(part)
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """A UTF-8 file, written as a whole or not at all."""
+    with written_whole(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Indented JSON, written as a whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _remove(path: Path) -> None:

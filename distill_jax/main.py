@@ -22,6 +22,7 @@ from ml_collections import config_flags
 from distill_jax.config import check_keys, flatten, load_base, unknown_key
 from distill_jax.types import Forbidden, NumbersBrokeDown, Stopped, UserError
 
+EXIT_CODES = {UserError: 2, Forbidden: 3, Stopped: 75, NumbersBrokeDown: 76}
 HELP = """\
 Distil a language model: a teacher, text, and a smaller student.
 
@@ -62,19 +63,14 @@ def main(argv: list[str]) -> int:
     workdir = None
     try:
         if any(re.fullmatch(r"--?h(elp)?", argument) for argument in argv[1:]):
-            print(HELP + _key_list(load_base()))
+            keys = flatten(load_base()).items()
+            print(HELP + "\n".join(f"  --config.{key}={value!r}" for key, value in keys))
             return 0
         command = parse(argv)
         workdir = command.workdir
         return _run(command)
-    except UserError as error:
-        return _fail(2, str(error))
-    except Forbidden as error:
-        return _fail(3, str(error))
-    except NumbersBrokeDown as error:
-        return _fail(76, str(error))
-    except Stopped as error:
-        return _fail(75, str(error))
+    except tuple(EXIT_CODES) as error:
+        return _fail(EXIT_CODES[type(error)], str(error))
     except Exception as error:
         return _fail(70, _unexpected(error, workdir))
 
@@ -138,10 +134,6 @@ def _run(command: Command) -> int:
 
 def _interrupt(number, frame):
     raise Stopped("stopped by a signal before the first step: run the same command again")
-
-
-def _key_list(base: ml_collections.ConfigDict) -> str:
-    return "\n".join(f"  --config.{key}={value!r}" for key, value in flatten(base).items())
 
 
 def _unexpected(error: Exception, workdir: Path | None) -> str:

@@ -67,13 +67,8 @@ def make_continue(
             new_BT = new_BT.at[:, index].set(token_B)
             position_B1 = (length_B + index)[:, None]
             hidden, cache = model.decode(params, token_B[:, None], position_B1, cache)
-            return (
-                index + 1,
-                hidden.last_BTD[:, 0],
-                cache,
-                done_B | jnp.isin(token_B, stops),
-                new_BT,
-            )
+            done_B |= jnp.isin(token_B, stops)
+            return index + 1, hidden.last_BTD[:, 0], cache, done_B, new_BT
 
         done_B = length_B <= 0
         new_BT = jnp.full((rows, max_new_tokens), stops[0], jnp.int32)
@@ -121,17 +116,14 @@ def generate(
     texts: list[list[int]] = []
     for start in range(0, len(filled), size):
         chunk = filled[start : start + size]
-        rows = np.zeros((len(chunk), _padded(max(map(len, chunk)))), np.int32)
+        padded = -(-max(map(len, chunk)) // PROMPT_STEP) * PROMPT_STEP
+        rows = np.zeros((len(chunk), padded), np.int32)
         for row, prompt in zip(rows, chunk, strict=True):
             row[: len(prompt)] = prompt
         lengths = np.array([len(prompt) for prompt in chunk], np.int32)
         new = np.asarray(program.run(params, rows, lengths, keys[start : start + size]))
         texts += [_until(row, program.stop_ids) for row in new.tolist()]
     return texts[: len(prompts)]
-
-
-def _padded(length: int) -> int:
-    return -(-length // PROMPT_STEP) * PROMPT_STEP
 
 
 def _until(tokens: list[int], stop_ids: tuple[int, ...]) -> list[int]:

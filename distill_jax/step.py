@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 
 from distill_jax.losses.terms import Plan
-from distill_jax.losses.tokens import merge
 from distill_jax.optim import frozen_parameters
 from distill_jax.types import Array, Batch, Mean, Params, TrainState
 
@@ -119,9 +118,7 @@ def _accumulate(part, batches):
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
 
     def add(total, batch):
-        loss, metrics, gradient = part(batch)
-        merged = {name: merge(total[1][name], metrics[name]) for name in metrics}
-        return (total[0] + loss, merged, jax.tree.map(jnp.add, total[2], gradient)), None
+        return jax.tree.map(jnp.add, total, part(batch)), None
 
     return jax.lax.scan(add, zero, batches)[0]
 

@@ -7,6 +7,7 @@ Shape legend, used in every name of this package:
   M temperatures, draws or teachers  x any leading shape
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,11 +15,8 @@ import numpy as np
 
 Array = jax.Array | np.ndarray
 Params = dict[str, Any]  # nested plain dicts of arrays
-
-
-def path_name(path: tuple) -> str:
-    """A key path of jax.tree_util as `blocks/attention/query`."""
-    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+# A key path of jax.tree_util as `blocks/attention/query`.
+path_name = partial(jax.tree_util.keystr, simple=True, separator="/")
 
 
 class UserError(Exception):

@@ -8,7 +8,7 @@ from typing import Any
 
 import filelock
 
-from distill_jax.files import written_whole
+from distill_jax.files import write_json, write_text
 from distill_jax.types import UserError
 
 CONFIG, CONFIG_DIFF, PROVENANCE = "config.json", "config_diff.txt", "provenance.json"
@@ -62,17 +62,6 @@ def claim(workdir: Path, resolved: dict[str, Any], diff: str, free: set[str]) ->
         return
     write_text(workdir / CONFIG_DIFF, diff)
     write_json(path, resolved)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file as a whole or not at all."""
-    with written_whole(path) as part:
-        part.write_text(text)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Indented JSON, written as a whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distill_jax.files import written_whole
+from distill_jax.files import write_text
 from distill_jax.types import UserError
 
 MANIFEST, HEAD, SHARD, INDEX = "manifest.json", "head.npz", ".array_record", ".index.json"
@@ -82,8 +82,7 @@ def _seal(content: Any) -> str:
 
 def write_sealed(path: Path, content: Any) -> None:
     """JSON with a hash of itself, written as a whole or not at all."""
-    with written_whole(path) as part:
-        part.write_text(json.dumps({"seal": _seal(content), "content": content}))
+    write_text(path, json.dumps({"seal": _seal(content), "content": content}))
 
 
 def _read_sealed(path: Path) -> dict[str, Any]:

@@ -191,7 +191,13 @@ def _sampled_bytes(form, distinct):
     return 1 + distinct * (_id_dtype(form).itemsize + 1)
 
 
-_ENTRIES = {"ids": -1, "logits": 0.0, "rest": -np.inf}
+_TOP_K = Kind(
+    _encode_top_k,
+    _decode_top_k,
+    {"ids": -1, "logits": 0.0, "rest": -np.inf},
+    ("float32", "float16"),
+    _top_k_bytes,
+)
 KINDS: dict[str, Kind] = {
     "hidden": Kind(
         _encode_hidden,
@@ -200,7 +206,7 @@ KINDS: dict[str, Kind] = {
         ("float32", "bfloat16", "int8"),
         _hidden_bytes,
     ),
-    "top_k": Kind(_encode_top_k, _decode_top_k, _ENTRIES, ("float32", "float16"), _top_k_bytes),
+    "top_k": _TOP_K,
     "sampled": Kind(
         _encode_sampled,
         _decode_sampled,
@@ -209,7 +215,5 @@ KINDS: dict[str, Kind] = {
         _sampled_bytes,
     ),
     # Stored as the logits of the drawn entries: to read they are top_k entries.
-    "sampled_renormalised": Kind(
-        _encode_top_k, _decode_top_k, _ENTRIES, ("float32", "float16"), _top_k_bytes
-    ),
+    "sampled_renormalised": _TOP_K,
 }

@@ -78,11 +78,8 @@ def read_gguf_tokenizer(path: Path) -> GGUFTokenizer:
     }
     backend = _backend(tokens, fields["tokenizer.ggml.merges"], pre)
     backend.add_tokens(_added_tokens(tokens, fields.get("tokenizer.ggml.token_type", [])))
-    bos = (
-        special.get("bos_token")
-        if fields.get("tokenizer.ggml.add_bos_token", pre.adds_bos)
-        else None
-    )
+    adds_bos = fields.get("tokenizer.ggml.add_bos_token", pre.adds_bos)
+    bos = special.get("bos_token") if adds_bos else None
     backend.post_processor = _post_processor(bos, backend)
     return GGUFTokenizer(backend, special, fields.get("tokenizer.chat_template"))
 
@@ -90,11 +87,7 @@ def read_gguf_tokenizer(path: Path) -> GGUFTokenizer:
 def _tokenizer_fields(path: Path) -> dict[str, Any]:
     try:
         reader = gguf.GGUFReader(path)
-        fields = {
-            name: field.contents()
-            for name, field in reader.fields.items()
-            if name.startswith("tokenizer.")
-        }
+        fields = {k: v.contents() for k, v in reader.fields.items() if k.startswith("tokenizer.")}
     # What the reader raises for a file that is cut short or of another format.
     except (ValueError, IndexError, KeyError) as error:
         raise UserError(f"{path}: not a readable GGUF file ({error}): download it again") from error

@@ -69,9 +69,7 @@ def _modules() -> Iterator[tuple[str, str]]:
 def _docstrings(source: bytes) -> list[str]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # escapes in old sources are not this program's business
+            warnings.simplefilter("ignore")  # invalid escapes in old sources
             tree = ast.parse(source)
     except (SyntaxError, ValueError):  # the library ships a few files that are broken on purpose
         return []

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import tokenizers
 
 from distill_jax.data.gguf_tokenizer import read_gguf_tokenizer
+from distill_jax.files import write_json, write_text
 from distill_jax.types import UserError
 
 # Encoding runs in threads. Unset, the library turns its threads off, with a warning, in every
@@ -164,19 +165,9 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
         "clean_up_tokenization_spaces": False,
         **tokenizer.special_tokens,
     }
-    text = json.dumps(config, indent=2, ensure_ascii=False)
-    (directory / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+    write_json(directory / "tokenizer_config.json", config)
     if tokenizer.chat_template is not None:
-        file = directory / "chat_template.jinja"
-        file.write_text(tokenizer.chat_template, encoding="utf-8")
-
-
-def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of a document: what the tokenizer makes of the text, and the end-of-text token.
-
-    A special token's string inside the text becomes that special token, as in transformers.
-    """
-    return close_text(tokenizer, tokenizer.backend.encode(text).ids)
+        write_text(directory / "chat_template.jinja", tokenizer.chat_template)
 
 
 def close_text(tokenizer: Tokenizer, ids: list[int]) -> list[int]:

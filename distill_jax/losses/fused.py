@@ -134,11 +134,12 @@ def _over_mesh(static, inputs, *, with_gradient, trains_head):
     widths = inputs.hidden_BTD.shape[2] % static.mesh.shape["fsdp"]
     head_gradient = PartitionSpec(None if widths else "fsdp", VOCABULARY), head[1]
     gradient = rows, head_gradient if trains_head else whole
-    in_specs = _Inputs(rows, head, rows, head, rows, rows, whole)
+    teacher_heads = tuple(head for _ in inputs.teacher_heads)
+    in_specs = _Inputs(rows, head, rows, teacher_heads, rows, rows, whole)
     sums, gradient = jax.shard_map(
         run,
         mesh=static.mesh,
-        in_specs=(_prefixed(in_specs, inputs),),
+        in_specs=(in_specs,),
         out_specs=(whole, gradient if with_gradient else whole),
         check_vma=False,
     )(inputs)
@@ -146,11 +147,6 @@ def _over_mesh(static, inputs, *, with_gradient, trains_head):
         hidden_gradient, head_gradient = gradient
         gradient = hidden_gradient, jax.tree.map(lambda g: g[..., :vocab], head_gradient)
     return sums, gradient
-
-
-def _prefixed(specs: _Inputs, inputs: _Inputs) -> _Inputs:
-    """A pair of specs for every teacher's head."""
-    return specs._replace(teacher_heads=tuple(specs.teacher_heads for _ in inputs.teacher_heads))
 
 
 def _columns(ways: int, vocab: int, inputs: _Inputs) -> _Inputs:

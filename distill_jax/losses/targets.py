@@ -23,22 +23,22 @@ class FixedTargets(NamedTuple):
     temperatures, policy: of top-k entries. shared: entries that student and teachers all have.
     """
 
-    heads: tuple[tuple[float | None, float], ...]
-    weights: tuple[float, ...]
-    space: str
-    temperatures: tuple[float, ...]
-    policy: str
     shared: int
+    heads: tuple[tuple[float | None, float], ...] = ()
+    weights: tuple[float, ...] = ()
+    space: str = ""
+    temperatures: tuple[float, ...] = ()
+    policy: str = ""
 
 
 def take_apart(targets: Targets, student_vocab: int) -> tuple[FixedTargets, Any, Any]:
     """(fixed part, arrays [B, T, ..], heads of projected teachers). UserError for a bad mixture."""
     if isinstance(targets, TopK):
         shared = min(student_vocab, targets.vocab)
-        fixed = FixedTargets((), (), "", targets.temperatures, targets.policy, shared)
+        fixed = FixedTargets(shared, temperatures=targets.temperatures, policy=targets.policy)
         return fixed, (targets.ids_BTE, targets.logits_BTE, targets.rest_BTM), ()
     if isinstance(targets, Sampled):
-        fixed = FixedTargets((), (), "", (1.0,), "", min(student_vocab, targets.vocab))
+        fixed = FixedTargets(min(student_vocab, targets.vocab))
         return fixed, (targets.ids_BTE, targets.probability_BTE), ()
     if isinstance(targets, Projected):
         targets = Mixture((targets,), (1.0,), "probability")
@@ -49,14 +49,9 @@ def take_apart(targets: Targets, student_vocab: int) -> tuple[FixedTargets, Any,
         )
     heads = tuple((t.unembed.weight_DV, t.unembed.bias_V) for t in targets.teachers)
     sizes = [weight_DV.shape[1] for weight_DV, _ in heads]
-    fixed = FixedTargets(
-        heads=tuple((t.unembed.softcap, t.unembed.scale) for t in targets.teachers),
-        weights=targets.weights,
-        space=targets.space,
-        temperatures=(),
-        policy="",
-        shared=min(student_vocab, *sizes),
-    )
+    shared = min(student_vocab, *sizes)
+    caps = tuple((t.unembed.softcap, t.unembed.scale) for t in targets.teachers)
+    fixed = FixedTargets(shared, caps, targets.weights, targets.space)
     return fixed, tuple((t.hidden_BTD, t.scale_BT) for t in targets.teachers), heads
 
 
@@ -102,8 +97,7 @@ def distribution(fixed: FixedTargets, prepared, temperature: float, axis) -> Dis
     if fixed.space == "logits":
         mixed = sum(w * z for w, z in zip(fixed.weights, prepared, strict=True))
         return softmax(mixed, temperature, axis)
-    parts = [softmax(z, temperature, axis) for z in prepared]
-    return _mixture(parts, fixed.weights)
+    return _mixture([softmax(z, temperature, axis) for z in prepared], fixed.weights)
 
 
 def _mixture(parts: list[Distribution], weights: tuple[float, ...]) -> Distribution:

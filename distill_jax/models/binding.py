@@ -10,7 +10,7 @@ from flax import nnx
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.context import cache_context, local_flags, packed_context
 from distill_jax.models.transformer import Block, EmbeddingAndHead
-from distill_jax.types import Hidden, UserError
+from distill_jax.types import Hidden
 
 
 class Model(NamedTuple):
@@ -53,12 +53,7 @@ class Model(NamedTuple):
 
 
 def bind(config: ModelConfig, *, param_dtype, compute_dtype, remat: str) -> Model:
-    """The decoder of a config. `remat` names what the backward pass keeps: a key of REMAT.
-
-    Raises UserError for an unknown remat policy.
-    """
-    if remat not in REMAT:
-        raise UserError(f"remat policy '{remat}' is unknown: use one of {sorted(REMAT)}")
+    """The decoder of a config. `remat` names what the backward pass keeps: a key of REMAT."""
     param_dtype, compute_dtype = jnp.dtype(param_dtype), jnp.dtype(compute_dtype)
     make_block = lambda key: Block(config, param_dtype, key)
     make_ends = lambda key: EmbeddingAndHead(config, param_dtype, key)
@@ -108,10 +103,7 @@ def bind(config: ModelConfig, *, param_dtype, compute_dtype, remat: str) -> Mode
                 for name, new in (("key", key_BTKH), ("value", value_BTKH)):
                     new = new.astype(cache[name].dtype)
                     stored[name] = cache[name].at[index, row_B1, position_BT].set(new, mode="drop")
-                return (
-                    stored["key"][index].astype(compute_dtype),
-                    stored["value"][index].astype(compute_dtype),
-                )
+                return [stored[name][index].astype(compute_dtype) for name in ("key", "value")]
 
             one = block(block_params)
             x_BTD = one.feed_forward(one.attend(x_BTD, context, local, store))
@@ -134,11 +126,6 @@ def bind(config: ModelConfig, *, param_dtype, compute_dtype, remat: str) -> Mode
         new_cache=new_cache,
         decode=decode,
     )
-
-
-def abstract(config: ModelConfig, *, param_dtype):
-    """The parameter tree as jax.ShapeDtypeStruct leaves: nothing is allocated."""
-    return bind(config, param_dtype=param_dtype, compute_dtype=param_dtype, remat="none").abstract()
 
 
 def _merger(make):

@@ -77,12 +77,12 @@ def read_local_blocks(raw: dict, *, pattern) -> tuple[bool, ...] | None:
     """One flag a block, from `layer_types` or else pattern(index); None if all are global."""
     kinds = {"sliding_attention": True, "full_attention": False}
     types = raw.get("layer_types")
+    if unknown := sorted(set(types or ()) - set(kinds)):
+        raise UserError(f"layer type '{unknown[0]}' is not supported: use one of {sorted(kinds)}")
     if types is None:
         flags = tuple(bool(pattern(i)) for i in range(required(raw, "num_hidden_layers")))
-        return flags if any(flags) else None
-    if unknown := sorted(set(types) - set(kinds)):
-        raise UserError(f"layer type '{unknown[0]}' is not supported: use one of {sorted(kinds)}")
-    flags = tuple(kinds[kind] for kind in types)
+    else:
+        flags = tuple(kinds[kind] for kind in types)
     return flags if any(flags) else None
 
 

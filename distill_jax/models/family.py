@@ -91,7 +91,7 @@ class Gguf(NamedTuple):
 class Family(NamedTuple):
     """One model family.
 
-    from_hf   config.json dict -> ModelConfig; UserError for a feature that the decoder has not.
+    from_hf   config.json dict -> ModelConfig; UserError for a feature that the decoder lacks.
     to_hf     the inverse.
     variants  name -> entries of a config.json: the small architectures that the tests run over, on
               top of the sizes in tests/models/conftest.py (3 blocks; texts of 24 tokens).

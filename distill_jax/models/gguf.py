@@ -1,5 +1,6 @@
 """GGUF files, dequantized on the host by the gguf package."""
 
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ from gguf import GGUFReader, dequantize
 
 from distill_jax.models import config_json
 from distill_jax.models.families import FAMILIES
-from distill_jax.models.family import Family, Weight
+from distill_jax.models.family import Family
 from distill_jax.models.huggingface import TOKEN_IDS
 from distill_jax.models.rope import RopeScaling, inverse_frequencies
 from distill_jax.models.weights import Checkpoint, check_names, stack_weights
@@ -28,6 +29,7 @@ TOKEN_KEYS = (
     "tokenizer.ggml.eos_token_id",
     "tokenizer.ggml.padding_token_id",
 )
+_gguf_name = attrgetter("gguf")  # of a family.Weight
 
 
 def read(path: Path, *, dtype) -> Checkpoint:
@@ -136,7 +138,3 @@ def _values(tensor, path):
             f"{path} stores {tensor.name} as {tensor.tensor_type.name}, which the gguf package "
             "cannot dequantize: use another quantization"
         ) from error
-
-
-def _gguf_name(weight: Weight) -> str:
-    return weight.gguf

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import ExitStack
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +10,16 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from distill_jax.files import written_whole
+from distill_jax.files import write_json, written_whole
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.families import FAMILIES, family_of
-from distill_jax.models.family import Weight
 from distill_jax.models.weights import Checkpoint, check_names, flatten, layout, stack_weights
 from distill_jax.types import Params, UserError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_hf_name = attrgetter("hf")  # of a family.Weight
 
 
 def read(directory: Path, *, dtype) -> Checkpoint:
@@ -63,17 +64,13 @@ def write(
             **ids,
             "torch_dtype": np.dtype(dtype or flat["embedding"].dtype).name,
         }
-        _write_json(directory / "config.json", raw)
-        _write_json(directory / "generation_config.json", ids)
+        write_json(directory / "config.json", raw)
+        write_json(directory / "generation_config.json", ids)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {directory} ({error}): choose another place") from error
-    for stale in [
-        directory / SINGLE,
-        directory / INDEX,
-        *directory.glob("model-*-of-*.safetensors"),
-    ]:
-        if stale.name not in written:
-            stale.unlink(missing_ok=True)
+    for stale in {SINGLE, INDEX, *(p.name for p in directory.glob("model-*-of-*.safetensors"))}:
+        if stale not in written:
+            (directory / stale).unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict:
@@ -89,13 +86,6 @@ def read_json(path: Path) -> dict:
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a JSON object: restore the file")
     return value
-
-
-def _write_json(path: Path, value: dict) -> None:
-    """Write a JSON object; the file is whole or untouched."""
-    text = json.dumps(value, indent=2) + "\n"
-    with written_whole(path) as part:
-        part.write_text(text, encoding="utf-8")
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -124,10 +114,6 @@ def _open(path):
         raise UserError(
             f"{path} is not a whole safetensors file ({error}): copy it again"
         ) from None
-
-
-def _hf_name(weight: Weight) -> str:
-    return weight.hf
 
 
 def _redundant(name, config):
@@ -166,7 +152,7 @@ def _write_weights(directory, config, flat, dtype, max_shard_bytes):
     if not split.is_sharded:
         return [SINGLE]
     index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-    _write_json(directory / INDEX, index)
+    write_json(directory / INDEX, index)
     return [*split.filename_to_tensors, INDEX]
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax.types import Array, UserError
+from distill_jax.types import Array
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,11 @@ def inverse_frequencies(head_width: int, theta: float, scaling: RopeScaling | No
     """Radians a position for each pair of coordinates, float32 [H/2].
 
     Computed in float32 throughout, because pretrained models saw these rounded values.
-    Raises UserError for an unknown kind of scaling.
     """
     exponents = np.arange(0, head_width, 2, dtype=np.float32) / np.float32(head_width)
     frequencies = np.float32(1.0) / np.float32(theta) ** exponents
     if scaling is None:
         return frequencies
-    if scaling.kind not in SCALINGS:
-        raise UserError(
-            f"rope scaling '{scaling.kind}' is not supported: use one of {sorted(SCALINGS)}"
-        )
     return SCALINGS[scaling.kind](frequencies, scaling).astype(np.float32)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from flax import traverse_util
 
 from distill_jax.models.architecture import ModelConfig
-from distill_jax.models.binding import abstract
+from distill_jax.models.binding import bind
 from distill_jax.models.families import FAMILIES
 from distill_jax.models.family import Weight
 from distill_jax.types import Params, UserError
@@ -34,14 +34,10 @@ def flatten(params: Params) -> dict[str, Any]:
     return traverse_util.flatten_dict(params, sep="/")
 
 
-def unflatten(flat: dict[str, Any]) -> Params:
-    """The inverse of flatten."""
-    return traverse_util.unflatten_dict(flat, sep="/")
-
-
 def layout(config: ModelConfig) -> dict[str, tuple[Weight, tuple[int, ...]]]:
     """For every parameter of a config: where it is stored and its shape (stacked, [in, out])."""
-    shapes = flatten(abstract(config, param_dtype=np.float32))
+    model = bind(config, param_dtype="float32", compute_dtype="float32", remat="none")
+    shapes = flatten(model.abstract())
     weights = FAMILIES[config.family].weights
     return {path: (weights[path], leaf.shape) for path, leaf in sorted(shapes.items())}
 
@@ -100,7 +96,7 @@ def stack_weights(
                     f"{flat[path].dtype}: name one dtype to load in"
                 )
             (flat[path][block] if stacked else flat[path])[...] = array
-    return unflatten(flat)
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def fingerprint(params: Params) -> str:

@@ -14,7 +14,7 @@ from tokenizers import (
 )
 
 from distill_jax.data.gguf_tokenizer import PRE_TOKENIZERS
-from distill_jax.data.tokenizer import make_tokenizer
+from distill_jax.data.tokenizer import close_text, make_tokenizer
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog, 123 times in 1984.",
@@ -37,6 +37,11 @@ NASTY = [
     "\x00\x07\r\n\ufeff\ufffd",
     "def f(x):\n\treturn {'a': x**2}",
 ]
+
+
+def encode_text(tokenizer, text):
+    """Token ids of a text as a document: what the tokenizer gives, and the end-of-text token."""
+    return close_text(tokenizer, tokenizer.backend.encode(text).ids)
 
 
 def byte_level_backend(pre_name: str, *, bos: str | None = None) -> Tokenizer:

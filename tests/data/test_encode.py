@@ -3,8 +3,8 @@ import pytest
 
 from distill_jax.data.documents import Document
 from distill_jax.data.encode import check_vocabulary, tokenize_documents
-from distill_jax.data.tokenizer import encode_text
 from distill_jax.types import UserError
+from tests.data.conftest import encode_text
 
 
 def tokens_of(tokenized, document):

@@ -6,13 +6,13 @@ from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 
 from distill_jax.data.tokenizer import (
-    encode_text,
     load_tokenizer,
     make_tokenizer,
     save_tokenizer,
 )
 from distill_jax.data.tokenizer_difference import first_difference
 from distill_jax.types import UserError
+from tests.data.conftest import encode_text
 
 TEMPLATE = "{% for m in messages %}{{ bos_token + m.role + m.content }}{% endfor %}"
 

@@ -25,7 +25,7 @@ def _gguf_entries(metadata, raw):
     window = metadata.get("attention.sliding_window")
     if window and window < raw["max_position_embeddings"]:
         raise UserError(
-            f"this GGUF file has llama.attention.sliding_window={window}, which Llama has not: "
+            f"this GGUF file has llama.attention.sliding_window={window}, which Llama lacks: "
             "use a safetensors checkpoint"
         )
     return {}
