@@ -172,7 +172,7 @@ def judge(
     one_token = one_token_share(scores, rules)
     return v._replace(
         reason=sentence(v, spread, rules, copies, 1 - next_alpha),
-        warnings=warnings(v, spread, deciding, one_token),
+        warnings=(*paired.warnings, *warnings(v, spread, deciding, one_token)),
     )
 
 
