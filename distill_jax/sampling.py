@@ -1,4 +1,9 @@
-"""Generation with a key/value cache: batched, greedy or by temperature."""
+"""Generation with a key/value cache: batched, greedy or by temperature. Shapes: types.py.
+
+make_continue compiles what continues a padded batch, one token per turn of a while loop; generate
+feeds it any number of prompts, whose texts do not depend on the batch size. Start with generate.
+Imports models and losses; evals and jobs call it.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -31,8 +36,7 @@ def make_continue(
     i of a row is drawn with fold_in(key, i), one key per row, so that a row's text does not depend
     on the other rows of its batch.
     """
-
-    stop_S = jnp.asarray(stop_ids, jnp.int32)
+    stops = jnp.asarray(stop_ids, jnp.int32)
 
     @jax.jit
     def run(params, prompts_BT, length_B, keys_B):
@@ -50,7 +54,7 @@ def make_continue(
         def one(carry):
             index, last_BD, cache, done_B, new_BT = carry
             token_B = _draw(head_logits(last_BD, unembed), temperature, keys_B, index)
-            token_B = jnp.where(done_B, stop_S[0], token_B)
+            token_B = jnp.where(done_B, stops[0], token_B)
             new_BT = new_BT.at[:, index].set(token_B)
             position_B1 = (length_B + index)[:, None]
             hidden, cache = model.decode(params, token_B[:, None], position_B1, cache)
@@ -58,12 +62,12 @@ def make_continue(
                 index + 1,
                 hidden.last_BTD[:, 0],
                 cache,
-                done_B | jnp.isin(token_B, stop_S),
+                done_B | jnp.isin(token_B, stops),
                 new_BT,
             )
 
         done_B = length_B <= 0
-        new_BT = jnp.full((rows, max_new_tokens), stop_S[0], jnp.int32)
+        new_BT = jnp.full((rows, max_new_tokens), stops[0], jnp.int32)
         return jax.lax.while_loop(more, one, (0, last_BD, cache, done_B, new_BT))[-1]
 
     return run
@@ -72,7 +76,7 @@ def make_continue(
 def _draw(logits_BV, temperature, keys_B, index):
     if temperature == 0:
         return jnp.argmax(logits_BV, -1).astype(jnp.int32)
-    # One uniform a row: a categorical draw of a large vocabulary costs as much as the head.
+    # One uniform per row: a categorical draw of a large vocabulary costs as much as the head.
     keys_B = jax.vmap(partial(jax.random.fold_in, data=index))(keys_B)
     uniform_B1 = jax.vmap(lambda key: jax.random.uniform(key, (1,)))(keys_B)
     return draw(logits_BV / temperature, uniform_B1)[:, 0]

@@ -38,7 +38,9 @@ student.prune.ranking_tokens student.prune.refit student.prune.ridge study.arms 
 study.confidence study.fixed_seeds study.gate study.margin study.measure study.new_tokens
 study.price_per_hour study.prompt_tokens study.prompts study.scorer study.seeds study.slice_margin
 teacher.average_decay teacher.cache teacher.draws teacher.dtype teacher.init teacher.k teacher.mix
-teacher.more teacher.path teacher.policy teacher.targets teacher.weights watchdog_s
+teacher.more teacher.path teacher.policy teacher.targets teacher.weights verdict.baseline
+verdict.higher_is_better verdict.look verdict.margin verdict.metric verdict.minimum_seeds
+verdict.slice_margin verdict.source verdict.task verdict.treatment verdict.unit watchdog_s
 """
 
 
@@ -85,7 +87,9 @@ VALUES = {
     bool: st.booleans(),
     tuple: st.lists(st.text(max_size=3) | st.floats(0, 1), max_size=3).map(tuple),
 }
-PLAIN = {key: value for key, value in leaves(load_base()).items() if key != "study.ablations"}
+KEYS_OF = {
+    t: [key for key, value in leaves(load_base()).items() if type(value) is t] for t in VALUES
+}
 
 
 @pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
@@ -93,8 +97,9 @@ PLAIN = {key: value for key, value in leaves(load_base()).items() if key != "stu
 @given(st.data())
 def test_flags_give_the_config_back(data):
     config = get_config()
-    for key in data.draw(st.lists(st.sampled_from(sorted(PLAIN)), max_size=6)):
-        config.update_from_flattened_dict({key: data.draw(VALUES[type(PLAIN[key])])})
+    for kind in data.draw(st.lists(st.sampled_from(list(VALUES)), max_size=6)):
+        key = data.draw(st.sampled_from(KEYS_OF[kind]))
+        config.update_from_flattened_dict({key: data.draw(VALUES[kind])})
     text = shlex.join(as_flags(flatten(config), flatten(get_config())))
     words = ["main", "--config=configs/base.py", "--workdir=x", *shlex.split(text)]
     assert flatten(parse(words).config) == flatten(config)

@@ -1,7 +1,5 @@
 """Documents as token ids, with a mark on every token that counts."""
 
-import hashlib
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -117,10 +115,3 @@ def check_vocabulary(tokenized: Tokenized, tokenizer: Tokenizer, *, vocab_size: 
             f"token {token} ({tokenizer.backend.id_to_token(token)!r}) of the data is outside the "
             f"model's vocabulary of {vocab_size}: use the tokenizer of this model"
         )
-
-
-def document_hashes(text: Tokenized) -> np.ndarray:
-    """What identifies the tokens of each document, 16 hexadecimal digits: equal for copies."""
-    tokens = np.ascontiguousarray(text.tokens)
-    parts = (tokens[a:b] for a, b in itertools.pairwise(text.offsets.tolist()))
-    return np.array([hashlib.blake2b(part, digest_size=8).hexdigest() for part in parts], np.str_)

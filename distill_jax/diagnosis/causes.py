@@ -1,8 +1,8 @@
 """Which tokens carry half of the KL to the teacher, and which of a few causes fits each token.
 
-NumPy on the columns of evals/records.py. n counts tokens; several records are the seeds of one arm
-on the same tokens: nats are means over seeds, and a model is right or wrong at a token where more
-than half of its seeds are.
+NumPy on the columns of evals/records_file.py. n counts tokens; several records are the seeds of one
+arm on the same tokens: nats are means over seeds, and a model is right or wrong at a token where
+more than half of its seeds are.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from distill_jax.evals.aggregates import Columns
+from distill_jax.evals.calibration import right
+from distill_jax.evals.records_file import Columns
 
 SURE = 0.5  # the teacher's largest probability from which its top-1 counts as confident
 NATS = 1.0  # so much more NLL than the student makes the teacher the worse guide: a factor e
@@ -52,7 +53,7 @@ def evidence_of(kd: Sequence[Columns], sft: Sequence[Columns] | None = None) -> 
         nll_n=mean_over_seeds(kd, lambda c: c["nll"]),
         right_n=mean_over_seeds(kd, right),
         teacher_nll_n=teacher["teacher_nll"].astype(np.float64),
-        teacher_right_n=teacher["teacher_top5"][:, 0] == teacher["token"],
+        teacher_right_n=right(teacher, "teacher_"),
         teacher_confidence_n=teacher["teacher_confidence"].astype(np.float64),
         sft_right_n=mean_over_seeds(sft, right) if sft else None,
     )
@@ -61,11 +62,6 @@ def evidence_of(kd: Sequence[Columns], sft: Sequence[Columns] | None = None) -> 
 def mean_over_seeds(seeds: Sequence[Columns], value: Callable[[Columns], np.ndarray]) -> np.ndarray:
     """The float64 mean [n] of a value of each seed."""
     return np.mean([np.asarray(value(columns), np.float64) for columns in seeds], axis=0)
-
-
-def right(columns: Columns) -> np.ndarray:
-    """Whether the likeliest token is the label."""
-    return columns["top5"][:, 0] == columns["token"]
 
 
 def forward_kl(columns: Columns) -> np.ndarray:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from distill_jax.diagnosis.causes import CAUSES
-from distill_jax.evals.aggregates import Columns
+from distill_jax.evals.records_file import Columns
 
 WORST = 12  # examples
 PER_DOCUMENT = 2  # examples at most
@@ -25,7 +25,6 @@ def worst(
     sft: Sequence[Columns] | None,
     kl_n: np.ndarray,
     causes_n: np.ndarray,
-    *,
     text_of: TextOf,
 ) -> list[dict[str, object]]:
     """Hot tokens with the largest KL, each cause in turn, beside what each model expected.
@@ -103,7 +102,6 @@ def passages(
     kl_n: np.ndarray,
     nll_n: np.ndarray,
     causes_n: np.ndarray,
-    *,
     text_of: TextOf,
     document_labels: Sequence[str] | None,
 ) -> list[dict[str, object]]:

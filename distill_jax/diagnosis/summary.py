@@ -8,8 +8,8 @@ import numpy as np
 from distill_jax.diagnosis.examples import TextOf
 from distill_jax.diagnosis.where import diagnose
 from distill_jax.evals.aggregates import aggregate
-from distill_jax.evals.calibration import reliability
-from distill_jax.evals.records import Records
+from distill_jax.evals.calibration import reliability, right
+from distill_jax.evals.records_file import Records
 
 
 class Summary(NamedTuple):
@@ -54,12 +54,12 @@ def summarise(
 def _calibration(model: str, records: Sequence[Records], prefix: str) -> dict[str, Any]:
     """Means over seeds of the scores; the bins have the tokens of all seeds together."""
     columns = [r.columns for r in records]
-    joined = lambda name: np.concatenate([c[name] for c in columns])
     scores = [aggregate(c) for c in columns]
-    correct = joined(f"{prefix}top5")[:, 0] == joined("token")
+    confidence = np.concatenate([c[f"{prefix}confidence"] for c in columns])
+    correct = np.concatenate([right(c, prefix) for c in columns])
     names = ("ece", "brier", "confident_and_wrong")
     return {
         "model": model,
         **{name: float(np.mean([s[prefix + name] for s in scores])) for name in names},
-        "bins": reliability(joined(f"{prefix}confidence"), correct),
+        "bins": reliability(confidence, correct),
     }

@@ -1,24 +1,20 @@
-"""The numbers of a report that advice is triggered by, each with where it comes from.
+"""The numbers of a report that advice is triggered by.
 
 One function and one line in TRIGGERS each. Where a report lacks what it takes, a value is absent.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
+
+from distill_jax.diagnosis.causes import CAUSES
 
 Report = Mapping[str, Any]
-
-
-class Trigger(NamedTuple):
-    """A number of a report: in words, with its unit, and how it is read (report, student's arm)."""
-
-    what: str
-    value_of: Callable[[Report, str], float | None]
+Trigger = Callable[[Report, str], float | None]  # (report, student's arm) -> a number
 
 
 def trigger_values(report: Report, *, student: str = "kd") -> dict[str, float]:
     """Every number of TRIGGERS that a report.json holds about an arm, by its name there."""
-    values = {name: trigger.value_of(report, student) for name, trigger in TRIGGERS.items()}
+    values = {name: value_of(report, student) for name, value_of in TRIGGERS.items()}
     return {name: float(value) for name, value in values.items() if value is not None}
 
 
@@ -48,6 +44,12 @@ def _metric(report: Report, model: str, name: str) -> float | None:
     return _number(_at(_row(report.get("arms"), "arm", model), name)) if value is None else value
 
 
+def _behind(report: Report, student: str) -> float | None:
+    """How much worse than plain fine-tuning the distilled student is at equal FLOPs."""
+    effect = _at(report, "verdict", "equal_flops", "effect")
+    return -effect if effect is not None and _at(report, "measure", "higher_is_better") else effect
+
+
 def _seeds_missing(report: Report, student: str) -> float | None:
     """Of the comparisons that are inconclusive, the one that lacks most."""
     verdicts = [_at(report, "verdict", name) or {} for name in ("equal_steps", "equal_flops")]
@@ -69,7 +71,7 @@ def _teacher_gap(report: Report, student: str) -> float | None:
     return _difference(_metric(report, student, "nll"), _number(teacher))
 
 
-def _cause_share(name: str) -> Callable[[Report, str], float | None]:
+def _cause_share(name: str) -> Trigger:
     def of(report: Report, student: str) -> float | None:
         rows = _at(report, "diagnose", "classes") or ()
         total = sum(row["share_of_kl"] or 0.0 for row in rows)
@@ -88,7 +90,7 @@ def _rare(report: Report, student: str) -> float | None:
     return rarest["share_of_kl"] / rarest["share_of_tokens"]
 
 
-def _above_teacher(value_of: Callable[[Report], float | None]) -> Callable[..., float | None]:
+def _above_teacher(value_of: Callable[[Report], float | None]) -> Trigger:
     """A number of the student's row of the calibration less that of the teacher's."""
 
     def of(report: Report, student: str) -> float | None:
@@ -145,53 +147,26 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 TRIGGERS: dict[str, Trigger] = {
-    "effect_equal_flops": Trigger(
-        "verdict.equal_flops.effect: mean NLL minus the baseline's, nats per token",
-        lambda report, student: _at(report, "verdict", "equal_flops", "effect"),
-    ),
-    "seeds_missing": Trigger(
-        "verdict.*.seeds_needed minus seeds, where the label is INCONCLUSIVE; the larger of both",
-        _seeds_missing,
-    ),
-    "harmed_slices": Trigger("how many slices of slices.rows are harmed", _harmed),
-    "forward_kl": Trigger(
-        "metrics.<arm>.forward_kl or arms[].forward_kl, nats per token",
-        lambda report, student: _metric(report, student, "forward_kl"),
-    ),
-    "teacher_gap": Trigger("the arm's nll minus teacher.nll, nats per token", _teacher_gap),
-    "entropy_gap": Trigger(
-        "metrics.<arm>.entropy_gap: mean entropy minus the teacher's, nats",
-        lambda report, student: _metric(report, student, "entropy_gap"),
-    ),
-    **{
-        f"share_{name}": Trigger(
-            "share of that cause in the KL of the hot tokens, diagnose.classes", _cause_share(name)
-        )
-        for name in ("teacher_wrong", "distillation_made", "capacity", "student_wrong", "tail")
-    },
-    "rare_kl_ratio": Trigger(
-        "share_of_kl / share_of_tokens of the rarest decile, diagnose.slices", _rare
-    ),
-    "overconfidence": Trigger(
-        "mean confidence minus accuracy, less the teacher's, calibration.models[].bins",
-        _above_teacher(_overconfidence),
-    ),
-    "ece_excess": Trigger(
-        "expected calibration error minus the teacher's, calibration.models[].ece",
-        _above_teacher(lambda model: model.get("ece")),
-    ),
-    "exposure_share": Trigger(
-        "exposure_gap / kl_data of the arm, behaviour.models[]: how much larger the KL on its own"
-        " text is",
-        _own_text,
-    ),
-    "late_fall": Trigger(
-        "fall of the held-out NLL over about the last quarter of the steps, curves, mean over"
-        " seeds, nats",
-        _late_fall,
-    ),
-    "late_rise": Trigger(
-        "last held-out NLL minus the lowest, curves, mean over seeds, nats", _late_rise
-    ),
-    "best_step": Trigger("step of the lowest held-out NLL, curves, mean over seeds", _best_step),
+    # Of the verdict, in the unit of its measure; and the seeds that lack, of the inconclusive
+    # comparison that lacks more.
+    "effect_equal_flops": _behind,
+    "seeds_missing": _seeds_missing,
+    "harmed_slices": _harmed,  # how many
+    # Of the arm's metrics, nats per token; the gaps are to the teacher.
+    "forward_kl": lambda report, student: _metric(report, student, "forward_kl"),
+    "teacher_gap": _teacher_gap,
+    "entropy_gap": lambda report, student: _metric(report, student, "entropy_gap"),
+    # Of the diagnosis: each cause's share of the KL of the hot tokens; how many times its share of
+    # the tokens the rarest decile has of the KL.
+    **{f"share_{name}": _cause_share(name) for name in CAUSES if name != "other"},
+    "rare_kl_ratio": _rare,
+    # Of the calibration, less the teacher's: mean confidence minus accuracy; calibration error.
+    "overconfidence": _above_teacher(_overconfidence),
+    "ece_excess": _above_teacher(lambda model: model.get("ece")),
+    "exposure_share": _own_text,  # exposure_gap / kl_data, of the arm's own text
+    # Of the curves of the held-out NLL, means over seeds: its fall over about the last quarter of
+    # the steps and its last value above its lowest, nats per token; the step of the lowest.
+    "late_fall": _late_fall,
+    "late_rise": _late_rise,
+    "best_step": _best_step,
 }

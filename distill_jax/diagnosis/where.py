@@ -18,7 +18,7 @@ from distill_jax.diagnosis.causes import (
     possible_causes,
 )
 from distill_jax.diagnosis.examples import TextOf, passages, worst
-from distill_jax.evals.records import Records
+from distill_jax.evals.records_file import Records
 from distill_jax.types import UserError
 
 VOCABULARY = 20  # labels listed
@@ -62,15 +62,8 @@ def diagnose(
         "slices": kl_by_slice(first, kd[0].names, kl_n),
         "vocabulary": vocabulary_rows(first["token"], kl_n, text_of),
         "positions": position_rows(first["position"], kl_n),
-        "worst": worst(kd_columns, sft_columns, kl_n, causes_n, text_of=text_of),
-        "passages": passages(
-            first,
-            kl_n,
-            evidence.nll_n,
-            causes_n,
-            text_of=text_of,
-            document_labels=document_labels,
-        ),
+        "worst": worst(kd_columns, sft_columns, kl_n, causes_n, text_of),
+        "passages": passages(first, kl_n, evidence.nll_n, causes_n, text_of, document_labels),
         "exposure": own_text_drift(kl_own, kl_data),
     }
 

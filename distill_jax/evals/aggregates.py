@@ -1,24 +1,20 @@
 """Per-token records become numbers: how good a model is, and how close to its teacher.
 
-A metric of one model is a function of (columns, prefix) and a line in ALONE, measured of the
-teacher too; a metric of student and teacher is a line in AGAINST. Each gives the total and count of
-a mean in float64. Columns: evals/records_file.py.
+A metric of one model is a function of (columns, prefix) and a line in MODEL_METRICS, measured of
+the teacher too; one of student and teacher is a function of columns and a line in PAIR_METRICS.
+Each gives the total and count of a mean in float64. Columns: evals/records_file.py.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
 from distill_jax.evals.calibration import brier, confident_and_wrong, ece, right
 from distill_jax.evals.likelihood import perplexity
-from distill_jax.evals.records_file import Records
+from distill_jax.evals.records_file import OF_TEACHER, Columns, Records
 from distill_jax.evals.slices import slice_masks
 from distill_jax.losses.tokens import finish
 from distill_jax.types import Mean
-
-TEACHER = "teacher_"
-
-Columns = Mapping[str, np.ndarray]
 
 
 def accuracy_top1(columns: Columns, prefix: str = "") -> Mean:
@@ -27,30 +23,30 @@ def accuracy_top1(columns: Columns, prefix: str = "") -> Mean:
 
 
 def nll(columns: Columns, prefix: str = "") -> Mean:
-    """-log q(label), in nats a token."""
+    """-log q(label), in nats per token."""
     return _mean(columns[prefix + "nll"])
 
 
 def entropy(columns: Columns, prefix: str = "") -> Mean:
-    """Of the predictions, in nats a token."""
+    """Of the predictions, in nats per token."""
     return _mean(columns[prefix + "entropy"])
 
 
 def overlap_top5(columns: Columns) -> Mean:
     """Share of the teacher's five likeliest tokens that are among the student's five."""
-    student_n5, teacher_n5 = columns["top5"], columns[TEACHER + "top5"]
+    student_n5, teacher_n5 = columns["top5"], columns[OF_TEACHER + "top5"]
     among_n5 = (teacher_n5[:, :, None] == student_n5[:, None, :]).any(-1)
     return _mean(among_n5.mean(-1))
 
 
 def right_to_wrong(columns: Columns) -> Mean:
     """Share of all tokens that the teacher has right and the student wrong."""
-    return _share(right(columns, TEACHER) & ~right(columns))
+    return _share(right(columns, OF_TEACHER) & ~right(columns))
 
 
 def wrong_to_right(columns: Columns) -> Mean:
     """Share of all tokens that the teacher has wrong and the student right."""
-    return _share(~right(columns, TEACHER) & right(columns))
+    return _share(~right(columns, OF_TEACHER) & right(columns))
 
 
 def acceptance(columns: Columns) -> Mean:
@@ -61,22 +57,25 @@ def acceptance(columns: Columns) -> Mean:
 def entropy_gap(columns: Columns) -> Mean:
     """Entropy of the student less that of the teacher, in nats; below 0 it is surer."""
     student_n = columns["entropy"].astype(np.float64)
-    return _mean(student_n - columns[TEACHER + "entropy"].astype(np.float64))
+    return _mean(student_n - columns[OF_TEACHER + "entropy"].astype(np.float64))
 
 
 def aggregate(columns: Columns) -> dict[str, float]:
     """Every metric by name; those of or against a teacher are absent where there is none.
 
-    Of a metric in ALONE the teacher's is `teacher_` + its name. Empty where there is no token.
+    The teacher's own are called `teacher_` + the name. Empty where there is no token.
     """
     if not len(columns["token"]):
         return {}
-    means = {name: function(columns) for name, function in ALONE.items()}
-    if TEACHER + "nll" in columns:
-        means |= {name: function(columns) for name, function in AGAINST.items()}
-        means |= {TEACHER + name: function(columns, TEACHER) for name, function in ALONE.items()}
+    means = {name: function(columns) for name, function in MODEL_METRICS.items()}
+    if OF_TEACHER + "nll" in columns:
+        means |= {name: function(columns) for name, function in PAIR_METRICS.items()}
+        means |= {
+            OF_TEACHER + name: function(columns, OF_TEACHER)
+            for name, function in MODEL_METRICS.items()
+        }
     numbers = {name: finish(mean) for name, mean in means.items()}
-    for prefix in ("", TEACHER):
+    for prefix in ("", OF_TEACHER):
         if prefix + "nll" in numbers:
             numbers[prefix + "perplexity"] = perplexity(numbers[prefix + "nll"])
     return numbers
@@ -114,7 +113,7 @@ def _share(hit_n: np.ndarray) -> Mean:
     return Mean(np.count_nonzero(hit_n), len(hit_n))
 
 
-ALONE: dict[str, Callable[..., Mean]] = {
+MODEL_METRICS: dict[str, Callable[..., Mean]] = {
     "nll": nll,
     "accuracy_top1": accuracy_top1,
     "entropy": entropy,
@@ -123,7 +122,7 @@ ALONE: dict[str, Callable[..., Mean]] = {
     "confident_and_wrong": confident_and_wrong,
 }
 
-AGAINST: dict[str, Callable[[Columns], Mean]] = {
+PAIR_METRICS: dict[str, Callable[[Columns], Mean]] = {
     "forward_kl": lambda columns: _mean(columns["forward_kl"]),
     "reverse_kl": lambda columns: _mean(columns["reverse_kl"]),
     "agreement_top1": lambda columns: _mean(columns["agreement_top1"]),

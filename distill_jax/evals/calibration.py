@@ -4,17 +4,15 @@ Everything is float64 NumPy over the columns of evals/records_file.py; `prefix` 
 itself and "teacher_" for its teacher.
 """
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from distill_jax.evals.records_file import Columns
 from distill_jax.types import Mean
 
 BINS = 15
 SURE = 0.9  # confidence from which a wrong top-1 token is confident and wrong
-
-Columns = Mapping[str, np.ndarray]
 
 
 class Bins(NamedTuple):

@@ -5,39 +5,39 @@ from typing import Any, NamedTuple
 
 import jax
 
-from distill_jax.evals.exposure import EXPOSURE, Divergence, exposure_gap, make_divergence
+from distill_jax.evals.exposure import EXPOSURE, DivergenceStep, exposure_gap, make_divergence_step
 from distill_jax.evals.prompts import Prompts
-from distill_jax.evals.text_measures import BEHAVIOUR, Ids, Ngrams, Sample, aggregate
+from distill_jax.evals.text_measures import TEXT_MEASURES, Ids, Ngrams, Sample, text_metrics
 from distill_jax.models.binding import Model
 from distill_jax.sampling import Continue, generate, make_continue
 from distill_jax.types import Array, Params
 
 
-class Programs(NamedTuple):
+class ContinuationPrograms(NamedTuple):
     """What an architecture compiles once; models that differ in parameters alone share it.
 
-    write     the texts that are measured
-    draw      texts at temperature 1, for the exposure gap
-    diverge   None without a teacher
-    limit     new tokens of a text
+    write            the texts that are measured
+    draw             texts at temperature 1, for the exposure gap
+    divergence_step  None without a teacher
+    limit            new tokens of a text
     """
 
     write: Continue
     draw: Continue
-    diverge: Divergence | None
+    divergence_step: DivergenceStep | None
     limit: int
     stop_ids: tuple[int, ...]
     max_positions: int
 
 
-class Measured(NamedTuple):
+class MeasuredTexts(NamedTuple):
     """Measures by name (None where absent), and the texts they were taken from, as token ids."""
 
     metrics: dict[str, float | None]
     generated: list[list[int]]
 
 
-def make_programs(
+def make_continuation_programs(
     model: Model,
     teacher: Model | None,
     *,
@@ -47,8 +47,8 @@ def make_programs(
     divergence: str = "forward_kl",
     cache_dtype: str = "float32",
     block_tokens: int = 256,
-) -> Programs:
-    """The programs that measure_behaviour runs. `teacher`: for the exposure gap, or None.
+) -> ContinuationPrograms:
+    """The programs that measure_continuations runs. `teacher`: for the exposure gap, or None.
 
     divergence: forward_kl (teacher, student) or reverse_kl of that gap; UserError otherwise.
     """
@@ -62,12 +62,16 @@ def make_programs(
         )
         for t in (temperature, 1.0)
     )
-    diverge = teacher and make_divergence(model, teacher, divergence, block_tokens=block_tokens)
-    return Programs(write, draw, diverge, max_new_tokens, stop_ids, model.config.max_positions)
+    divergence_step = teacher and make_divergence_step(
+        model, teacher, divergence, block_tokens=block_tokens
+    )
+    return ContinuationPrograms(
+        write, draw, divergence_step, max_new_tokens, stop_ids, model.config.max_positions
+    )
 
 
-def measure_behaviour(
-    programs: Programs,
+def measure_continuations(
+    programs: ContinuationPrograms,
     params: Params,
     teacher_params: Params | None = None,
     *,
@@ -76,8 +80,8 @@ def measure_behaviour(
     verify: Callable[[int, Ids], float] | None = None,
     batch_size: int = 8,
     seed: int = 0,
-) -> Measured:
-    """Everything in BEHAVIOUR, and what is in EXPOSURE where there is a teacher.
+) -> MeasuredTexts:
+    """Everything in TEXT_MEASURES, and what is in EXPOSURE where there is a teacher.
 
     verify(index of the prompt, generated ids) -> score from 0 to 1. The same seed gives the same
     texts, whatever the batch size. Raises UserError where a prompt does not fit the model.
@@ -93,9 +97,9 @@ def measure_behaviour(
         training=training,
     )
     exposure = dict.fromkeys(EXPOSURE)
-    if programs.diverge is not None and teacher_params is not None:
+    if programs.divergence_step is not None and teacher_params is not None:
         exposure = exposure_gap(
-            programs.diverge,
+            programs.divergence_step,
             params,
             teacher_params,
             prompts=prompts.prompts,
@@ -104,11 +108,11 @@ def measure_behaviour(
             limit=programs.limit,
             batch_size=batch_size,
         )
-    return Measured(aggregate(sample) | exposure, generated)
+    return MeasuredTexts(text_metrics(sample) | exposure, generated)
 
 
 def _write(
-    programs: Programs,
+    programs: ContinuationPrograms,
     run: Continue,
     params: Params,
     prompts: Prompts,
@@ -130,17 +134,17 @@ def _write(
 def data_metrics(prompts: Prompts, limit: int, training: Ngrams | None) -> dict[str, float | None]:
     """The same measures of the data itself, as if a model had written it: what is normal."""
     data = prompts.references
-    return aggregate(Sample(data, limit, data, prompts.answers, training=training))
+    return text_metrics(Sample(data, limit, data, prompts.answers, training=training))
 
 
 def behaviour_section(
     measured: dict[str, dict[str, float | None]], *, prompts: int, new_tokens: int
 ) -> dict[str, Any]:
-    """The part `behaviour` of report.json: a line a model, and what each measure means.
+    """The part `behaviour` of report.json: one line per model, and what each measure means.
 
     A measure that no model has is left out of both.
     """
-    known = {name: (m.what, m.better) for name, m in BEHAVIOUR.items()} | EXPOSURE
+    known = {name: (m.what, m.better) for name, m in TEXT_MEASURES.items()} | EXPOSURE
     present = [
         name for name in known if any(row.get(name) is not None for row in measured.values())
     ]

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from distill_jax.evals.likelihood import make_eval_step
-from distill_jax.evals.metrics import METRICS
 from distill_jax.models.binding import Model
 from distill_jax.objective import live_teacher
 from distill_jax.sampling import PROMPT_STEP
@@ -17,38 +16,38 @@ from distill_jax.types import Batch, Mean, Params, UserError
 
 Ids = Sequence[int]
 # (student_params, teacher_params, batch) -> the divergence of student and teacher, not divided yet
-Divergence = Callable[[Params, Params, Batch], Mean]
+DivergenceStep = Callable[[Params, Params, Batch], Mean]
 
 # What exposure_gap gives: name -> what it is, which side is good.
 EXPOSURE: dict[str, tuple[str, str]] = {
-    "kl_own": ("divergence from the teacher on the model's own text, nats a token", "lower"),
+    "kl_own": ("divergence from the teacher on the model's own text, nats per token", "lower"),
     "kl_data": ("the same on the data after the same prompts", "lower"),
     "exposure_gap": ("their difference: what the model's own text costs", "lower"),
 }
 
 
-def make_divergence(
+def make_divergence_step(
     student: Model, teacher: Model, name: str, *, block_tokens: int = 256
-) -> Divergence:
-    """Builds diverge(params, teacher_params, batch), jitted. Both models run.
+) -> DivergenceStep:
+    """Builds divergence_step(params, teacher_params, batch), jitted. Both models run.
 
     `name` is forward_kl, KL(teacher || student), or reverse_kl, at temperature 1; UserError
     otherwise.
     """
-    if name not in ("forward_kl", "reverse_kl") or name not in METRICS:
+    if name not in ("forward_kl", "reverse_kl"):
         raise UserError(f"divergence {name!r} is unknown: use forward_kl or reverse_kl")
+    teach = live_teacher(teacher)
+    eval_step = make_eval_step(student, teach, names=(name,), block_tokens=block_tokens)
 
-    eval_step = make_eval_step(student, live_teacher(teacher), block_tokens=block_tokens)
+    @jax.jit
+    def divergence_step(params, teacher_params, batch):
+        return eval_step(params, (teacher_params,), batch)[name]
 
-    @jax.jit  # so that the other metrics are not computed
-    def diverge(params, teacher_params, batch):
-        return eval_step(params, (teacher_params,), batch)[0][name]
-
-    return diverge
+    return divergence_step
 
 
 def exposure_gap(
-    diverge: Divergence,
+    divergence_step: DivergenceStep,
     params: Params,
     teacher_params: Params,
     *,
@@ -75,7 +74,7 @@ def exposure_gap(
     for name, texts in (("kl_own", own), ("kl_data", data)):
         total, count = 0.0, 0.0  # float64 on the host
         for batch in continuation_batches(prompts, texts, places, limit, batch_size):
-            part = diverge(params, teacher_params, batch)
+            part = divergence_step(params, teacher_params, batch)
             total, count = total + float(part.total), count + float(part.count)
         sides[name] = total / count
     return sides | {"exposure_gap": sides["kl_own"] - sides["kl_data"]}

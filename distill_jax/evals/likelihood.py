@@ -1,22 +1,25 @@
-"""One pass over held-out rows: jitted per-token metrics, averaged over all counted tokens."""
+"""Held-out likelihood, and how near a student is to its teacher: means over all counted tokens."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import jax
 
-from distill_jax.evals.metrics import token_metrics
+from distill_jax.evals.token_values import make_token_values
 from distill_jax.losses.tokens import finish, merge, weighted_mean
 from distill_jax.models.binding import Model
 from distill_jax.objective import Teach
-from distill_jax.types import Array, Batch, Mean, Params, UserError
+from distill_jax.types import Batch, Mean, Params, UserError
 
-EvalStep = Callable[[Params, tuple[Params, ...], Batch], tuple[dict[str, Mean], dict[str, Array]]]
+# The values (token_values.py) that training logs; the last four where there is a teacher.
+LOGGED = ("nll", "accuracy_top1", "teacher_nll", "forward_kl", "reverse_kl", "agreement_top1")
+
+EvalStep = Callable[[Params, tuple[Params, ...], Batch], dict[str, Mean]]
 
 
 class Likelihood(NamedTuple):
-    """Averages a token by metric name, the counted tokens, and what exp(nll) makes of them."""
+    """Means per token by name, and the counted tokens; `named` adds exp(nll)."""
 
     means: dict[str, float]
     tokens: int
@@ -33,27 +36,19 @@ def perplexity(nll: float) -> float:
     return math.exp(min(nll, 700.0))
 
 
-def make_eval_step(student: Model, teach: Teach | None, *, block_tokens: int) -> EvalStep:
-    """Builds eval_step(params, teacher_params, batch) -> (means, per-token records), jitted.
+def make_eval_step(
+    student: Model, teach: Teach | None, *, block_tokens: int, names: Sequence[str] = LOGGED
+) -> EvalStep:
+    """Builds eval_step(params, teacher_params, batch) -> means by name, jitted.
 
-    `teach` gives the whole distribution of a teacher. Nothing is donated: the parameters are live
-    ones.
+    `teach` and block_tokens as in make_token_values. Nothing is donated: the parameters are live.
     """
+    token_values = make_token_values(student, teach, names, block_tokens=block_tokens)
 
     @jax.jit
     def eval_step(params, teacher_params, batch):
-        hidden = student.apply(params, batch.tokens_BT, batch.segment_BT, batch.position_BT)
-        # Evaluation compares with whole distributions, so nothing is drawn.
-        targets = teach and teach(teacher_params, batch, jax.random.key(0))
-        records = token_metrics(
-            hidden.last_BTD,
-            student.unembed(params),
-            targets,
-            batch.labels_BT,
-            block_tokens=block_tokens,
-        )
-        means = {name: weighted_mean(x, batch.weight_BT) for name, x in records.items()}
-        return means, records
+        values = token_values(params, teacher_params, batch)
+        return {name: weighted_mean(value, batch.weight_BT) for name, value in values.items()}
 
     return eval_step
 
@@ -67,7 +62,7 @@ def evaluate(
     """Averages over all batches. Raises UserError where not one token counts."""
     total: dict[str, Mean] = {}
     for batch in batches:
-        means, _ = eval_step(params, teacher_params, batch)
+        means = eval_step(params, teacher_params, batch)
         # Totals of many batches are added in float64 on the host.
         means = {k: Mean(float(m.total), float(m.count)) for k, m in means.items()}
         total = {k: merge(total[k], m) for k, m in means.items()} if total else means

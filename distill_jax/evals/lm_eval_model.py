@@ -100,7 +100,7 @@ def request_of(prompt: list[int], options: dict[str, Any]) -> Request:
     return Request(prompt, [until] if isinstance(until, str) else until, new_tokens, temperature)
 
 
-def make_harness_model(
+def make_lm_eval_model(
     model: Model,
     params: Params,
     tokenizer: Tokenizer,
@@ -114,7 +114,7 @@ def make_harness_model(
 
     Raises UserError where lm_eval is not installed.
     """
-    harness = _harness()
+    harness = harness_package()
     score_step = make_score_step(model, block_tokens=block_tokens)
     max_length = model.config.max_positions
     end_ids = stop_ids or (tokenizer.eos_id,)
@@ -205,54 +205,11 @@ def _arguments(requests):
     return [request.args for request in requests]
 
 
-def _harness():
+def harness_package() -> Any:
+    """The package lm_eval. Raises UserError where it is not installed."""
     try:
         import lm_eval.api.model
         import lm_eval.utils
     except ImportError as error:
         raise UserError(f"benchmarks need the package lm_eval ({error}): {INSTALL}") from error
     return lm_eval
-
-
-def score(
-    harness_model: Any,
-    tasks: Sequence[str],
-    *,
-    include_path: str | None = None,
-    num_fewshot: int | None = None,
-    limit: int | None = None,
-    chat: bool = False,
-) -> dict[str, float]:
-    """Every number that the harness gives for some tasks, as TASK/METRIC; standard errors too.
-
-    include_path: a directory with tasks of one's own. limit: documents a task. chat: prompts in
-    the chat template. Raises UserError for a task that the harness does not know.
-    """
-    harness = _harness()
-    from lm_eval.tasks import TaskManager
-
-    # Reading the harness' own list takes seconds, so it is read only where it is needed.
-    manager = TaskManager(include_path=include_path, include_defaults=False)
-    if not all(manager.match_tasks([task]) for task in tasks):
-        manager = TaskManager(include_path=include_path)
-    unknown = [task for task in tasks if not manager.match_tasks([task])]
-    if unknown or not tasks:
-        raise UserError(
-            f"lm_eval does not know the tasks {unknown or '()'}: `lm-eval ls tasks` lists its own"
-        )
-    found = harness.simple_evaluate(
-        model=harness_model,
-        tasks=list(tasks),
-        task_manager=manager,
-        num_fewshot=num_fewshot,
-        limit=limit,
-        apply_chat_template=chat,
-        log_samples=False,
-        bootstrap_iters=1000,
-    )
-    return {
-        f"{task}/{name.removesuffix(',none')}": float(value)
-        for task, values in found["results"].items()
-        for name, value in values.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }

@@ -8,24 +8,24 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from distill_jax.evals.likelihood import make_eval_step
+from distill_jax.evals.token_values import make_token_values
 from distill_jax.models.binding import Model
 from distill_jax.types import Array, Batch, Params, UserError
 
 SHORTEST = 32  # inputs of the shortest padded row
 
-Pair = tuple[Sequence[int], Sequence[int]]  # context, continuation
+Continued = tuple[Sequence[int], Sequence[int]]  # context, continuation
 ScoreStep = Callable[[Params, Batch], tuple[Array, Array]]
 
 
 def make_score_step(model: Model, *, block_tokens: int = 256) -> ScoreStep:
     """Builds score(params, batch) -> (nll_BT in nats, 1 where greedy decoding gives the label)."""
-
-    eval_step = make_eval_step(model, None, block_tokens=block_tokens)
+    names = ("nll", "accuracy_top1")
+    token_values = make_token_values(model, None, names, block_tokens=block_tokens)
 
     @jax.jit
     def score_step(params, batch):
-        values = eval_step(params, (), batch)[1]
+        values = token_values(params, (), batch)
         return values["nll"], values["accuracy_top1"]
 
     return score_step
@@ -34,7 +34,7 @@ def make_score_step(model: Model, *, block_tokens: int = 256) -> ScoreStep:
 def log_likelihoods(
     score_step: ScoreStep,
     params: Params,
-    pairs: Sequence[Pair],
+    pairs: Sequence[Continued],
     *,
     batch_size: int,
     max_length: int,
@@ -73,7 +73,7 @@ def padded(count: int, max_length: int) -> int:
     return min(max(SHORTEST, 1 << (count - 1).bit_length()), max_length)
 
 
-def _batch(pairs: Sequence[Pair], rows: int, length: int) -> Batch:
+def _batch(pairs: Sequence[Continued], rows: int, length: int) -> Batch:
     empty = lambda dtype: np.zeros((rows, length), dtype)
     tokens_BT, labels_BT, segment_BT = empty(np.int32), empty(np.int32), empty(np.int32)
     weight_BT = empty(np.float32)

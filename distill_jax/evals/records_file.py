@@ -1,6 +1,6 @@
 """Per-token records of one model on held-out text, in memory and as one parquet file.
 
-Columns, one entry a counted token, ordered by document and position:
+Columns, one entry per counted token, ordered by document and position:
   document, position, token   int32; position is that of the token within its document, from 1
   nll, entropy                nats, of the model's own distribution q
   confidence, brier           max q, and the sum over the vocabulary of (q - [label])²
@@ -13,6 +13,7 @@ Columns, one entry a counted token, ordered by document and position:
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,10 @@ from pyarrow import parquet
 from distill_jax.files import written_whole
 from distill_jax.types import UserError
 
+OF_TEACHER = "teacher_"  # before the name of a column that is the teacher's
 NAMES = b"slice_names"
+
+Columns = Mapping[str, np.ndarray]
 
 
 class Records(NamedTuple):

@@ -49,7 +49,7 @@ class Cost(NamedTuple):
 
 
 class Serving(NamedTuple):
-    """Every model's cost by its name; the student's divided by the teacher's where both are."""
+    """Every model's cost by its name, and the student's divided by the teacher's."""
 
     models: Mapping[str, Cost]
     ratio: Cost | None
@@ -113,15 +113,13 @@ def compare_serving(
     prompt_tokens: int,
     new_tokens: int,
     price_per_hour: float | None = None,
-    teacher: str = "teacher",
-    student: str = "student",
     batch_sizes: Sequence[int] = (1, 8),
     repeats: int = 5,
     cache_dtype: str = "float32",
     seed: int = 0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Serving:
-    """Times every model, and divides `student` by `teacher` where both are given.
+    """Times every model, and divides the model "student" by "teacher" where both are given.
 
     price_per_hour: of the machine that this runs on. Times are medians over `repeats`, their ratios
     medians of the ratios of a turn, in which both ran one after the other; compilation is over
@@ -132,24 +130,22 @@ def compare_serving(
     )
     fastest = max(batch_sizes)
 
-    def cost(numbers: float, size: float, values_RM: np.ndarray) -> Cost:
+    def cost(numbers: float, size: float, values_RM: np.ndarray, price: float | None) -> Cost:
         first, *rates = np.median(values_RM, axis=0).tolist()
-        return Cost(numbers, size, first, dict(zip(batch_sizes, rates, strict=True)), None)
+        speeds = dict(zip(batch_sizes, rates, strict=True))
+        return Cost(
+            numbers, size, first, speeds, None if price is None else price / speeds[fastest]
+        )
 
-    rows = {}
-    for name, (_, params) in models.items():
-        row = cost(*sizes(params), turns[name])
-        tokens_per_hour = 3600 * row.tokens_per_s[fastest]
-        price = None if price_per_hour is None else price_per_hour / tokens_per_hour * 1e6
-        rows[name] = row._replace(cost_per_million_tokens=price)
+    # What a second costs, times a million tokens.
+    price = None if price_per_hour is None else price_per_hour / 3600 * 1e6
+    rows = {name: cost(*sizes(models[name][1]), turns[name], price) for name in models}
     ratio = None
-    if teacher in models and student in models:
-        big, small = rows[teacher], rows[student]
-        turn_by_turn = turns[student] / turns[teacher]
-        ratio = cost(small.parameters / big.parameters, small.bytes / big.bytes, turn_by_turn)
-        if price_per_hour is not None:
-            # At one price per hour, what a token costs is as its time is.
-            ratio = ratio._replace(cost_per_million_tokens=1 / ratio.tokens_per_s[fastest])
+    if rows.keys() >= {"teacher", "student"}:
+        big, small = rows["teacher"], rows["student"]
+        share, size = small.parameters / big.parameters, small.bytes / big.bytes
+        # At one price per hour, what a token costs is as its time is.
+        ratio = cost(share, size, turns["student"] / turns["teacher"], price and 1.0)
     return Serving(rows, ratio, price_per_hour)
 
 

@@ -171,50 +171,6 @@ def slice_masks(records: Records) -> dict[str, np.ndarray]:
     return masks
 
 
-def verdict_table(records: Mapping[tuple[str, int], Records]) -> dict[str, np.ndarray]:
-    """Total NLL (float64, nats) and tokens of every (arm, seed), document and slice.
-
-    Columns: arm, seed, document, slice, nll_total, count. Where records have the teacher's NLL,
-    there is an arm `teacher` too, once, with seed 0. Arms on the same tokens get the slices of the
-    first one: the teacher's entropy at a border may round differently in another program.
-    """
-    parts: list[dict[str, np.ndarray]] = []
-    first = next(iter(records.values()))
-    for (arm, seed), own in records.items():
-        slices = first if _same_tokens(own, first) else own
-        parts.append(_totals(arm, seed, slices, own.columns["nll"]))
-    with_teacher = [r for r in records.values() if TEACHER_NLL in r.columns]
-    if with_teacher:
-        slices = first if _same_tokens(with_teacher[0], first) else with_teacher[0]
-        parts.append(_totals(TEACHER, 0, slices, with_teacher[0].columns[TEACHER_NLL]))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _same_tokens(a: Records, b: Records) -> bool:
-    names = ("document", "position", "token")
-    return all(np.array_equal(a.columns[name], b.columns[name]) for name in names)
-
-
-def _totals(arm: str, seed: int, slices: Records, nll_n: np.ndarray) -> dict[str, np.ndarray]:
-    """The rows of one model; each slice's documents that have a token in it."""
-    documents, names, totals, counts = [], [], [], []
-    for name, mask_n in slice_masks(slices).items():
-        found, place_n = np.unique(slices.columns["document"][mask_n], return_inverse=True)
-        documents.append(found)
-        names.append(np.full(len(found), name))
-        totals.append(np.bincount(place_n, nll_n[mask_n].astype(np.float64)))
-        counts.append(np.bincount(place_n))
-    rows = sum(len(found) for found in documents)
-    return {
-        "arm": np.full(rows, arm),
-        "seed": np.full(rows, seed),
-        "document": np.concatenate(documents),
-        "slice": np.concatenate(names),
-        "nll_total": np.concatenate(totals),
-        "count": np.concatenate(counts),
-    }
-
-
 def _counted(text: Tokenized) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(document_n, position_n, token_n) of the tokens that are predicted and counted."""
     lengths = np.diff(text.offsets)

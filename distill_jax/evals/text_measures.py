@@ -1,7 +1,7 @@
 """What a model does when it writes: repetition, variety, length, answers, memorised text.
 
 Everything is a function of token ids on the host. A measure is one function of a Sample and one
-line in BEHAVIOUR; it gives a total and a count, divided once, or None where it has no meaning.
+line in TEXT_MEASURES; it gives a total and a count, divided once, or None where it has no meaning.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ class Ngrams(NamedTuple):
     """All runs of `length` tokens in a text, to be looked up by hash and then compared.
 
     tokens uint32 [n], the text; hashes uint64 [m], in order; starts int64 [m], the place in
-    tokens of the run of each hash. About 16 bytes a token beside the text itself.
+    tokens of the run of each hash. About 16 bytes per token beside the text itself.
     """
 
     tokens: np.ndarray
@@ -31,11 +31,11 @@ class Ngrams(NamedTuple):
 class Sample(NamedTuple):
     """What one model wrote after some prompts, and what there is to compare it with.
 
-    generated   one a prompt, without the stop token
+    generated   one per prompt, without the stop token
     limit       tokens; a generation of this length was cut off before it stopped
     references  how the data goes on after each prompt, without a stop token; empty: unknown
     answers     whether a reference is all that had to be written, so that it may be matched
-    scores      0..1 from a verifier, one a prompt; None without a verifier
+    scores      0..1 from a verifier, one per prompt; None without a verifier
     training    runs of the training text; None where it is not at hand
     """
 
@@ -47,7 +47,7 @@ class Sample(NamedTuple):
     training: Ngrams | None = None
 
 
-class Measure(NamedTuple):
+class TextMeasure(NamedTuple):
     """A measure, what it means, and which side is good: lower, higher, or near the teacher."""
 
     function: Callable[[Sample], Mean | None]
@@ -55,9 +55,9 @@ class Measure(NamedTuple):
     better: str
 
 
-def aggregate(sample: Sample) -> dict[str, float | None]:
+def text_metrics(sample: Sample) -> dict[str, float | None]:
     """Every measure by name; None where it cannot be computed."""
-    means = {name: measure.function(sample) for name, measure in BEHAVIOUR.items()}
+    means = {name: measure.function(sample) for name, measure in TEXT_MEASURES.items()}
     return {name: None if mean is None else finish(mean) for name, mean in means.items()}
 
 
@@ -133,7 +133,7 @@ def memorised(sample: Sample) -> Mean | None:
 
 
 def common_subsequence(a: Ids, b: Ids) -> int:
-    """Length of the longest common subsequence, a bit a token of `a`. Hyyrö 2004, figure 3."""
+    """Length of the longest common subsequence, one bit per token of `a`. Hyyrö 2004, figure 3."""
     places: dict[int, int] = {}
     for i, token in enumerate(a):
         places[token] = places.get(token, 0) | 1 << i
@@ -192,15 +192,15 @@ def _pairs(sample: Sample) -> Iterator[tuple[Ids, Ids]]:
     return ((ids, reference) for ids, reference in pairs if len(reference))
 
 
-BEHAVIOUR: dict[str, Measure] = {
-    "rep_4": Measure(repetition(4), "repeated 4-grams within a text", "lower"),
-    "distinct_1": Measure(distinct(1), "distinct tokens over all tokens", "teacher"),
-    "distinct_2": Measure(distinct(2), "distinct pairs over all pairs", "teacher"),
-    "distinct_3": Measure(distinct(3), "distinct triples over all triples", "teacher"),
-    "truncated": Measure(truncated, "texts that never stopped", "teacher"),
-    "length_ratio": Measure(length_ratio, "tokens written over tokens of the data", "teacher"),
-    "exact_match": Measure(exact_match, "answers written exactly as in the data", "higher"),
-    "verified": Measure(verified, "mean score of the verifier", "higher"),
-    "rouge_l": Measure(rouge_l, "longest common subsequence with the data, F1", "higher"),
-    "memorised": Measure(memorised, "runs of tokens copied from training text", "lower"),
+TEXT_MEASURES: dict[str, TextMeasure] = {
+    "rep_4": TextMeasure(repetition(4), "repeated 4-grams within a text", "lower"),
+    "distinct_1": TextMeasure(distinct(1), "distinct tokens over all tokens", "teacher"),
+    "distinct_2": TextMeasure(distinct(2), "distinct pairs over all pairs", "teacher"),
+    "distinct_3": TextMeasure(distinct(3), "distinct triples over all triples", "teacher"),
+    "truncated": TextMeasure(truncated, "texts that never stopped", "teacher"),
+    "length_ratio": TextMeasure(length_ratio, "tokens written over tokens of the data", "teacher"),
+    "exact_match": TextMeasure(exact_match, "answers written exactly as in the data", "higher"),
+    "verified": TextMeasure(verified, "mean score of the verifier", "higher"),
+    "rouge_l": TextMeasure(rouge_l, "longest common subsequence with the data, F1", "higher"),
+    "memorised": TextMeasure(memorised, "runs of tokens copied from training text", "lower"),
 }

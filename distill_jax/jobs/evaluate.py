@@ -47,7 +47,7 @@ def evaluate_job(c: ConfigDict, directory: Path) -> None:
     batches = data.held_out_batches(c, text.rows, mesh)
     teacher_params = (teacher.params,) if teacher else ()
     measured = evaluate(eval_step, subject.params, teacher_params, batches).named()
-    measured |= {f"eval/{name}": value for name, value in task_scores(c, subject).items()}
+    measured |= {f"eval/{name}": value for name, value in task_scores(c, subject).numbers.items()}
     if jax.process_index():
         return
     workdir.write_lines(directory / workdir.METRICS, [{"step": 0, **measured}])

@@ -17,16 +17,21 @@ from distill_jax.jobs.export import export_job
 from distill_jax.jobs.generate import generate_job
 from distill_jax.jobs.study import study_job
 from distill_jax.jobs.train import train_job
+from distill_jax.jobs.verdict import verdict_job
 from distill_jax.progress import say
 from distill_jax.setup.inputs import UNCOUNTED
 from distill_jax.setup.loss import fit_to_steps
 
 
 class Job(NamedTuple):
-    """What runs, and the keys that a rerun in the same directory may change."""
+    """What runs, and the keys that a rerun in the same directory may change.
+
+    claims: the job claims the directory itself, with its first product.
+    """
 
     run: Callable[[ConfigDict, Path], None]
     may_change: frozenset[str] = frozenset()
+    claims: bool = False
 
 
 def run_job(c: ConfigDict, base: ConfigDict, directory: Path) -> None:
@@ -40,7 +45,7 @@ def run_job(c: ConfigDict, base: ConfigDict, directory: Path) -> None:
         say(line)
     first = jax.process_index() == 0
     with workdir.locked(directory) if first else nullcontext():
-        if first:
+        if first and not job.claims:
             free = UNCOUNTED | job.may_change
             workdir.claim(directory, flatten(c), config_diff(c, base), free)
         job.run(c, directory)
@@ -53,6 +58,7 @@ JOBS = {
         study_job,
         frozenset({"study.arms", "study.seeds", "study.gate", "study.price_per_hour"}),
     ),
+    "verdict": Job(verdict_job, claims=True),
     "diagnose": Job(diagnose_job),
     "cache": Job(cache_job),
     "evaluate": Job(evaluate_job),

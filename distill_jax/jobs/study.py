@@ -16,7 +16,7 @@ from distill_jax.evals.records_file import write_records
 from distill_jax.export import export_student
 from distill_jax.files import written_whole
 from distill_jax.jobs.cache import fill_cache
-from distill_jax.jobs.study_report import BEHAVIOUR, TOKENS, write_report
+from distill_jax.jobs.study_report import BEHAVIOUR, EXAMPLES, TOKENS, write_report
 from distill_jax.jobs.train import finish, read_inputs, start_of, train_student
 from distill_jax.losses.terms import Term
 from distill_jax.progress import say
@@ -265,11 +265,12 @@ def _measured(c: ConfigDict, where: Path, evaluator: Evaluator, result: RunResul
     """The result with every number; writes the per-token records and the texts."""
     student = load_model(c, str(where / workdir.STUDENT), c.student.dtype, evaluator.mesh)
     records = measure_tokens(c, student, evaluator)
-    written = measure_texts(c, student, evaluator)
+    written, tasks = measure_texts(c, student, evaluator), task_scores(c, student)
     if jax.process_index() == 0:
         write_records(where / TOKENS, records)
         workdir.write_json(where / BEHAVIOUR, written.json())
-    metrics = aggregate(records.columns) | task_scores(c, student)
+        workdir.write_json(where / EXAMPLES, [part.json() for part in tasks.examples])
+    metrics = aggregate(records.columns) | tasks.numbers
     shown = [
         n for n in ("nll", "forward_kl", "agreement_top1", "ece") if metrics.get(n) is not None
     ]

@@ -6,17 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from distill_jax import workdir
 from distill_jax.config import flatten
 from distill_jax.evals.continuations import data_metrics
+from distill_jax.evals.lm_eval_tasks import TaskExamples, examples_of
 from distill_jax.evals.records_file import Records, read_records
 from distill_jax.evals.serving import compare_serving
 from distill_jax.progress import say
 from distill_jax.report.charts import svg_files
 from distill_jax.report.page import finite, page
-from distill_jax.report.scores import Examples, example_scores, token_scores
+from distill_jax.report.scores import example_scores, token_scores
 from distill_jax.report.study import Study, study_report
 from distill_jax.report.tables import study_table
 from distill_jax.setup import teachers
@@ -29,14 +31,15 @@ from distill_jax.setup.evaluator import (
     text_of,
 )
 from distill_jax.setup.inputs import Inputs
-from distill_jax.setup.measures import COLUMNS
+from distill_jax.setup.measures import COLUMNS, SCORER
 from distill_jax.setup.models import count, load_model
 from distill_jax.setup.provenance import provenance
 from distill_jax.study.arms import TREATMENT
 from distill_jax.study.comparisons import Measured, judge_study
 from distill_jax.study.results import Key, Measure, RunResult, StudyPlan
 
-TOKENS, BEHAVIOUR, SERVING = "tokens.parquet", "behaviour.json", "serving.json"
+TOKENS, BEHAVIOUR, EXAMPLES = "tokens.parquet", "behaviour.json", "examples.json"
+SERVING = "serving.json"
 SAMPLES = 3  # prompts whose continuations the page shows
 
 
@@ -116,24 +119,33 @@ def _measured(
     for measure in (plan.measure, *plan.secondary):
         if measure.name in COLUMNS:
             column = COLUMNS[measure.name]
-            scores = token_scores(measure, column, records, evaluator.groups) if records else None
+            scores = token_scores(measure, column, records, evaluator.groups)
         else:
             scores = example_scores(measure, _examples(measure, where, records))
-        if scores is not None and scores.scores.arms:
+        if scores.scores.arms:
             found.append(scores)
     return found
 
 
 def _examples(
     measure: Measure, where: Mapping[Key, Path], done: Iterable[Key]
-) -> dict[Key, Examples]:
-    """What the user's scorer said of each text, by run."""
+) -> dict[Key, TaskExamples]:
+    """Each run's score of every example: of a task, or what the user's scorer said of a text."""
     found = {}
     for key in done:
-        texts = read_written(where[key] / BEHAVIOUR).texts
-        names = tuple(str(i) for i in range(len(texts)))
-        prompts = tuple(text.prompt for text in texts)
-        found[key] = Examples(names, prompts, tuple(text.score for text in texts))
+        if measure.name == SCORER:
+            texts = read_written(where[key] / BEHAVIOUR).texts
+            names, prompts = tuple(map(str, range(len(texts)))), tuple(t.prompt for t in texts)
+            values = np.array([text.score for text in texts], np.float64)
+            found[key] = TaskExamples(SCORER, "score", True, names, prompts, values)
+            continue
+        rows = json.loads((where[key] / EXAMPLES).read_text())
+        # A task's first metric stands for it, unless the measure names another: TASK/METRIC.
+        own = [
+            row for row in rows if measure.name in (row["task"], f"{row['task']}/{row['metric']}")
+        ]
+        if own:
+            found[key] = examples_of(own[0])
     return found
 
 

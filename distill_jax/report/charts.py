@@ -93,20 +93,34 @@ def forest(report: dict[str, Any], comparison: str) -> Markup | None:
     )
     side = "positive" if _better(report.get("measure")) > 0 else "negative"
     name = f"effect, {report['verdict'][comparison]['unit']} ({side} is better)"
-    return svg_intervals.forest(rows, _harm(report), name, describe)
+    margins = _harm(report["slices"]["margin"], _better(report.get("measure")))
+    return svg_intervals.forest(rows, margins, name, describe)
 
 
-def _harm(report: dict[str, Any]) -> list[float]:
+def _harm(margin: float | None, better: int) -> list[float]:
     """Where on the axis of effects the harm of a slice begins."""
-    margins = _margins(report["slices"]["margin"])
-    return margins[:1] if _better(report.get("measure")) > 0 else margins[-1:]
+    margins = _margins(margin)
+    return margins[:1] if better > 0 else margins[-1:]
 
 
 def whiskers(report: dict[str, Any], comparison: str) -> list[tuple[int, Markup]]:
     """The same, a small chart for each row of a table, all on one axis."""
-    rows, margins = slice_intervals(report, comparison), _harm(report)
-    x = svg_intervals.forest_scale([row for _, row in rows], margins, 6, 174)
-    return [(i, svg_intervals.whisker(row, x, margins, _words(row))) for i, row in rows]
+    margins = _harm(report["slices"]["margin"], _better(report.get("measure")))
+    found = slice_intervals(report, comparison)
+    drawn = _on_one_axis([row for _, row in found], margins)
+    return [(place, drawing) for (place, _), drawing in zip(found, drawn, strict=True)]
+
+
+def whiskers_of(rows: Sequence[dict[str, Any]], one: dict[str, Any]) -> list[Markup]:
+    """The same for the slices of one verdict."""
+    better, margin = _better(one), one["slice_margin"]
+    drawn = [_interval(row, Text(row["slice"]), margin, better) for row in rows]
+    return _on_one_axis(drawn, _harm(margin, better))
+
+
+def _on_one_axis(rows: Sequence[Interval], margins: Sequence[float]) -> list[Markup]:
+    x = svg_intervals.forest_scale(rows, margins, 6, 174)
+    return [svg_intervals.whisker(row, x, margins, _words(row)) for row in rows]
 
 
 def comparisons(report: dict[str, Any]) -> list[tuple[int, Markup]]:

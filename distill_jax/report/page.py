@@ -21,6 +21,13 @@ from distill_jax.report.number_formats import FORMATS, is_number
 def page(report: dict[str, Any]) -> str:
     """The page of a study or of a single run; everything a model or a data set wrote is escaped."""
     report = finite(report)
+    sections = [s for s in SECTIONS if s.present(report)]
+    left_out = [s for s in SECTIONS if s not in sections]
+    return render("report.html.j2", report, sections=sections, left_out=left_out)
+
+
+def render(template: str, report: dict[str, Any], **more: Any) -> str:
+    """A template of a report, which sees it as `r`, and what is given more."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -34,10 +41,7 @@ def page(report: dict[str, Any]) -> str:
         interval=shown.interval, leaves=leaves, charts=charts, meter=svg_models.meter,
         heat=heat, tone=tone, glyph=glyph, costs=COSTS, by_prompt=by_prompt,
     )  # fmt: skip
-    present = [s for s in SECTIONS if s.present(report)]
-    return environment.get_template("report.html.j2").render(
-        r=report, sections=present, left_out=left_out(report)
-    )
+    return environment.get_template(template).render(r=report, **more)
 
 
 def finite(value: Any) -> Any:
@@ -161,19 +165,7 @@ class Section(NamedTuple):
     name: str
     title: str
     present: Callable[[dict[str, Any]], Any]
-    why_not: str  # of a study; a run says WHY_NOT_RUN
-
-
-def left_out(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """The sections without numbers, each with the reason, which the report may give itself."""
-    why = report.get("absent") or {}
-    of_run = report["kind"] == "run"
-    return [
-        {"name": s.name, "title": s.title, "given": s.name in why,
-         "why": WHY_NOT_RUN if of_run else s.why_not}
-        for s in SECTIONS
-        if not s.present(report)
-    ]  # fmt: skip
+    why_not: str  # of a study
 
 
 HEAT = (0.1, 0.3, 1.0, 3.0)  # nats
@@ -188,8 +180,6 @@ COSTS = {
     "decode_tokens_per_s_8": ("tokens/s, batch of eight", "speed"),
     "cost_per_million_tokens": ("per million tokens", "money"),
 }
-
-WHY_NOT_RUN = "one run alone does not measure it; a study does"
 
 # In the order of the page. A section stands in templates/NAME.j2.
 SECTIONS = (

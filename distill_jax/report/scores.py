@@ -1,88 +1,67 @@
 """From what the runs of a study left behind to the scores that its verdict compares."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
 
+from distill_jax.evals.document_totals import document_totals
+from distill_jax.evals.lm_eval_tasks import TaskExamples
 from distill_jax.evals.records_file import Records
-from distill_jax.evals.slices import TEACHER_NLL, slice_masks
+from distill_jax.study.arms import TREATMENT
 from distill_jax.study.comparisons import Measured
-from distill_jax.study.paired import Arm, Scores
+from distill_jax.study.paired import WHOLE, Arm, Scores
 from distill_jax.study.results import Key, Measure
 
 
-class Examples(NamedTuple):
-    """One run's score of each example: of a task, or of what a user's scorer says of a text.
-
-    groups: equal for examples that are one piece of evidence, such as the same prompt.
-    """
-
-    ids: tuple[str, ...]
-    groups: tuple[str, ...]
-    values: tuple[float, ...]
-
-
 def token_scores(
-    measure: Measure, column: str, records: Mapping[Key, Records], group_E: np.ndarray
+    measure: Measure, column: str, records: Mapping[Key, Records], groups: np.ndarray
 ) -> Measured:
-    """Totals of a column of the per-token records, by document and slice.
+    """Totals of a column of the per-token records by document and slice; no arms without it.
 
-    group_E: what identifies the text of each held-out document. Arms on other tokens than the
-    first run are left out. Slices are those of the first run: the teacher's entropy at a border may
-    round differently in another program.
+    groups: what copies of a held-out document have in common. Arms on other tokens than kd are
+    left out, with the reason.
     """
-    first = next(iter(records.values()))
-    document_n = first.columns["document"]
-    documents, place_n = np.unique(document_n, return_inverse=True)
-    masks = slice_masks(first)
-    sums = lambda value_n: np.stack(
-        [np.bincount(place_n[m], value_n[m], len(documents)) for m in masks.values()]
-    )
-    weight_PE = sums(np.ones(len(place_n)))
-    totals: dict[str, dict[str, np.ndarray]] = {}
-    left_out: dict[str, str] = {}
-    for (arm, seed), own in records.items():
-        if not _same_tokens(own, first):
-            left_out[arm] = (
-                f"{arm} seed {seed} was measured on other tokens than the first run: its tokenizer"
-                " or windows differ, so that nothing can be paired"
+    having = {key: own for key, own in records.items() if column in own.columns}
+    if not having:
+        return Measured(measure, Scores((WHOLE,), np.zeros((1, 0)), {}))
+    totals = document_totals(having, column)
+    first = next(iter(totals.arms.values()))
+    weight_PE = totals.arms.get(TREATMENT, first).weight_PRE[:, 0]
+    arms, left_out = {}, {}
+    for name, arm in totals.arms.items():
+        other_R = [
+            not np.array_equal(one_PE, weight_PE) for one_PE in arm.weight_PRE.swapaxes(0, 1)
+        ]
+        if any(other_R):
+            left_out[name] = (
+                f"{name} seed {arm.seeds[other_R.index(True)]} was measured on other tokens than"
+                " kd: its tokenizer, windows or text differ, so nothing can be paired"
             )
-        elif column in own.columns:
-            value_n = own.columns[column].astype(np.float64)
-            totals.setdefault(arm, {})[str(seed)] = sums(value_n)
-    arms = {
-        name: Arm(tuple(by_seed), np.stack(list(by_seed.values()), axis=1))
-        for name, by_seed in totals.items()
-        if name not in left_out
-    }
-    names = tuple(str(document) for document in documents.tolist())
-    scores = Scores(tuple(masks), weight_PE, arms, names, group_E[documents])
-    teacher_E = None
-    if column == "nll" and TEACHER_NLL in first.columns:
-        teacher_E = sums(first.columns[TEACHER_NLL].astype(np.float64))[0]
-    return Measured(measure, scores, teacher_E, left_out)
+        else:
+            arms[name] = Arm(arm.seeds, arm.total_PRE)
+    names = tuple(str(document) for document in totals.documents.tolist())
+    scores = Scores(totals.slices, weight_PE, arms, names, groups[totals.documents])
+    return Measured(measure, scores, totals.teacher_E, left_out)
 
 
-def example_scores(measure: Measure, examples: Mapping[Key, Examples]) -> Measured:
-    """One score of weight 1 per example; runs on other examples than the first are left out."""
-    first = next(iter(examples.values()))
+def example_scores(measure: Measure, examples: Mapping[Key, TaskExamples]) -> Measured:
+    """A score of weight 1 for each example; arms on other examples than the first are left out."""
+    first = next(iter(examples.values()), None)
+    if first is None:
+        return Measured(measure, Scores((WHOLE,), np.zeros((1, 0)), {}))
+    measure = measure._replace(
+        unit=f"{first.metric} per example", higher_is_better=first.higher_is_better
+    )
     values: dict[str, dict[str, np.ndarray]] = {}
     left_out: dict[str, str] = {}
     for (arm, seed), own in examples.items():
-        if own.ids != first.ids or own.groups != first.groups:
+        if (own.ids, own.groups) != (first.ids, first.groups):
             left_out[arm] = f"{arm} seed {seed} answered other examples than the first run"
-        values.setdefault(arm, {})[str(seed)] = np.array(own.values, np.float64)[None]
+        values.setdefault(arm, {})[str(seed)] = np.asarray(own.values, np.float64)[None]
     arms = {
         name: Arm(tuple(by_seed), np.stack(list(by_seed.values()), axis=1))
         for name, by_seed in values.items()
         if name not in left_out
     }
-    weight_PE = np.ones((1, len(first.ids)))
-    scores = Scores(("all",), weight_PE, arms, first.ids, np.array(first.groups))
-    return Measured(measure, scores, None, left_out)
-
-
-def _same_tokens(a: Records, b: Records) -> bool:
-    names = ("document", "position", "token")
-    return all(np.array_equal(a.columns[name], b.columns[name]) for name in names)
+    weight_PE, groups = np.ones((1, len(first.ids))), np.array(first.groups, np.str_)
+    return Measured(measure, Scores((WHOLE,), weight_PE, arms, first.ids, groups), None, left_out)

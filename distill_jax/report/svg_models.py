@@ -148,8 +148,8 @@ def upright_bars(
     return chart(WIDTH, HEIGHT, describe, upward(x, y, y_name), name, *parts)
 
 
-def meter(share: float | None, style: str = "b0") -> Markup:
+def meter(share: float | None) -> Markup:
     """A share as a small bar, empty where it is absent. The number stands beside it."""
     wide = min(max(share, 0.0), 1.0) * 60 if finite(share) else 0.0
-    bar = tag("rect", class_=style, x=0, y=2, width=wide, height=8)
+    bar = tag("rect", class_="b0", x=0, y=2, width=wide, height=8)
     return tag("svg", bar, class_="meter", viewBox="0 0 60 12", aria_hidden="true")

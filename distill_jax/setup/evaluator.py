@@ -10,11 +10,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from distill_jax.config import flatten
-from distill_jax.data.encode import document_hashes
 from distill_jax.data.tokenizer import Tokenizer
 from distill_jax.diagnosis.overrides import AdviceInputs
 from distill_jax.evals import continuations
-from distill_jax.evals.lm_eval_model import make_harness_model, score
+from distill_jax.evals.document_totals import document_groups
+from distill_jax.evals.lm_eval_model import make_lm_eval_model
+from distill_jax.evals.lm_eval_tasks import TaskScores, evaluate_tasks
 from distill_jax.evals.prompts import Prompts, prompts_of
 from distill_jax.evals.records import collect, make_record_step
 from distill_jax.evals.records_file import Records
@@ -105,7 +106,7 @@ def evaluator_of(c: ConfigDict, inputs: Inputs) -> Evaluator:
         counts_V,
         lengths,
         text.labels,
-        document_hashes(text),
+        document_groups(text),
         tuple(names),
         prompts,
         index_ngrams(training.tokens, training.offsets),
@@ -157,7 +158,7 @@ def measure_texts(c: ConfigDict, subject: Loaded, evaluator: Evaluator) -> Writt
         teacher = None
     key = ("texts", subject.model.config, teacher is not None)
     if key not in evaluator.programs:
-        evaluator.programs[key] = continuations.make_programs(
+        evaluator.programs[key] = continuations.make_continuation_programs(
             subject.model,
             teacher and teacher.model,
             max_new_tokens=c.study.new_tokens,
@@ -176,7 +177,7 @@ def measure_texts(c: ConfigDict, subject: Loaded, evaluator: Evaluator) -> Writt
         scores[i] = evaluator.scorer(prompt, decode(ids), reference)
         return scores[i]
 
-    measured = continuations.measure_behaviour(
+    measured = continuations.measure_continuations(
         evaluator.programs[key],
         subject.params,
         teacher and teacher.params,
@@ -193,14 +194,14 @@ def measure_texts(c: ConfigDict, subject: Loaded, evaluator: Evaluator) -> Writt
     return Written(measured.metrics, texts)
 
 
-def task_scores(c: ConfigDict, subject: Loaded) -> dict[str, float]:
-    """What lm-evaluation-harness gives for config.eval.tasks, by `TASK/METRIC`.
+def task_scores(c: ConfigDict, subject: Loaded) -> TaskScores:
+    """What lm-evaluation-harness gives for config.eval.tasks: numbers, and each example's score.
 
     Raises UserError where the harness is not installed or does not know a task.
     """
     if not c.eval.tasks:
-        return {}
-    runs = make_harness_model(
+        return TaskScores({}, ())
+    runs = make_lm_eval_model(
         subject.model,
         subject.params,
         subject.tokenizer,
@@ -209,7 +210,7 @@ def task_scores(c: ConfigDict, subject: Loaded) -> dict[str, float]:
         cache_dtype=c.model.compute_dtype,
         block_tokens=c.model.block_tokens,
     )
-    return score(
+    return evaluate_tasks(
         runs,
         tuple(c.eval.tasks),
         include_path=c.eval.task_path or None,

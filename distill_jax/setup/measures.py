@@ -23,5 +23,8 @@ def measures_of(c: ConfigDict) -> tuple[Measure, ...]:
         known.append(Measure(SCORER, "score per text", higher_is_better=True))
     known += [Measure(task, "score per example", higher_is_better=True) for task in c.eval.tasks]
     by_name = {measure.name: measure for measure in known}
-    first = by_name[choose("study.measure", c.study.measure, by_name)]
-    return (first, *(measure for measure in known if measure != first))
+    # TASK/METRIC names one metric of a task.
+    name = c.study.measure.split("/", 1)[0]
+    first = by_name[choose("study.measure", name, by_name)]
+    rest = tuple(measure for measure in known if measure != first)
+    return (first._replace(name=c.study.measure), *rest)

@@ -17,7 +17,7 @@ from distill_jax.diagnosis.causes import (
     tail_kl,
 )
 from distill_jax.diagnosis.where import MINIMUM_COUNT, diagnose
-from distill_jax.evals.records import Records
+from distill_jax.evals.records_file import Records
 from distill_jax.types import UserError
 
 VOCAB = 300

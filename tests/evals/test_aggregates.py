@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from distill_jax.evals.aggregates import AGAINST, ALONE, aggregate, by_slice, flips
+from distill_jax.evals.aggregates import MODEL_METRICS, PAIR_METRICS, aggregate, by_slice, flips
 from distill_jax.evals.records_file import Records
 from tests.evals.random_records import VOCAB, columns_of, log_softmax, logits
 
@@ -62,13 +62,17 @@ def test_every_aggregate_equals_numpy(name):
 def test_the_oracle_knows_every_metric_and_none_is_trivial():
     found = aggregate(columns_of(Z, LABELS, T))
     assert set(found) == set(EXPECTED)
-    assert set(found) >= {*ALONE, *AGAINST, *(f"teacher_{name}" for name in ALONE)}
+    assert set(found) >= {
+        *MODEL_METRICS,
+        *PAIR_METRICS,
+        *(f"teacher_{name}" for name in MODEL_METRICS),
+    }
     assert all(value != 0 for value in found.values())
     json.dumps(found, allow_nan=False)
 
 
 def test_without_a_teacher_its_metrics_are_absent():
-    assert set(aggregate(columns_of(Z, LABELS))) == {*ALONE, "perplexity"}
+    assert set(aggregate(columns_of(Z, LABELS))) == {*MODEL_METRICS, "perplexity"}
 
 
 def test_of_no_token_nothing_is_said():
@@ -81,7 +85,7 @@ def test_a_model_against_itself():
         assert found[name] == pytest.approx(0, abs=1e-7)
     for name in ("agreement_top1", "overlap_top5", "acceptance"):
         assert found[name] == pytest.approx(1)
-    for name in ALONE:
+    for name in MODEL_METRICS:
         assert found[name] == found[f"teacher_{name}"]
 
 
@@ -99,7 +103,7 @@ def test_two_parts_merge_to_the_whole_by_total_and_count(cut):
     part = lambda here: {name: column[here] for name, column in columns.items()}
     halves, whole = (part(slice(cut)), part(slice(cut, None))), columns
     # Bins add up before their absolute values do: see test_calibration.py.
-    for function in (*(f for n, f in ALONE.items() if n != "ece"), *AGAINST.values()):
+    for function in (*(f for n, f in MODEL_METRICS.items() if n != "ece"), *PAIR_METRICS.values()):
         a, b = map(function, halves)
         merged, expected = (a.total + b.total) / (a.count + b.count), function(whole)
         assert merged == pytest.approx(expected.total / expected.count, rel=1e-9)

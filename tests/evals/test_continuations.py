@@ -12,12 +12,12 @@ from distill_jax.data.encode import Tokenized
 from distill_jax.evals.continuations import (
     behaviour_section,
     data_metrics,
-    make_programs,
-    measure_behaviour,
+    make_continuation_programs,
+    measure_continuations,
 )
-from distill_jax.evals.exposure import EXPOSURE, exposure_gap, make_divergence
+from distill_jax.evals.exposure import EXPOSURE, exposure_gap, make_divergence_step
 from distill_jax.evals.prompts import Prompts, prompts_of
-from distill_jax.evals.text_measures import BEHAVIOUR, index_ngrams
+from distill_jax.evals.text_measures import TEXT_MEASURES, index_ngrams
 from distill_jax.losses.vocabulary import head_logits
 from distill_jax.types import UserError
 from tests import tiny
@@ -41,7 +41,7 @@ def pair():
 
 @pytest.fixture(scope="module")
 def programs(pair):
-    return make_programs(
+    return make_continuation_programs(
         pair.student, pair.teacher, max_new_tokens=LIMIT, stop_ids=(STOP,), block_tokens=16
     )
 
@@ -163,7 +163,7 @@ def test_exposure_gap_equals_token_by_token_passes(pair, prompts, name, batch_si
     own = [[1, 2, 3], [4] * LIMIT, [5], [], [6, 7], [8] * LIMIT, [9] * 7]
     places = [4, 8, 2, 1, 0, 5, 8]
     found = exposure_gap(
-        make_divergence(pair.student, pair.teacher, name, block_tokens=16),
+        make_divergence_step(pair.student, pair.teacher, name, block_tokens=16),
         pair.params,
         pair.teacher_params,
         prompts=prompts.prompts,
@@ -180,9 +180,11 @@ def test_exposure_gap_equals_token_by_token_passes(pair, prompts, name, batch_si
 
 
 def test_the_gap_is_zero_where_the_own_text_is_the_data(pair, prompts):
-    diverge = make_divergence(pair.student, pair.teacher, "forward_kl", block_tokens=16)
+    divergence_step = make_divergence_step(
+        pair.student, pair.teacher, "forward_kl", block_tokens=16
+    )
     run = lambda data: exposure_gap(
-        diverge,
+        divergence_step,
         pair.params,
         pair.teacher_params,
         prompts=prompts.prompts,
@@ -198,19 +200,21 @@ def test_the_gap_is_zero_where_the_own_text_is_the_data(pair, prompts):
 
 
 def test_a_student_that_is_its_teacher_has_no_divergence(pair, prompts):
-    programs = make_programs(pair.student, pair.student, max_new_tokens=LIMIT, stop_ids=(STOP,))
-    found = measure_behaviour(programs, pair.params, pair.params, prompts=prompts).metrics
+    programs = make_continuation_programs(
+        pair.student, pair.student, max_new_tokens=LIMIT, stop_ids=(STOP,)
+    )
+    found = measure_continuations(programs, pair.params, pair.params, prompts=prompts).metrics
     for name in EXPOSURE:
         assert found[name] == pytest.approx(0, abs=1e-6)
 
 
 def test_an_unknown_divergence_is_named(pair):
     with pytest.raises(UserError, match="'teacher_nll' is unknown"):
-        make_divergence(pair.student, pair.teacher, "teacher_nll")
+        make_divergence_step(pair.student, pair.teacher, "teacher_nll")
 
 
 def test_the_same_seed_gives_the_same_whatever_the_batch_size(pair, programs, prompts):
-    run = lambda **more: measure_behaviour(
+    run = lambda **more: measure_continuations(
         programs, pair.params, pair.teacher_params, prompts=prompts, **more
     )
     first, again, by_twos = run(batch_size=8), run(batch_size=8), run(batch_size=2)
@@ -218,14 +222,14 @@ def test_the_same_seed_gives_the_same_whatever_the_batch_size(pair, programs, pr
     assert first.generated == by_twos.generated
     known = lambda m: {name: value for name, value in m.metrics.items() if value is not None}
     assert known(first) == pytest.approx(known(by_twos), rel=1e-4, abs=1e-5)
-    assert set(first.metrics) == set(BEHAVIOUR) | set(EXPOSURE)
+    assert set(first.metrics) == set(TEXT_MEASURES) | set(EXPOSURE)
     other = run(seed=1)
     assert other.generated == first.generated  # greedy
     assert other.metrics["kl_own"] != first.metrics["kl_own"]
 
 
 def test_generations_are_greedy_and_end_at_a_stop_token_or_the_limit(pair, programs, prompts):
-    found = measure_behaviour(programs, pair.params, prompts=prompts)
+    found = measure_continuations(programs, pair.params, prompts=prompts)
     for prompt, text in zip(prompts.prompts, found.generated, strict=True):
         tokens = list(prompt)
         for token in [*text, *[STOP] * (len(text) < LIMIT)]:
@@ -237,16 +241,16 @@ def test_generations_are_greedy_and_end_at_a_stop_token_or_the_limit(pair, progr
 
 
 def test_what_is_not_given_is_absent(pair, programs, prompts):
-    found = measure_behaviour(programs, pair.params, prompts=prompts).metrics
+    found = measure_continuations(programs, pair.params, prompts=prompts).metrics
     absent = {name for name, value in found.items() if value is None}
     assert absent == {"verified", "memorised", *EXPOSURE}
 
 
 def test_a_verifier_and_training_text_are_used(pair, programs, prompts):
-    first = measure_behaviour(programs, pair.params, prompts=prompts)
+    first = measure_continuations(programs, pair.params, prompts=prompts)
     longest = np.array(max(first.generated, key=len), np.uint32)
     training = index_ngrams(longest, np.array([0, len(longest)]), length=4)
-    found = measure_behaviour(
+    found = measure_continuations(
         programs,
         pair.params,
         prompts=prompts,
@@ -265,7 +269,7 @@ def test_the_data_matches_itself(prompts):
 
 def test_models_of_one_architecture_share_their_programs(pair, programs, prompts):
     """No program is compiled anew for other parameters, nor for the last, shorter batch."""
-    measure = lambda seed: measure_behaviour(
+    measure = lambda seed: measure_continuations(
         programs,
         tiny.params(pair.student, seed),
         pair.teacher_params,
@@ -273,7 +277,7 @@ def test_models_of_one_architecture_share_their_programs(pair, programs, prompts
         batch_size=5,
     )
     compiled = lambda: [
-        run._cache_size() for run in (programs.write, programs.draw, programs.diverge)
+        run._cache_size() for run in (programs.write, programs.draw, programs.divergence_step)
     ]
     before = compiled()
     measure(5)

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from distill_jax.evals.likelihood import evaluate, make_eval_step
-from distill_jax.evals.metrics import METRICS
+from distill_jax.evals.likelihood import LOGGED, evaluate, make_eval_step
+from distill_jax.evals.token_values import MODEL_VALUES
 from distill_jax.losses.vocabulary import head_logits
 from distill_jax.objective import live_teacher
 from distill_jax.types import Batch, UserError
@@ -49,7 +49,7 @@ def measure(pair, batches, *, block_tokens=16):
     return evaluate(step, pair[2], (pair[3],), batches)
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", LOGGED)
 def test_every_metric_equals_numpy(pair, name):
     batch = tiny.batch()
     values, weight = oracle(pair, batch)[name], batch.weight_BT
@@ -75,12 +75,30 @@ def test_batches_blocks_and_padding_change_nothing(pair):
 def test_a_model_alone_has_no_measure_against_a_teacher(pair):
     step = make_eval_step(pair[0], None, block_tokens=16)
     alone = evaluate(step, pair[2], (), [tiny.batch()])
-    assert set(alone.means) == {n for n, m in METRICS.items() if not m.against_teacher}
+    assert set(alone.means) == {name for name in LOGGED if name in MODEL_VALUES}
     np.testing.assert_allclose(
         alone.means["nll"], measure(pair, [tiny.batch()]).means["nll"], rtol=1e-6
     )
     named = alone.named()
     np.testing.assert_allclose(np.log(named["eval/perplexity"]), named["eval/nll"], rtol=1e-12)
+
+
+def test_only_what_is_asked_for_is_computed_and_an_unknown_name_is_an_error(pair):
+    student, teacher, *_ = pair
+    batch, shapes = tiny.batch(), (student.abstract(), (teacher.abstract(),))
+
+    def program(*names):
+        step = make_eval_step(student, live_teacher(teacher), block_tokens=16, names=names)
+        return step.lower(*shapes, batch).compile()
+
+    selects = lambda compiled: "topk" in compiled.as_text().lower()
+    work = lambda compiled: compiled.cost_analysis()["flops"]
+    one, both, alone = program("forward_kl"), program("forward_kl", "reverse_kl"), program("nll")
+    assert [selects(p) for p in (one, alone, program("agreement_top1"))] == [False, False, True]
+    assert work(alone) < 0.8 * work(one)
+    assert work(one) < work(both)
+    with pytest.raises(ValueError, match=r"no such values of a token: \['perplexity'\]"):
+        program("perplexity")
 
 
 def test_a_model_against_itself(pair):

@@ -17,7 +17,13 @@ import pytest
 
 from distill_jax.data.tokenizer import load_tokenizer
 from distill_jax.evals import lm_eval_model
-from distill_jax.evals.lm_eval_model import Request, make_harness_model, request_of, score, written
+from distill_jax.evals.lm_eval_model import (
+    Request,
+    make_lm_eval_model,
+    request_of,
+    written,
+)
+from distill_jax.evals.lm_eval_tasks import evaluate_tasks
 from distill_jax.evals.log_likelihoods import log_likelihoods, make_score_step, padded
 from distill_jax.losses.vocabulary import head_logits
 from distill_jax.models.binding import bind
@@ -109,7 +115,7 @@ def main(root):
 
     model, params, tokenizer = load(root / "model")
     sides = {
-        "ours": make_harness_model(model, params, tokenizer, batch_size=8),
+        "ours": make_lm_eval_model(model, params, tokenizer, batch_size=8),
         "hf": HFLM(pretrained=str(root / "model"), device="cpu", batch_size=4),
     }
     found = {}
@@ -127,7 +133,11 @@ def main(root):
                 for task, samples in results["samples"].items()
             },
         }
-    found["score"] = score(sides["ours"], list(TASKS), include_path=str(root))
+    scores = evaluate_tasks(sides["ours"], list(TASKS), include_path=str(root))
+    found["numbers"] = scores.numbers
+    found["examples"] = [e._replace(values=e.values.tolist())._asdict() for e in scores.examples]
+    lines = (root / "data.jsonl").read_text().splitlines()
+    found["lines"] = [json.loads(line) for line in lines]
     (root / "found.json").write_text(json.dumps(found))
 
 
@@ -175,20 +185,44 @@ def test_rolling_likelihoods_and_texts_equal_the_harness_on_the_exported_model(f
 
 
 @needs_lm_eval
-def test_score_gives_the_numbers_of_the_harness(found):
+def test_tasks_give_the_numbers_of_the_harness(found):
     results = found["ours"]["results"]
-    assert found["score"]["tiny_choice/acc"] == results["tiny_choice"]["acc,none"]
-    assert found["score"]["tiny_choice/acc_stderr"] > 0
+    assert found["numbers"]["tiny_choice/acc"] == results["tiny_choice"]["acc,none"]
+    assert found["numbers"]["tiny_choice/acc_stderr"] > 0
     words = results["tiny_rolling"]["word_perplexity,none"]
-    assert found["score"]["tiny_rolling/word_perplexity"] == pytest.approx(words, rel=1e-6)
-    assert {name.split("/")[0] for name in found["score"]} == set(TASKS)
+    assert found["numbers"]["tiny_rolling/word_perplexity"] == pytest.approx(words, rel=1e-6)
+    assert {name.split("/")[0] for name in found["numbers"]} == set(TASKS)
+
+
+@needs_lm_eval
+def test_numbers_are_the_means_of_their_examples(found):
+    examples = {(e["task"], e["metric"]): e for e in found["examples"]}
+    # What an example has of a rolling likelihood are sums, which are no numbers of their own.
+    assert set(examples) == {
+        ("tiny_choice", "acc"),
+        ("tiny_choice", "acc_norm"),
+        ("tiny_written", "exact_match"),
+    }
+    answers = found["ours"]["answers"]["tiny_choice"]
+    best = [np.argmax([float(value) for [[value, _]] in answer]) for answer in answers]
+    right = [float(choice == i % 4) for i, choice in enumerate(best)]
+    for (task, metric), own in examples.items():
+        assert own["higher_is_better"]
+        assert own["ids"] == [str(i) for i in range(24)]
+        assert len(own["groups"]) == 24
+        assert np.mean(own["values"]) == pytest.approx(found["numbers"][f"{task}/{metric}"])
+    choice = examples["tiny_choice", "acc"]
+    assert choice["values"] == right
+    prompts = [line["question"] for line in found["lines"]]
+    same = lambda names: [[a == b for a in names] for b in names]
+    assert same(choice["groups"]) == same([prompt.strip() for prompt in prompts])
 
 
 def test_a_missing_package_is_named_with_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
     with pytest.raises(UserError, match=r"pip install 'lm_eval>=") as error:
-        lm_eval_model.score(None, ["arc_easy"])
+        evaluate_tasks(None, ["arc_easy"])
     assert "\n" not in str(error.value)
 
 

@@ -11,8 +11,9 @@ from distill_jax.data.encode import Tokenized
 from distill_jax.data.pack import pack, places
 from distill_jax.data.pipeline import eval_batches
 from distill_jax.evals.likelihood import evaluate, make_eval_step
-from distill_jax.evals.records import AGAINST, ALONE, collect, make_record_step
+from distill_jax.evals.records import OF_MODEL, collect, make_record_step
 from distill_jax.evals.records_file import Records, read_records, write_records
+from distill_jax.evals.token_values import PAIR_VALUES
 from distill_jax.losses.vocabulary import head_logits
 from distill_jax.objective import cached_teacher, live_teacher, mixed_teachers
 from distill_jax.sharding import to_global
@@ -121,9 +122,9 @@ def test_every_column_equals_numpy(teacher_vocab):
     found = reference(teacher_vocab)
     assert_close(found, oracle(pair(teacher_vocab)))
     assert {name for name in found if name.startswith("teacher_")} == {
-        f"teacher_{name}" for name in ALONE
+        f"teacher_{name}" for name in OF_MODEL
     }
-    assert found.keys() >= AGAINST.keys()
+    assert found.keys() >= PAIR_VALUES.keys()
     integers = {name for name, column in found.items() if column.dtype == np.int32}
     assert integers == {"document", "position", "token", "top5", "teacher_top5"}
     assert all(c.dtype == np.float32 for n, c in found.items() if n not in integers)
@@ -179,8 +180,8 @@ def test_a_model_alone_and_beside_itself():
     student, _, params, _ = pair()
     alone = measure((student, None, params, None))
     both = measure((student, student, params, params))
-    assert set(alone) == {"document", "position", "token", *ALONE}
-    for name in ALONE:
+    assert set(alone) == {"document", "position", "token", *OF_MODEL}
+    for name in OF_MODEL:
         np.testing.assert_array_equal(both[name], both[f"teacher_{name}"])
         np.testing.assert_allclose(both[name], alone[name], rtol=1e-5, atol=1e-6)
     for name in ("forward_kl", "reverse_kl", "total_variation"):

@@ -6,7 +6,6 @@ import pytest
 from distill_jax.data.encode import Tokenized
 from distill_jax.data.pack import pack
 from distill_jax.evals import slices
-from distill_jax.evals.records_file import Records
 from distill_jax.evals.slices import (
     ENTROPY_BANDS,
     KINDS,
@@ -16,7 +15,6 @@ from distill_jax.evals.slices import (
     registered,
     slice_masks,
     training_counts,
-    verdict_table,
 )
 from tests.evals.random_records import VOCAB, columns_of
 
@@ -185,48 +183,3 @@ def test_training_counts_are_those_of_the_packed_labels():
     counts = training_counts(text)
     np.testing.assert_array_equal(counts, expected[: len(counts)])
     assert not expected[len(counts) :].any()
-
-
-def test_totals_equal_a_loop_over_tokens():
-    text = make_text(documents=12)
-    records = {("kd", 0): records_of(text, 1), ("kd", 1): records_of(text, 2)}
-    table = verdict_table(records)
-    assert table["nll_total"].dtype == np.float64
-    rows = list(zip(*table.values(), strict=True))
-    assert len({row[:4] for row in rows}) == len(rows)
-    masks = slice_masks(records["kd", 0])
-    for arm, seed, document, name, total, count in rows:
-        own = records["kd", 1 if arm == "kd" and seed == 1 else 0].columns
-        column = own["teacher_nll" if arm == "teacher" else "nll"]
-        here = masks[name] & (own["document"] == document)
-        assert count == here.sum() > 0
-        assert total == pytest.approx(column[here].astype(np.float64).sum(), rel=1e-12)
-    assert {row[0] for row in rows} == {"kd", "teacher"}
-    assert {row[1] for row in rows if row[0] == "teacher"} == {0}
-
-
-def test_slices_are_the_same_tokens_for_all_arms():
-    """A teacher's entropy at a border may round to either side of it in two programs."""
-    text = make_text(documents=12)
-    first, second = records_of(text, 1), records_of(text, 2)
-    assert not np.array_equal(first.columns["slice_entropy"], second.columns["slice_entropy"])
-    table = verdict_table({("kd", 0): first, ("sft", 0): second})
-    rows = {}
-    for arm, _, document, name, _, count in zip(*table.values(), strict=True):
-        rows.setdefault(arm, {})[int(document), str(name)] = int(count)
-    assert rows["kd"] == rows["sft"] == rows["teacher"]
-
-
-def test_an_arm_on_other_tokens_keeps_its_own():
-    text = make_text(documents=12)
-    first = records_of(text, 1)
-    part = Records({k: v[5:] for k, v in records_of(text, 2).columns.items()}, first.names)
-    table = verdict_table({("kd", 0): first, ("sft", 0): part})
-    whole = table["slice"] == "all"
-    of = lambda arm: table["count"][whole & (table["arm"] == arm)].sum()
-    assert of("kd") == of("teacher") == of("sft") + 5
-
-
-def test_without_a_teacher_there_is_no_arm_of_it():
-    records = {("sft", 3): records_of(make_text(documents=5), with_teacher=False)}
-    assert set(verdict_table(records)["arm"]) == {"sft"}

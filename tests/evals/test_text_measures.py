@@ -8,12 +8,12 @@ import pytest
 
 from distill_jax.evals import text_measures
 from distill_jax.evals.text_measures import (
-    BEHAVIOUR,
+    TEXT_MEASURES,
     Sample,
-    aggregate,
     common_subsequence,
     contains,
     index_ngrams,
+    text_metrics,
 )
 
 TRAINING = [[1, 2, 3, 4, 5, 6], [7, 8, 9], [1, 2, 3, 9]]
@@ -95,8 +95,8 @@ def _f1(common, mine, theirs):
 def test_every_measure_equals_its_definition(seed):
     s, documents = random_sample(seed)
     expected = oracle(s, documents)
-    found = aggregate(s)
-    assert set(found) == set(expected) == set(BEHAVIOUR)
+    found = text_metrics(s)
+    assert set(found) == set(expected) == set(TEXT_MEASURES)
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, abs=1e-12), name
 
@@ -111,16 +111,16 @@ def test_the_order_of_prompts_changes_nothing(seed):
             for name in ("generated", "references", "answers", "scores")
         }
     )
-    assert aggregate(turned) == pytest.approx(aggregate(s))
+    assert text_metrics(turned) == pytest.approx(text_metrics(s))
 
 
-@pytest.mark.parametrize("name", BEHAVIOUR)
+@pytest.mark.parametrize("name", TEXT_MEASURES)
 def test_what_cannot_be_computed_is_absent(name):
-    assert aggregate(sample([]))[name] is None
+    assert text_metrics(sample([]))[name] is None
 
 
 def test_absence_is_of_each_measure_alone():
-    found = aggregate(sample([[1, 2, 3]]))
+    found = text_metrics(sample([[1, 2, 3]]))
     absent = {name for name, value in found.items() if value is None}
     assert absent == {"rep_4", "length_ratio", "exact_match", "verified", "rouge_l", "memorised"}
 
@@ -142,15 +142,15 @@ def test_absence_is_of_each_measure_alone():
     ],
 )
 def test_known_values(name, given, value):
-    assert aggregate(given)[name] == pytest.approx(value)
+    assert text_metrics(given)[name] == pytest.approx(value)
 
 
 def test_runs_do_not_reach_over_documents_or_generations():
     training = index_ngrams(*text(TRAINING), length=3)
     inside = sample([[2, 3, 4]], training=training)
     across = sample([[5, 6, 7], [6, 7, 8], [9, 1, 2], [1, 2], [3]], training=training)
-    assert aggregate(inside)["memorised"] == 1
-    assert aggregate(across)["memorised"] == 0
+    assert text_metrics(inside)["memorised"] == 1
+    assert text_metrics(across)["memorised"] == 0
 
 
 def test_a_copied_document_is_memorised_and_one_changed_token_costs_its_runs():
@@ -158,11 +158,11 @@ def test_a_copied_document_is_memorised_and_one_changed_token_costs_its_runs():
     document = r.integers(0, 1000, 60)
     training = index_ngrams(document, np.array([0, 60]))
     assert training.length == 16
-    assert aggregate(sample([document.tolist()], training=training))["memorised"] == 1
+    assert text_metrics(sample([document.tolist()], training=training))["memorised"] == 1
     changed = document.copy()
     changed[30] = 1001
     runs = 60 - 16 + 1
-    found = aggregate(sample([changed.tolist()], training=training))["memorised"]
+    found = text_metrics(sample([changed.tolist()], training=training))["memorised"]
     assert found == pytest.approx(1 - 16 / runs)
 
 
@@ -199,9 +199,10 @@ def test_common_subsequence_against_the_table(seed):
 
 
 def test_every_measure_says_what_it_is():
-    for measure in BEHAVIOUR.values():
+    for measure in TEXT_MEASURES.values():
         assert measure.what
         assert measure.better in ("lower", "higher", "teacher")
     assert all(
-        value is None or math.isfinite(value) for value in aggregate(random_sample(3)[0]).values()
+        value is None or math.isfinite(value)
+        for value in text_metrics(random_sample(3)[0]).values()
     )

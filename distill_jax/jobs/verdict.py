@@ -1,0 +1,159 @@
+"""The job verdict: did it help, from scores that anybody measured; no model is loaded."""
+
+import hashlib
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from distill_jax import __version__, workdir
+from distill_jax.config import choose, config_diff, flatten, load_base
+from distill_jax.data.scores import ScoreTable, read_scores
+from distill_jax.progress import say
+from distill_jax.report.verdict import verdict_page, verdict_report, verdict_text
+from distill_jax.study.paired import Incomparable
+from distill_jax.study.rules import NLL, Rules
+from distill_jax.study.table import read_table
+from distill_jax.study.verdict import TEACHER, Comparison, Verdict, judge, judge_all, verdict
+from distill_jax.types import Forbidden, UserError
+
+OF_STUDY = ("study.confidence", "study.gate")  # keys that count here, too
+PACKAGES = ("numpy", "scipy", "pyarrow")
+
+
+def verdict_job(c: ConfigDict, directory: Path) -> None:
+    """Reads config.verdict.source, judges, and writes the report.
+
+    Raises Forbidden where config.study.gate is set and the verdict forbids shipping.
+    """
+    v = c.verdict
+    scores = read_scores(v.source, metric=v.metric, task=v.task)
+    arms = sorted(set(scores.columns["arm"]))
+    for key in ("treatment", "baseline"):
+        if v[key] not in arms:
+            choose(f"verdict.{key}", v[key], arms)
+    rules = _rules(c, scores)
+    say(
+        f"{len(scores.files)} files; {rules.unit}, "
+        f"{'higher' if rules.higher_is_better else 'lower'} is better; arms {', '.join(arms)}"
+    )
+    names = {"treatment": v.treatment, "baseline": v.baseline}
+    compared = _rows_of(scores.columns, (v.treatment, v.baseline, TEACHER))
+    main = verdict(compared, **names, **rules._asdict())
+    others = [arm for arm in arms if arm not in (v.treatment, v.baseline, TEACHER)]
+    report = verdict_report(
+        main,
+        _against_treatment(scores.columns, others, v.treatment, rules),
+        scores.columns,
+        notes=scores.notes,
+        config={k: x for k, x in flatten(c).items() if k.startswith("verdict.") or k in OF_STUDY},
+        provenance=_provenance(scores),
+    )
+    if jax.process_index() == 0:
+        _claim(c, directory)
+        workdir.write_json(directory / workdir.REPORT, report)
+        workdir.write_text(directory / workdir.PAGE, verdict_page(report))
+    say(verdict_text(report))
+    say(f"\nreport: {directory / workdir.PAGE}")
+    if c.study.gate and not report["ships"]:
+        raise Forbidden(f"the verdict forbids shipping: see {directory / workdir.PAGE}")
+
+
+def _claim(c: ConfigDict, directory: Path) -> None:
+    """The directory is that of the last verdict; UserError where it belongs to another job."""
+    resolved, diff = flatten(c), config_diff(c, load_base())
+    workdir.claim(directory, resolved, diff, set(resolved) - {"job"})
+    workdir.write_text(directory / workdir.CONFIG_DIFF, diff)
+    workdir.write_json(directory / workdir.CONFIG, resolved)
+
+
+def _rules(c: ConfigDict, scores: ScoreTable) -> Rules:
+    """Margins and the direction: in another unit than that of a study all have to be given."""
+    v = c.verdict
+    said = choose("verdict.higher_is_better", v.higher_is_better.lower(), ("", "true", "false"))
+    higher = {"": None, "true": True, "false": False}[said]
+    unit = v.unit or scores.unit or v.metric or ("score" if higher else NLL)
+    if scores.higher_is_better is not None:
+        if higher not in (None, scores.higher_is_better):
+            raise UserError(
+                f"config.verdict.higher_is_better is {said}, and the logs say the contrary of "
+                f"{scores.metric}: leave it out"
+            )
+        higher = scores.higher_is_better
+    if unit == NLL:
+        _check_likelihoods(scores, higher)
+        higher = False
+    if higher is None:
+        raise UserError(
+            f"config.verdict.higher_is_better is empty: say whether a higher {unit} is better "
+            "(true) or worse (false)"
+        )
+    sliced = len(set(scores.columns["slice"])) > 1
+    margin = _margin(v.margin, "margin", unit, c.study.margin)
+    # Without slices the other margin is not used.
+    slice_margin = (
+        _margin(v.slice_margin, "slice_margin", unit, c.study.slice_margin) if sliced else margin
+    )
+    return Rules(
+        margin, slice_margin, c.study.confidence, v.minimum_seeds, higher, unit, v.look or None
+    )
+
+
+def _margin(given: float, name: str, unit: str, of_study: float) -> float:
+    if given >= 0:
+        return given
+    if unit != NLL:
+        what = "difference" if name == "margin" else "harm to a slice"
+        raise UserError(
+            f"config.verdict.{name} is not given: decide on the smallest {what} in {unit} that "
+            "matters, best before looking at the scores"
+        )
+    return of_study
+
+
+def _check_likelihoods(scores: ScoreTable, higher: bool | None) -> None:
+    if higher:
+        raise UserError(
+            f"config.verdict.higher_is_better is true, and {NLL} are better lower: name the unit "
+            "of your scores by config.verdict.unit"
+        )
+    if np.isin(scores.columns["total"], (0.0, 1.0)).all():
+        raise UserError(
+            f"every total is 0 or 1, which are no {NLL}: set config.verdict.unit=accuracy, "
+            "config.verdict.higher_is_better=true and config.verdict.margin"
+        )
+
+
+def _against_treatment(
+    columns: dict[str, np.ndarray], others: list[str], treatment: str, rules: Rules
+) -> list[Verdict]:
+    """Further arms, each against the treatment, with Holm over them."""
+    comparable, found = [], {}
+    for arm in others:
+        try:
+            read, _ = read_table(_rows_of(columns, (arm, treatment)), (arm, treatment), None)
+            comparable.append(Comparison(read, arm, treatment, rules))
+        except Incomparable as error:
+            found[arm] = judge(None, arm, treatment, rules, invalid=str(error))
+    for one, judged in zip(comparable, judge_all(comparable), strict=True):
+        found[one.treatment] = judged
+    return [found[arm] for arm in others]
+
+
+def _rows_of(columns: dict[str, np.ndarray], arms: tuple[str, ...]) -> dict[str, np.ndarray]:
+    rows = np.isin(columns["arm"].astype(str), arms)
+    return {name: column[rows] for name, column in columns.items()}
+
+
+def _provenance(scores: ScoreTable) -> dict[str, Any]:
+    """Versions, and the sha256 of every file."""
+    return {
+        "distill_jax": __version__,
+        "python": platform.python_version(),
+        **{f"package.{name}": metadata.version(name) for name in PACKAGES},
+        "files": {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in scores.files},
+    }

@@ -1,0 +1,123 @@
+"""report.json and report.html of a verdict on anybody's scores (verdict.schema.json)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from distill_jax.progress import table
+from distill_jax.report import charts
+from distill_jax.report.page import finite, render
+from distill_jax.study.paired import WHOLE
+from distill_jax.study.verdict import Verdict, flat, ships, verdict_dict
+
+SCHEMA = 1  # version of the structure that verdict.schema.json describes
+
+
+def verdict_report(
+    main: Verdict,
+    others: Sequence[Verdict],
+    columns: Mapping[str, np.ndarray],
+    *,
+    notes: Sequence[str],
+    config: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+) -> dict[str, Any]:
+    """All numbers of one verdict.
+
+    others: further arms, against the treatment. columns: the scores.
+    """
+    arms, seeds = run_means(columns, (main.treatment, main.baseline))
+    for row in seeds:
+        pair = row["means"].get(main.treatment), row["means"].get(main.baseline)
+        row["difference"] = None if None in pair else pair[0] - pair[1]
+    direction = "higher" if main.higher_is_better else "lower"
+    return finite(
+        {
+            "schema": SCHEMA,
+            "kind": "verdict",
+            "statement": f"{main.treatment} against {main.baseline} in {main.unit}, where "
+            f"{direction} is better.",
+            "ships": ships(main, None),
+            "verdict": verdict_dict(main),
+            "comparisons": [verdict_dict(other) for other in others],
+            "arms": arms,
+            "seeds": seeds,
+            "slices": [flat(row) for row in main.slices],
+            "notes": list(notes),
+            "config": dict(config),
+            "provenance": dict(provenance),
+        }
+    )
+
+
+def run_means(
+    columns: Mapping[str, np.ndarray], first: Sequence[str]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(arms, seeds): how much there is of each arm; and its mean of whole documents in each seed.
+
+    The arms of `first` come first.
+    """
+    whole = columns["slice"] == WHOLE
+    arms, arm_n = np.unique(columns["arm"][whole], return_inverse=True)
+    seeds, seed_n = np.unique(columns["seed"][whole], return_inverse=True)
+    shape = len(arms), len(seeds)
+    place = np.ravel_multi_index((arm_n, seed_n), shape)
+    sums = lambda values: np.bincount(place, values, arms.size * seeds.size).reshape(shape)
+    total, weight = sums(columns["total"][whole]), sums(columns["weight"][whole])
+    rows = np.bincount(place, minlength=arms.size * seeds.size).reshape(shape)
+    order = sorted(range(len(arms)), key=lambda a: (_rank(arms[a], first), arms[a]))
+    about = [
+        {
+            "arm": arms[a],
+            "seeds": int(np.count_nonzero(rows[a])),
+            "documents": int(rows[a].max()),
+            "mean": _ratio(total[a].sum(), weight[a].sum()),
+        }
+        for a in order
+    ]
+    by_seed = sorted(range(len(seeds)), key=lambda s: (not seeds[s].isdigit(), len(seeds[s]), s))
+    means = [
+        {
+            "seed": seeds[s],
+            "means": {arms[a]: _ratio(total[a, s], weight[a, s]) for a in order if rows[a, s]},
+        }
+        for s in by_seed
+    ]
+    return about, means
+
+
+def _rank(name: str, first: Sequence[str]) -> int:
+    return first.index(name) if name in first else len(first)
+
+
+def _ratio(total: float, weight: float) -> float | None:
+    return float(total / weight) if weight else None
+
+
+def verdict_page(report: dict[str, Any]) -> str:
+    """report.html, from the numbers of report.json."""
+    one = report["verdict"]
+    whiskers = charts.whiskers_of(report["slices"], one)
+    return render("scores.html.j2", report, drawing=charts.verdict(one), whiskers=whiskers)
+
+
+def verdict_text(report: dict[str, Any]) -> str:
+    """The same for a terminal: means by seed, the verdict, its warnings, the other arms."""
+    number = lambda value: "-" if value is None else f"{value:.4g}"
+    names = [arm["arm"] for arm in report["arms"]]
+    one = report["verdict"]
+    rows = [
+        [row["seed"], *(number(row["means"].get(name)) for name in names),
+         number(row["difference"])]
+        for row in report["seeds"]
+    ]  # fmt: skip
+    rows.append(["all", *(number(arm["mean"]) for arm in report["arms"]), number(one["effect"])])
+    header = ["seed", *names, f"{one['treatment']} - {one['baseline']}"]
+    lines = [table(header, rows), "", f"{one['label']}. {one['reason']}"]
+    lines += [f"warning: {text}" for text in (*one["warnings"], *report["notes"])]
+    lines += [
+        f"{other['treatment']} against {other['baseline']}: {other['label']}. {other['reason']}"
+        for other in report["comparisons"]
+    ]
+    return "\n".join([*lines, f"fit to ship: {'yes' if report['ships'] else 'no'}"])
