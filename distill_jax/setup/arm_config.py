@@ -52,7 +52,11 @@ def arm_config(
     """
     mine = c.copy_and_resolve_references()
     with mine.unlocked():
-        del mine.study, mine.diagnose  # no keys of a training run: they may change afterwards
+        del (
+            mine.study,
+            mine.diagnose,
+            mine.verdict,
+        )  # no keys of a training run: they may change afterwards
     mine.job, mine.seed, mine.generate.prompts = "train", seed, ()
     if arm.labels_alone:
         for name, term in mine.terms.items():
