@@ -114,7 +114,7 @@ def _measured(
     records: Mapping[Key, Records],
     evaluator: Evaluator,
 ) -> list[Measured]:
-    """The scores of every measure that has any, the registered one first."""
+    """The scores of the registered measure, then of the others that have any."""
     found = []
     for measure in (plan.measure, *plan.secondary):
         if measure.name in COLUMNS:
@@ -122,7 +122,7 @@ def _measured(
             scores = token_scores(measure, column, records, evaluator.groups)
         else:
             scores = example_scores(measure, _examples(measure, where, records))
-        if scores.scores.arms:
+        if scores.scores.arms or measure == plan.measure:
             found.append(scores)
     return found
 
@@ -139,7 +139,8 @@ def _examples(
             values = np.array([text.score for text in texts], np.float64)
             found[key] = TaskExamples(SCORER, "score", True, names, prompts, values)
             continue
-        rows = json.loads((where[key] / EXAMPLES).read_text())
+        path = where[key] / EXAMPLES
+        rows = json.loads(path.read_text()) if path.exists() else ()
         # A task's first metric stands for it, unless the measure names another: TASK/METRIC.
         own = [
             row for row in rows if measure.name in (row["task"], f"{row['task']}/{row['metric']}")
@@ -150,7 +151,7 @@ def _examples(
 
 
 def _unmeasured(plan: StudyPlan, measured: Sequence[Measured]) -> str | None:
-    if measured and measured[0].measure.name == plan.measure.name:
+    if measured[0].scores.arms:
         return None
     return f"no run has a value of {plan.measure.name}: see why the runs in results.jsonl failed"
 

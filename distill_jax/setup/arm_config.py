@@ -10,6 +10,7 @@ from distill_jax.losses.terms import CROSS_ENTROPY, needs_teacher
 from distill_jax.setup import data, teachers
 from distill_jax.setup.inputs import Inputs, Setting
 from distill_jax.setup.loss import terms_of
+from distill_jax.setup.measures import SCORER
 from distill_jax.setup.models import bind_config, student_source, without_knowledge
 from distill_jax.setup.student import student_config
 from distill_jax.setup.teachers import Teachers
@@ -37,6 +38,11 @@ def check_study(c: ConfigDict) -> None:
         at_least(f"study.{key}", s[key], 0)
     for key in ("prompt_tokens", "new_tokens"):
         at_least(f"study.{key}", s[key], 1)
+    if s.measure == SCORER and not s.prompts:
+        raise UserError(
+            "config.study.measure is scorer and config.study.prompts is 0: give prompts, whose"
+            " continuations the scorer judges"
+        )
     if not 0.5 <= s.confidence < 1:
         raise UserError(f"config.study.confidence is {s.confidence}: use 0.5 to less than 1")
     if not c.teacher.path and not c.teacher.cache:
@@ -52,11 +58,8 @@ def arm_config(
     """
     mine = c.copy_and_resolve_references()
     with mine.unlocked():
-        del (
-            mine.study,
-            mine.diagnose,
-            mine.verdict,
-        )  # no keys of a training run: they may change afterwards
+        # No keys of a training run: they may change afterwards.
+        del mine.study, mine.diagnose, mine.verdict
     mine.job, mine.seed, mine.generate.prompts = "train", seed, ()
     if arm.labels_alone:
         for name, term in mine.terms.items():

@@ -47,7 +47,7 @@ def judge_study(
     invalid: a reason, known to the caller, why nothing can be compared.
     """
     first, *rest = measured
-    rules = _rules(plan, first.measure)
+    rules = _rules(plan, first)
     decide = lambda baseline: judge(
         first.scores,
         TREATMENT,
@@ -60,9 +60,7 @@ def judge_study(
     others = [(first, arm, TREATMENT, rules) for arm in plan.by_name if arm not in main]
     others_judged = _family(others, invalid)
     alone = {"margin": 0.0, "slice_margin": 0.0, "registered": ()}
-    questions = [
-        (one, TREATMENT, EQUAL_STEPS, _rules(plan, one.measure)._replace(**alone)) for one in rest
-    ]
+    questions = [(one, TREATMENT, EQUAL_STEPS, _rules(plan, one)._replace(**alone)) for one in rest]
     return StudyVerdicts(
         decide(EQUAL_STEPS),
         decide(EQUAL_FLOPS) if EQUAL_FLOPS in plan.by_name else None,
@@ -71,7 +69,10 @@ def judge_study(
     )
 
 
-def _rules(plan: StudyPlan, measure: Measure) -> Rules:
+def _rules(plan: StudyPlan, measured: Measured) -> Rules:
+    measure = measured.measure
+    # Scores of examples have no slices: then none is tested, and none is missed.
+    slices = plan.slices if len(measured.scores.slices) > 1 else ()
     return Rules(
         margin=plan.margin,
         slice_margin=plan.slice_margin,
@@ -79,8 +80,8 @@ def _rules(plan: StudyPlan, measure: Measure) -> Rules:
         higher_is_better=measure.higher_is_better,
         unit=measure.unit,
         look=plan.look,
-        registered=plan.slices,
-        known=plan.slices,
+        registered=slices,
+        known=slices,
     )
 
 
