@@ -204,7 +204,7 @@ def test_seeds_may_be_added_which_counts_as_a_look_and_not_taken_away(study, fla
     shutil.copytree(study[0], root)
     again = (f"--workdir={root}", *flags, *STUDY, "--config.study.arms=('kd','sft')")
     assert report(root)["verdict"]["equal_steps"]["look"] == 1
-    out = said(cli.run(*again, "--config.study.seeds=3", timeout=600))
+    out = said(cli.run(*again, "--config.study.seeds=3"))
     assert out.count("done already") == 4
     assert json.loads((root / "study.json").read_text())["looks"] == [[0, 1], [0, 1, 2]]
     assert report(root)["verdict"]["equal_steps"]["look"] == 2
