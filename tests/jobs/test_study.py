@@ -187,7 +187,7 @@ def test_a_study_may_be_judged_by_a_scorer(flags, tmp_path):
         cli.run(
             f"--workdir={tmp_path / 's'}", *flags, *STUDY, "--config.steps=2",
             "--config.study.arms=('kd','sft')", "--config.study.measure=scorer",
-            f"--config.study.scorer={tmp_path / 'mine.py'}:length", timeout=600,
+            f"--config.study.scorer={tmp_path / 'mine.py'}:length",
         )
     )  # fmt: skip
     found = report(tmp_path / "s")
