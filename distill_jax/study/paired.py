@@ -13,7 +13,6 @@ import numpy as np
 from distill_jax.study.rules import Rules
 from distill_jax.types import UserError
 
-WHOLE = "all"  # the slice that is the whole document
 ROUNDING = 1e-6  # of a total, that sums of its parts may be wrong by
 SAME_SCORE = 1e-5  # of the spread between documents: scores this near are the same number
 GRADED_COPIES = 10, 0.95  # documents that tell copies, and the share that must agree
@@ -85,6 +84,12 @@ def check_same_weights(weight_PRE, expected_PE, arm, first, seeds, slices) -> No
                 f"documents of {arm} seed {seed} differ from {first} in slice {slices[p]}: "
                 "evaluate all arms on the same held-out documents"
             )
+
+
+def check_some_weight(weight_xE: np.ndarray, arm: str) -> None:
+    """Refuses an arm that nothing was measured of."""
+    if not weight_xE.any():
+        raise Incomparable(f"no document of arm {arm} has weight in slice all: its mask is empty")
 
 
 def check_numbers(value_PRE, name: str, arm: str, seeds, lowest: float = -math.inf) -> None:
@@ -197,10 +202,7 @@ def pair(
         )
     weight_PE, slices = scores.weight_PE, scores.slices
     check_numbers(weight_PE[:, None], "weight", treatment, arms[0].seeds)
-    if not (weight := weight_PE[0].sum()):
-        raise Incomparable(
-            f"no document of arm {treatment} has weight in slice all: its mask is empty"
-        )
+    check_some_weight(weight_PE[0], treatment)
     check_slices(weight_PE, slices, "weight")
     warnings: list[str] = []
     for name, arm in zip(names, arms, strict=True):
@@ -210,6 +212,7 @@ def pair(
             check_slices(arm.total_PRE, slices, "score")
         warnings += check_copied_seeds(arm, weight_PE, name)
     if teacher_E is not None:
+        weight = weight_PE[0].sum()
         check_teacher(teacher_E / weight, arms[1].total_PRE[0] / weight, baseline, rules)
     order = [arms[1].seeds.index(seed) for seed in arms[0].seeds]
     total_PRE = rules.sign * (arms[0].total_PRE - arms[1].total_PRE[:, order])
