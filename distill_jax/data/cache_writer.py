@@ -130,7 +130,7 @@ def check_disk(directory: Path, needed: int) -> None:
     if needed > disk.free - reserve:
         raise UserError(
             f"the cache needs {needed / 1e9:.2f} GB and {directory} has {disk.free / 1e9:.2f} GB"
-            f" free, of which {reserve / 1e9:.2f} GB are reserved: use another disk, less text, or a"
+            f" free, of which {reserve / 1e9:.2f} GB are reserved: use another disk, less text or a"
             " smaller teacher.targets or cache.dtype"
         )
 
