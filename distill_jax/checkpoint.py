@@ -1,7 +1,7 @@
 """Checkpoints of a run: student, optimizer and step, written by orbax in the background.
 
 A checkpoint is a directory with orbax's commit marker; one that was interrupted has none and is
-never offered. The data position needs no field of its own: batches are a function of the step.
+never restored. No data position is stored: batches are a function of the step.
 """
 
 from pathlib import Path
@@ -13,7 +13,6 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from distill_jax.types import TrainState
 
-STATE = "state"
 CheckpointManager = ocp.CheckpointManager
 
 
@@ -51,4 +50,4 @@ def restore(manager: ocp.CheckpointManager, abstract: Any, step: int | None = No
     """The state of `step` (the latest by default) in the shapes and shardings of `abstract`."""
     step = manager.latest_step() if step is None else step
     items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-    return manager.restore(step, args=items)[STATE]
+    return manager.restore(step, args=items).state

@@ -1,4 +1,4 @@
-"""A config without a model: its checks, what differs from base, and that as flags."""
+"""Checks of a config, and its differences from base as text or as flags."""
 
 import difflib
 import importlib.util
@@ -13,11 +13,11 @@ from ml_collections import ConfigDict
 from distill_jax.types import UserError
 
 BASE = Path(__file__).resolve().parents[1] / "configs" / "base.py"
-OPEN = "study.ablations."  # the one group whose names base does not fix
+OPEN = "study.ablations."  # the one group whose keys are the user's own
 
 
 def load_base() -> ConfigDict:
-    """The schema beside the package, with every default, wherever the command runs."""
+    """configs/base.py with every default, whatever the current directory."""
     spec = importlib.util.spec_from_file_location("distill_jax_base", BASE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -25,7 +25,7 @@ def load_base() -> ConfigDict:
 
 
 def leaves(config: ConfigDict) -> dict[str, Any]:
-    """Nested keys as `a.b.c`, in order, with their values as they are."""
+    """Nested keys as `a.b.c`, in order, values unchanged."""
     return traverse_util.flatten_dict(config.to_dict(), sep=".")
 
 
@@ -41,9 +41,9 @@ def unknown_key(key: str, known: Iterable[str]) -> UserError:
     """The error for a key that base does not have, with the nearest one that it has."""
     if f"{key}.".startswith(OPEN):
         return UserError(
-            f"config.{key} cannot be given on the command line: put"
-            f" c.{OPEN}NAME = {{'optim': {{'learning_rate': (1e-4, 1e-3)}}}} or the like into a"
-            " config file of yours (README, Did it help?) and give that file as --config"
+            f"config.{key} cannot be given on the command line: set"
+            f" c.{OPEN}NAME = {{'optim': {{'learning_rate': (1e-4, 1e-3)}}}} in a"
+            " config file of your own (README, Did it help?) and pass that file as --config"
         )
     known = list(known)
     # Either the group is missing (batch_size), or something is misspelt (data.batchsize).
@@ -59,7 +59,7 @@ def check_keys(config: ConfigDict, base: ConfigDict) -> None:
     known = flatten(base)
     for key, value in flatten(config).items():
         if key.startswith(OPEN):
-            continue  # names of the user's own; build/study.py checks what they change
+            continue  # the user's own names; setup/arm_config.py checks their values
         if key not in known:
             raise unknown_key(key, known)
         default = known[key]
@@ -85,8 +85,8 @@ def config_diff(config: ConfigDict, base: ConfigDict) -> str:
 def as_flags(config: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
     """One flag `--config.key=value` for each key that differs from base, both flat as by flatten().
 
-    The command line reads each flag back as the same value; shlex.join makes one text of them. Keys
-    that base lacks (the ablations of a study) are left out: only a config file can give them.
+    The command line parses each flag back to the same value; shlex.join makes one string of them.
+    Keys that base lacks (a study's ablations) are left out: only a config file can set them.
     """
     return [
         f"--config.{key}={_flag_text(value)}"
@@ -109,7 +109,7 @@ def _flag_text(value: Any) -> str:
 
 
 def choose(key: str, value: str, choices: Iterable[str]) -> str:
-    """`value`, where it is one of `choices`. Raises UserError otherwise."""
+    """Returns `value` if it is one of `choices`. Raises UserError otherwise."""
     choices = list(choices)
     if value not in choices:
         near = difflib.get_close_matches(str(value), choices, n=1)
@@ -119,7 +119,7 @@ def choose(key: str, value: str, choices: Iterable[str]) -> str:
 
 
 def at_least(key: str, value: float, least: float) -> float:
-    """`value`, where it is not below `least`. Raises UserError otherwise."""
+    """Returns `value` if it is at least `least`. Raises UserError otherwise."""
     if not value >= least:
         raise UserError(f"config.{key} is {value}: use at least {least}")
     return value

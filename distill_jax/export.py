@@ -1,4 +1,4 @@
-"""The student as a Hugging Face directory that transformers loads with no flag."""
+"""The student as a Hugging Face directory that transformers loads without extra flags."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ MAX_SHARD_BYTES = 5_000_000_000
 
 
 def to_host(params: Params) -> Params:
-    """Whole arrays on every process, whatever part of them its devices hold."""
+    """Complete arrays on every process's host, gathered from all devices."""
     if jax.process_count() == 1:
         return jax.tree.map(np.asarray, params)
     return multihost_utils.process_allgather(params, tiled=True)

@@ -1,4 +1,4 @@
-"""Files and directories that are written as a whole or not at all."""
+"""Files and directories that are written completely or not at all."""
 
 import json
 import os
@@ -11,9 +11,9 @@ from typing import Any
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Gives a place beside `path` to write a file or a directory to; then it takes that name.
+    """Yields a temporary path beside `path`; what is written there is then renamed to `path`.
 
-    The content reaches the disk before the name does, so that even a power cut leaves the old
+    The content is flushed to disk before the rename, so that even a power cut leaves either the old
     content or the new. A process that dies in between leaves `NAME.part`, which nothing reads and
     the next write replaces.
 
@@ -34,13 +34,13 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A UTF-8 file, written as a whole or not at all."""
+    """Writes a UTF-8 file, completely or not at all."""
     with written_whole(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Indented JSON, written as a whole or not at all."""
+    """Writes indented JSON, completely or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 

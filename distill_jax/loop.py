@@ -25,11 +25,11 @@ from distill_jax.types import Array, Batch, Mean, NumbersBrokeDown, Params, Stop
 from distill_jax.workdir import METRICS, rewind
 from distill_jax.writers import Writer
 
-STEPS_BETWEEN_QUESTIONS = 10
+STEPS_BETWEEN_STOP_CHECKS = 10  # with several processes
 
 
 class LoopOptions(NamedTuple):
-    """How often things happen, in steps; 0 is never. Meanings stand in configs/base.py."""
+    """Intervals in steps (0: never) and limits; configs/base.py documents each."""
 
     steps: int
     eval_every: int
@@ -40,16 +40,16 @@ class LoopOptions(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A training run as live objects; build.py makes it."""
+    """A training run as live objects; setup/training.py makes it."""
 
     workdir: Path
     options: LoopOptions
     manager: ocp.CheckpointManager
     state: TrainState  # fresh or restored; its buffers are donated
     teacher_params: tuple[Params, ...]
-    key: Array  # of what the step draws; folded with the step
+    key: Array  # for teachers that draw; folded with the step
     train_step: Callable[..., tuple[TrainState, dict[str, Any]]]
-    batches: Callable[[int], Iterator[tuple[Batch, Batch]]]  # from a step on: (host, global)
+    batches: Callable[[int], Iterator[tuple[Batch, Batch]]]  # from a given step on: (host, global)
     evaluate: Callable[[Params], dict[str, float]]
     learning_rate: Callable[[int], float]
     on_start: Callable[[Params], None]  # called once, before the first step of a fresh run
@@ -81,7 +81,7 @@ def _steps(run, state, start, log, stop, alive):
     options, late = run.options, None
     for step, (host, batch) in enumerate(run.batches(start), start + 1):
         state, metrics = run.train_step(state, run.teacher_params, batch, run.key)
-        # Metrics are fetched one step late, so that the next step is dispatched before.
+        # Metrics are fetched one step late, so that the next step is dispatched first.
         if late is not None:
             log.train(*late)
         late = (step, host, metrics)
@@ -108,7 +108,7 @@ def _steps(run, state, start, log, stop, alive):
 
 
 class _Log:
-    """Writes metrics.jsonl and shows progress: a bar on a terminal, else a line now and then."""
+    """Writes metrics.jsonl and shows progress: a bar on a terminal, otherwise occasional lines."""
 
     def __init__(self, run: Run):
         self.run = run
@@ -194,26 +194,26 @@ def _number(value: Any) -> float | None:
 
 
 def _device_memory() -> float | None:
-    """Gigabytes in use on the fullest device, where the backend tells."""
+    """Gigabytes in use on the fullest device; None where the backend does not say."""
     used = [(d.memory_stats() or {}).get("bytes_in_use") for d in jax.local_devices()]
     return max(used) / 1e9 if used and None not in used else None
 
 
 def _shared(flag: bool, step: int) -> bool:
-    """Whether any process has the flag up: all must decide alike, or the next collective hangs.
+    """Whether any process has set the flag: all must agree, or the next collective hangs.
 
-    Several processes ask each other now and then only, because asking waits for the device.
+    Several processes compare flags only every few steps, because that waits for the device.
     """
     if jax.process_count() == 1:
         return flag
-    if step % STEPS_BETWEEN_QUESTIONS:
+    if step % STEPS_BETWEEN_STOP_CHECKS:
         return False
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 @contextmanager
 def _stop_signal() -> Iterator[threading.Event]:
-    """An event that SIGTERM or Ctrl-C sets; a second signal acts as it did before."""
+    """An event that SIGTERM or Ctrl-C sets; a second signal has its previous effect."""
     stop = threading.Event()
     before = {}
 
@@ -232,7 +232,7 @@ def _stop_signal() -> Iterator[threading.Event]:
 
 @contextmanager
 def _watchdog(limit_s: float) -> Iterator[Callable[[], None]]:
-    """Ends the process with code 74 when `alive` was not called for `limit_s` seconds.
+    """Ends the process with code 74 if the yielded function is not called for `limit_s` seconds.
 
     A hung collective cannot be interrupted from Python, hence os._exit.
     """

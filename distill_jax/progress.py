@@ -1,4 +1,4 @@
-"""What a person watching a run reads: progress lines, tables, and the one function that prints."""
+"""Text for the terminal: progress lines, tables, and the only function that prints."""
 
 import sys
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import jax
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Prints a line, once for all processes; to stdout unless another stream is given."""
+    """Prints a line on process 0 only; to stdout unless another stream is given."""
     if jax.process_index() == 0:
         print(text, file=stream or sys.stdout, flush=True)
 
@@ -26,14 +26,14 @@ def duration(seconds: float) -> str:
 def progress_line(
     step: int, steps: int, seconds_left: float, tokens_per_s: float, numbers: dict[str, float]
 ) -> str:
-    """One line: where the run is, when it ends, how fast it goes, and a few metrics by name."""
+    """One line: step, time left, tokens per second, and a few metrics by name."""
     shown = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
     left = f"{duration(seconds_left)} left"
     return f"step {step}/{steps}  {left}  {tokens_per_s:,.0f} tokens/s  {shown}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned by width, the first to the left and the numbers to the right."""
+    """Aligned columns: the first to the left, all others to the right."""
     cells = [list(header), *map(list, rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
 

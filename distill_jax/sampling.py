@@ -1,12 +1,13 @@
 """Generation with a key/value cache: batched, greedy or by temperature. Shapes: types.py.
 
-make_continue compiles what continues a padded batch, one token per turn of a while loop; generate
-feeds it any number of prompts, whose texts do not depend on the batch size. Start with generate.
+make_continue compiles the continuation of a padded batch, one token per iteration of a while loop.
+generate runs it over any number of prompts, whose texts do not depend on the batch size.
 Imports models and losses; evals and jobs call it.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import takewhile
 from typing import NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ from distill_jax.losses.vocabulary import head_logits
 from distill_jax.models.binding import Model
 from distill_jax.types import Array, Params, UserError
 
-# Prompts are padded to a multiple of this many tokens, so that few programs are compiled.
+# Prompts are padded to a multiple of this many tokens, so that few shapes are compiled.
 PROMPT_STEP = 32
 
 
@@ -41,7 +42,7 @@ def make_continue(
 ) -> Continue:
     """What generate runs, with the room that the model has.
 
-    Prompts stand on the left of their rows. After its first stop token a row holds only such. Token
+    Prompts are padded on the right. After its first stop token a row holds only stop tokens. Token
     i of a row is drawn with fold_in(key, i), one key per row, so that a row's text does not depend
     on the other rows of its batch.
     """
@@ -94,10 +95,10 @@ def generate(
     *,
     batch_size: int,
 ) -> list[list[int]]:
-    """New tokens of each prompt, up to and without a stop token.
+    """New tokens of each prompt, up to but without its stop token.
 
-    The last batch is filled up, so that it needs no program of its own. Raises UserError for an
-    empty prompt, or one that leaves no room in the model's positions.
+    The last batch is filled up, so that no other program is compiled for it. Raises UserError for
+    an empty prompt, or one that leaves no room in the model's positions.
     """
     room = program.max_positions - program.max_new_tokens
     for i, prompt in enumerate(prompts):
@@ -122,10 +123,6 @@ def generate(
             row[: len(prompt)] = prompt
         lengths = np.array([len(prompt) for prompt in chunk], np.int32)
         new = np.asarray(program.run(params, rows, lengths, keys[start : start + size]))
-        texts += [_until(row, program.stop_ids) for row in new.tolist()]
+        goes_on = lambda token: token not in program.stop_ids
+        texts += [list(takewhile(goes_on, row)) for row in new.tolist()]
     return texts[: len(prompts)]
-
-
-def _until(tokens: list[int], stop_ids: tuple[int, ...]) -> list[int]:
-    ends = [i for i, token in enumerate(tokens) if token in stop_ids]
-    return tokens[: ends[0]] if ends else tokens

@@ -2,7 +2,7 @@
 
 Mesh axes: `data` copies the model and splits the batch, `fsdp` splits both the batch and the
 parameters, `tensor` splits the parameters within a matrix product. One jitted program over
-NamedShardings is what `pmap` and `pjit` were once needed for.
+NamedShardings does what `pmap` and `pjit` used to do.
 """
 
 import re
@@ -22,10 +22,10 @@ Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 
 
 def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
-    """A mesh over every device. One size may be -1: what the others leave.
+    """A mesh over every device. One size may be -1: all remaining devices.
 
-    Raises UserError where the product is not the number of devices: JAX would leave some idle
-    without a word.
+    Raises UserError where the product is not the number of devices: JAX would silently leave
+    some idle.
     """
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     free = [name for name, size in sizes.items() if size == -1]
@@ -39,7 +39,7 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
     if int(np.prod(list(sizes.values()))) != devices:
         raise UserError(
             f"{shown}: the product must equal the {devices} device(s) here:"
-            " change one of the sizes, or set one to -1 to take what is left"
+            " change one of the sizes, or set one to -1 to use the remaining devices"
         )
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
@@ -48,9 +48,9 @@ def parameter_shardings(abstract_params: Any, rules: Rules, mesh: Mesh) -> Any:
     """A NamedSharding for each array of a parameter-like tree, by the first rule that matches.
 
     A rule is (regular expression over a whole path such as `blocks/attention/query`, mesh axis or
-    None for each array axis). What stands before in a longer path is passed over, so the same
-    rules serve the optimizer's moments. An axis that a mesh axis does not divide evenly, and an
-    array no rule names, stay whole.
+    None for each array axis). A longer path's prefix is ignored, so the same rules serve the
+    optimizer's moments. An axis that its mesh axis does not divide evenly and an array that no rule
+    matches are replicated.
     """
 
     def place(path, leaf) -> NamedSharding:
@@ -73,7 +73,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def batch_ways(mesh: Mesh) -> int:
-    """Into how many parts the mesh splits the rows of a batch."""
+    """The number of parts that the mesh splits the rows of a batch into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
@@ -89,14 +89,14 @@ def check_batch(key: str, batch_size: int, microbatches: int, mesh: Mesh) -> Non
 
 
 def to_global(batch: Batch, mesh: Mesh, rows: int) -> Batch:
-    """Host rows of this process to arrays over the whole mesh, `rows` in all processes together."""
+    """Arrays over the whole mesh from this process's rows; `rows` counts those of all processes."""
     sharding = batch_sharding(mesh)
     place = lambda x: jax.make_array_from_process_local_data(sharding, x, (rows, *x.shape[1:]))
     return jax.tree.map(place, batch)
 
 
 def local_rows(mesh: Mesh, rows: int) -> slice:
-    """Which rows of a global batch the devices of this process hold."""
+    """The rows of a global batch that this process's devices hold."""
     indices = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
     bounds = [index[0].indices(rows) for index in indices]
     return slice(min(b[0] for b in bounds), max(b[1] for b in bounds))
@@ -109,13 +109,13 @@ def local_part(x: jax.Array) -> np.ndarray:
 
 
 def place_whole(tree: Any, mesh: Mesh) -> Any:
-    """Host arrays onto the mesh, whole on every device."""
+    """Host arrays onto the mesh, replicated on every device."""
     whole = NamedSharding(mesh, PartitionSpec())
     return place(tree, jax.tree.map(lambda _: whole, tree))
 
 
 def place(tree: Any, shardings: Any) -> Any:
-    """Host arrays onto the mesh; each process holds the whole host array and gives its part."""
+    """Host arrays onto the mesh; each process holds the whole host array and places its part."""
     return jax.tree.map(
         lambda x, s: jax.make_array_from_callback(x.shape, s, lambda index: np.asarray(x[index])),
         tree,
@@ -124,6 +124,6 @@ def place(tree: Any, shardings: Any) -> Any:
 
 
 def barrier(name: str) -> None:
-    """All processes wait for each other; what one wrote before, the others then see."""
+    """Waits for all processes; files written before it are then visible to all of them."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

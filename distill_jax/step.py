@@ -24,8 +24,8 @@ def init_state(
     *,
     keep_average: bool = False,
 ) -> TrainState:
-    """The state before the first update. keep_average: of the parameters, to teach from."""
-    # Three arrays and not one thrice: a donated buffer may stand in the state only once.
+    """The state before the first update. keep_average: keep a running average as a teacher."""
+    # Three separate arrays: a donated buffer may occur in the state only once.
     zero = lambda: jnp.zeros((), jnp.int32)
     average = jax.tree.map(jnp.copy, params) if keep_average else None
     opt_state = optimizer.init(params)
@@ -44,12 +44,12 @@ def make_train_step(
 ) -> TrainStep:
     """Builds train_step(state, teacher_params, batch, key) -> (state, metrics), jitted.
 
-    The state is donated; the teachers are an argument, so that they are neither baked into the
-    program nor donated. The rows of the batch are cut into `microbatches` that are scanned, their
-    gradients added. An update that is not finite is refused inside the program and counted. The
-    terms of the loss are what `plan` has for the step; `key` is folded with the step. `frozen` are
-    patterns over parameter paths; the new state keeps `state_shardings`. average_decay: what the
-    running average of the parameters, where the state has one, keeps of itself per step.
+    The state is donated; the teachers are an argument, so that they are neither constants of the
+    program nor donated. The rows of the batch are split into `microbatches`, over which gradients
+    are accumulated by a scan. A non-finite update is refused inside the program and counted. `plan`
+    gives the terms of the loss at each step; `key` is folded with the step. frozen: patterns over
+    parameter paths. average_decay: decay per step of the running average of the parameters, where
+    the state has one. The new state has `state_shardings`.
     """
 
     @partial(jax.jit, donate_argnums=0, out_shardings=(state_shardings, None))
@@ -102,7 +102,7 @@ def _averaged(average, params, decay):
 
 
 def _moving(terms):
-    """What the plan has moved a parameter to, by `term_parameter`."""
+    """The current values of parameters that the plan changes, by `term_parameter`."""
     return {f"{term.name}_{name}": value for term in terms for name, value in term.moving.items()}
 
 
@@ -124,9 +124,9 @@ def _accumulate(part, batches):
 
 
 def _update(state, optimizer, loss, gradient):
-    """(state, whether the update was finite, gradient norm). Any other update is refused.
+    """(state, whether the update was finite, gradient norm). A non-finite update is refused.
 
-    optax.apply_if_finite is not used because past its limit it applies the bad update.
+    Not optax.apply_if_finite, which applies bad updates once its limit is reached.
     """
     norm = optax.tree.norm(gradient)
     good = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -145,5 +145,5 @@ def _update(state, optimizer, loss, gradient):
 
 
 def _keep(good, new, old):
-    """What is new where the update was good, and else what was."""
+    """`new` where the update was good, otherwise `old`."""
     return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)

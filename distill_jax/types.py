@@ -1,4 +1,4 @@
-"""The values that flow between the rooms of the house.
+"""The values that pass between the parts of the package.
 
 Shape legend, used in every name of this package:
   B sequences (rows)   T positions   V vocabulary entries   D model width
@@ -20,15 +20,15 @@ path_name = partial(jax.tree_util.keystr, simple=True, separator="/")
 
 
 class UserError(Exception):
-    """The input or the config is wrong; the message is one line: what, which value, what to do."""
+    """The input or the config is wrong. The message is one line: what, which value, what to do."""
 
 
 class Stopped(Exception):
-    """A signal asked the run to stop; what was worth saving is saved, and the command goes on."""
+    """A signal asked the run to stop. Progress is saved; the same command resumes it."""
 
 
 class NumbersBrokeDown(Exception):
-    """Updates stayed non-finite; rerunning the same command would only repeat it."""
+    """Updates stayed non-finite; running the same command again would only repeat it."""
 
 
 class Forbidden(Exception):
@@ -36,7 +36,7 @@ class Forbidden(Exception):
 
 
 class Mean(NamedTuple):
-    """An average that is not divided yet, so that parts of a batch merge exactly."""
+    """An average before its division, so that parts of a batch merge exactly."""
 
     total: Array
     count: Array
@@ -48,8 +48,8 @@ class Batch(NamedTuple):
     tokens_BT    int32, what the model reads.
     labels_BT    int32, the token that follows each input in its own document.
     weight_BT    float32, how much a label counts: 1 for a trained label, 0 for a prompt or padding.
-    segment_BT   int32, 0 for padding, 1.. for the pieces of a row; attention stays within a piece.
-    position_BT  int32, place within the piece.
+    segment_BT   int32, 0 for padding, 1, 2, ... for the pieces of a row; attention stays in each.
+    position_BT  int32, position within the piece.
     document_BT  int32, index of the document in its source, -1 for padding.
     targets      cached teacher targets by position, as data/cache.py stores them; None where the
                  teacher runs in the step.
@@ -77,7 +77,7 @@ class Unembed(NamedTuple):
 
 
 class Hidden(NamedTuple):
-    """What a decoder gives: final hidden states (after the last norm), on demand each block's."""
+    """Output of a decoder: final hidden states (after the last norm); on request, each block's."""
 
     last_BTD: Array
     layers_LBTD: Array | None = None
@@ -86,7 +86,7 @@ class Hidden(NamedTuple):
 class Projected(NamedTuple):
     """Teacher targets as final hidden states together with the head that turns them into logits.
 
-    scale_BT: where hidden states are stored as int8, what one unit of a token stands for.
+    scale_BT: the scale per token of hidden states stored as int8; None for other dtypes.
     """
 
     hidden_BTD: Array
@@ -98,11 +98,11 @@ class TopK(NamedTuple):
     """Teacher targets as the raw logits of E entries per token and the mass of all others.
 
     ids_BTE      int32; -1 where a token has fewer than E entries.
-    logits_BTE   float32, raw: a temperature other than the stored ones can only be renormalised.
-    rest_BTM     logsumexp of all other logits, each divided by one of `temperatures`; -inf: none.
-    temperatures fixed when traced; the first is 1.
-    policy       what becomes of the others: a key of losses/sparse.py POLICIES.
-    vocab        entries that the teacher has.
+    logits_BTE   float32, not divided by a temperature.
+    rest_BTM     logsumexp of all other logits / each of `temperatures`; -inf where there are none.
+    temperatures static; the first is 1. Only the policy renormalise allows any other.
+    policy       how the other entries are treated: a key of POLICIES in losses/sparse.py.
+    vocab        size of the teacher's vocabulary.
     """
 
     ids_BTE: Array
@@ -117,8 +117,8 @@ class Sampled(NamedTuple):
     """Teacher targets as draws from p at temperature 1. Random-sampling KD, 2503.16870.
 
     ids_BTE          int32, distinct; -1 where a token has fewer than E.
-    probability_BTE  counts / draws: its mean over draws is p.
-    vocab            entries that the teacher has.
+    probability_BTE  counts / draws: an unbiased estimate of p.
+    vocab            size of the teacher's vocabulary.
     """
 
     ids_BTE: Array
@@ -140,7 +140,7 @@ Targets = Projected | TopK | Sampled | Mixture
 class TrainState(NamedTuple):
     """Everything that training changes. The teacher is never part of it."""
 
-    step: Array  # int32, updates tried
+    step: Array  # int32, updates tried, refused ones included
     params: Params
     opt_state: Any
     skipped: Array  # int32, updates refused because they were not finite

@@ -1,4 +1,4 @@
-"""The directory of one run: its lock, its config, its metrics file. Written by process 0 alone."""
+"""The directory of one run: its lock, its config, its metrics file. Written by process 0 only."""
 
 import json
 from collections.abc import Iterator
@@ -18,9 +18,9 @@ SAMPLES, PAGE = "samples.jsonl", "report.html"
 
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Creates the directory and holds it for this process; the system lets go when it dies.
+    """Creates the directory and locks it; the lock is released even if the process dies.
 
-    Raises UserError where it cannot be written or another run holds it.
+    Raises UserError if it cannot be written or another run holds the lock.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ def locked(workdir: Path) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise UserError(
-            f"--workdir {workdir} cannot be written ({error.strerror}): use a directory of yours"
+            f"--workdir {workdir} cannot be written ({error.strerror}): use a writable one"
         ) from None
     try:
         yield
@@ -41,9 +41,9 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def claim(workdir: Path, resolved: dict[str, Any], diff: str, free: set[str]) -> None:
-    """Writes the config of a new workdir, or checks that an old one was made by the same config.
+    """Writes the config of a new workdir, or checks that an old one has the same config.
 
-    free: keys that may differ on a rerun (what only changes how it is watched). Raises UserError
+    free: keys that may differ on a rerun (those that do not change the result). Raises UserError
     with the differing keys otherwise.
     """
     path = workdir / CONFIG
@@ -65,7 +65,7 @@ def claim(workdir: Path, resolved: dict[str, Any], diff: str, free: set[str]) ->
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; a last line cut off by a crash is left out."""
+    """The objects of a JSON-lines file; a last line truncated by a crash is skipped."""
     if not path.exists():
         return []
     text = path.read_text()
@@ -74,7 +74,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
-    """A JSON-lines file, written as a whole or not at all."""
+    """Writes a JSON-lines file, completely or not at all."""
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 

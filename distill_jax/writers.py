@@ -1,4 +1,4 @@
-"""Where metrics go beside metrics.jsonl: TensorBoard event files and Weights & Biases."""
+"""Where metrics go besides metrics.jsonl: TensorBoard event files and Weights & Biases."""
 
 from collections.abc import Callable
 from pathlib import Path

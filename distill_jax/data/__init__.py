@@ -1,7 +1,7 @@
-"""Text: sources, formats, tokenizers, chat templates, packed rows, batches, the teacher's cache.
+"""Text: sources, formats, tokenizers, chat templates, packed rows, batches, the teacher cache.
 
-Everything here is host-side NumPy and knows no model. May import types, config, files. Start with
-`sources.py` (where documents come from), then `encode.py` (their tokens and which of them count),
-`pack.py` (rows) and `pipeline.py` (batches as a function of seed and step); `cache.py` reads what a
-teacher gave for a piece of text.
+Everything here is host-side NumPy, independent of models. Imports only types and files. Start with
+`sources.py` (where documents come from), then `encode.py` (their tokens, and which of these are
+trained), `pack.py` (rows) and `pipeline.py` (batches as a function of seed and step); `cache.py`
+reads the teacher's stored signals for a piece of text.
 """

@@ -1,13 +1,11 @@
-"""A teacher's signals on disk, one record a piece of text, found by a hash of the piece's tokens.
+"""A teacher's signals on disk, one record per piece of text, keyed by a hash of its tokens.
 
-Rows are packed from pieces (data/pack.py) that attention does not leave and in which positions
-begin anew, so what a teacher gives for a piece depends on its tokens alone. A cache therefore does
-not depend on packing, order, batch size or seed, and a piece of another text, tokenizer or window
-is simply not in it.
+Rows are packed from pieces (data/pack.py). Attention stays in a piece and its positions start at 0,
+so a teacher's signals for a piece depend only on its tokens. A cache therefore does not depend on
+packing, order, batch size or seed, and a piece of another text, tokenizer or window is not in it.
 
-A directory holds ArrayRecord shards, an index of keys and a digest beside each, and manifest.json.
-A shard counts once both stand under their final names. Every file is checked when it is opened,
-which reads it once, and every record again when it is used.
+A directory holds ArrayRecord shards, each with an index of keys and a digest, and manifest.json.
+Every file is read and checked when the cache is opened, and every record again when it is used.
 """
 
 import hashlib
@@ -35,7 +33,7 @@ from distill_jax.data.cache_records import KEY_BYTES, KINDS, Signals, from_recor
 from distill_jax.data.pack import Rows
 from distill_jax.types import Batch, UserError
 
-READERS = 128  # shards open at a time: systems allow a process as few as 256 files
+READERS = 128  # shards open at a time: some systems allow only 256 files per process
 
 
 def piece_key(tokens_T: np.ndarray) -> bytes:
@@ -62,12 +60,12 @@ class Cache:
         self.lock = threading.Lock()
 
     def missing(self, rows: Iterable[Batch]) -> tuple[int, int]:
-        """(pieces that are not here, pieces) of some rows."""
+        """(number of absent pieces, number of pieces) of some rows."""
         keys = [key for row in rows for _, key in pieces_of(row)]
         return sum(key not in self.places for key in keys), len(keys)
 
     def attach(self, row: Batch) -> Batch:
-        """A row of [T] arrays with `targets`. Raises UserError for a piece that is not here."""
+        """A row of [T] arrays with `targets`. Raises UserError for an absent piece."""
         length = len(row.tokens_BT)
         targets: Signals | None = None
         for place, key in pieces_of(row):
@@ -95,7 +93,7 @@ class Cache:
             )
         name, number = self.places[key]
         path = self.directory / f"{name}{SHARD}"
-        # RuntimeError and IndexError are ArrayRecord's, where a file changed after it was opened.
+        # ArrayRecord raises RuntimeError or IndexError if a file changed after it was opened.
         try:
             with self.lock:
                 (record,) = self._reader(path).read([number])
@@ -104,7 +102,7 @@ class Cache:
             raise damaged(path, str(error).splitlines()[0]) from None
 
     def _reader(self, path):
-        """The reader of a shard; of all readers the READERS used last stay open."""
+        """The reader of a shard; the READERS most recently used ones stay open."""
         options = "readahead_buffer_size:0,max_parallelism:0"
         reader = self.readers.pop(path.name, None) or ArrayRecordReader(str(path), options)
         self.readers[path.name] = reader
@@ -124,13 +122,13 @@ class Cache:
 
 
 def open_cache(directory: Path) -> Cache:
-    """Checks every file. Raises UserError for what is absent, damaged or not complete."""
+    """Opens a cache and checks every file. Raises UserError if it is damaged or incomplete."""
     manifest = read_manifest(directory)
     if not manifest.complete:
         raise UserError(f"{directory} is not complete: {AGAIN}, which goes on where it stopped")
     places: dict[bytes, tuple[str, int]] = {}
     indices = {name: read_index(directory, name) for name in shard_names(directory)}
-    # Two processes may both have stored a piece: which one counts must not depend on names.
+    # Two processes may both have stored a piece: the choice must not depend on file names.
     for name, index in sorted(indices.items(), key=lambda item: item[1]["digest"]):
         if digest_of(directory / f"{name}{SHARD}") != index["digest"]:
             raise damaged(directory / f"{name}{SHARD}", "digest")
@@ -138,22 +136,22 @@ def open_cache(directory: Path) -> Cache:
     if len(places) != manifest.pieces:
         raise UserError(
             f"{directory} has {len(places)} pieces of {manifest.pieces}: shards are absent or"
-            f" doubled: {AGAIN}"
+            f" duplicated: {AGAIN}"
         )
     return Cache(directory, manifest, places)
 
 
 def check_match(manifest: Manifest, path: Path, hashes: dict[str, str | None], seq_len: int):
-    """Raises UserError where a cache is another teacher's, tokenizer's or window's.
+    """Raises UserError if a cache has another teacher, tokenizer or window.
 
-    hashes: those that are known here; a name that is absent is not compared.
+    hashes: the known ones; absent names are not compared.
     """
     for name, value in hashes.items():
         if manifest.hashes.get(name) != value:
             raise UserError(
                 f"config.teacher.cache {path} was made with another {name}"
                 f" ({short(manifest.hashes.get(name))} there, {short(value)} here):"
-                f" use the cache of this one, or {AGAIN}"
+                f" use a matching cache, or {AGAIN}"
             )
     if manifest.seq_len != seq_len:
         raise UserError(
@@ -163,7 +161,7 @@ def check_match(manifest: Manifest, path: Path, hashes: dict[str, str | None], s
 
 
 class CachedRows:
-    """Rows whose targets a cache holds; for data/pipeline.py the same as Rows."""
+    """Rows with targets from a cache; the same interface as Rows."""
 
     def __init__(self, rows: Rows, cache: Cache):
         self.rows, self.cache = rows, cache
@@ -176,5 +174,5 @@ class CachedRows:
         return self.cache.attach(self.rows[i])
 
     def padding(self) -> Batch:
-        """A row of nothing, to fill up a batch."""
+        """An empty row, to fill up a batch."""
         return self.cache.attach(self.rows.padding())

@@ -1,6 +1,6 @@
-"""The files of a teacher cache: a manifest, shards with an index each, all of them sealed.
+"""The files of a teacher cache: a manifest, and shards with an index each, all with checksums.
 
-A shard counts once it and its index both stand under their final names. Shapes: types.py.
+A shard is valid once it and its index both have their final names. Shapes: types.py.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ AGAIN = "run the job cache again"
 
 
 class Manifest(NamedTuple):
-    """What a cache holds and of whom.
+    """The content of a cache and its teacher.
 
     form: dtype, width, vocab, k, draws, temperatures, softcap and scale of the teacher's head.
     hashes: of the teacher's weights, the tokenizer and its chat template. seq_len: the window.
@@ -34,7 +34,7 @@ class Manifest(NamedTuple):
 
 
 def check_same(directory: Path, manifest: Manifest) -> None:
-    """Raises UserError where a directory holds what another manifest describes."""
+    """Raises UserError if a directory holds a cache of another manifest."""
     old = read_manifest(directory)
     flat = lambda m: {**m.form, **m.hashes, "kind": m.kind, "seq_len": m.seq_len}
     there, here = flat(old), json.loads(json.dumps(flat(manifest)))
@@ -42,13 +42,12 @@ def check_same(directory: Path, manifest: Manifest) -> None:
     if changed:
         shown = ", ".join(f"{k} ({short(there.get(k))} there)" for k in changed)
         raise UserError(
-            f"{directory} holds a cache of another making, which differs in {shown}:"
-            " use another directory"
+            f"{directory} holds another cache, which differs in {shown}: use another directory"
         )
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Raises UserError where there is none, or a damaged one."""
+    """The manifest. Raises UserError if it is absent or damaged."""
     if not (directory / MANIFEST).exists():
         raise UserError(f"{directory} holds no teacher cache: run the job cache with it as workdir")
     content = _read_sealed(directory / MANIFEST)
@@ -61,18 +60,18 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def shard_names(directory: Path) -> list[str]:
-    """The names of whole shards: the file and its index both under their final names."""
+    """The names of valid shards: the file and its index both have their final names."""
     names = (p.name.removesuffix(SHARD) for p in directory.glob(f"shard-*{SHARD}"))
     return sorted(name for name in names if (directory / f"{name}{INDEX}").exists())
 
 
 def shard_keys(directory: Path) -> set[str]:
-    """The keys of all pieces in whole shards, in hexadecimal."""
+    """The keys of all pieces in valid shards, in hexadecimal."""
     return {key for name in shard_names(directory) for key in read_index(directory, name)["keys"]}
 
 
 def read_index(directory: Path, name: str) -> dict[str, Any]:
-    """A shard's digest, keys and tokens. Raises UserError where it is damaged."""
+    """A shard's digest, keys and tokens. Raises UserError if it is damaged."""
     return _read_sealed(directory / f"{name}{INDEX}")
 
 
@@ -81,7 +80,7 @@ def _seal(content: Any) -> str:
 
 
 def write_sealed(path: Path, content: Any) -> None:
-    """JSON with a hash of itself, written as a whole or not at all."""
+    """Writes JSON with a hash of itself, completely or not at all."""
     write_text(path, json.dumps({"seal": _seal(content), "content": content}))
 
 
@@ -96,14 +95,14 @@ def _read_sealed(path: Path) -> dict[str, Any]:
 
 
 def damaged(path: Path, what: str) -> UserError:
-    """The error for a file that is not what was written."""
-    # Without one shard or index the job writes its pieces anew; without the manifest, all of them.
+    """The error for a file that has changed since it was written."""
+    # Without a shard or index the job rewrites its pieces; without the manifest, all pieces.
     remove = "its directory" if path.name == MANIFEST else "this file"
     return UserError(f"{path} is damaged ({what}): remove {remove} and {AGAIN}")
 
 
 def digest_of(path: Path) -> str:
-    """A hash of a whole file."""
+    """A hash of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()
 

@@ -1,7 +1,7 @@
-"""How a teacher's signals for one piece of text become bytes and arrays again.
+"""Encodes a teacher's signals for one piece of text as bytes, and decodes them.
 
-A kind of signal is one entry of KINDS. Shapes: types.py, with n positions of a piece in the place
-of [B, T]; what a field holds stands in `Signals` below.
+A kind of signal is one entry of KINDS. Shapes: types.py, with the n positions of a piece instead of
+[B, T].
 """
 
 import zlib
@@ -27,7 +27,7 @@ KEY_BYTES = 16
 
 
 class Kind(NamedTuple):
-    """encode(signals, form) -> parts; decode(reader, n, form) -> signals; padding of each field.
+    """encode(signals, form) -> parts; decode(reader, n, form) -> signals; padding per field.
 
     form: the manifest's options and sizes in one dict: dtype, width, vocab, k, draws, temperatures.
     """
@@ -40,7 +40,7 @@ class Kind(NamedTuple):
 
 
 def quantized(hidden_nD: np.ndarray) -> Signals:
-    """int8 with a scale a token: symmetric, the largest entry becomes 127."""
+    """int8 with one scale per token: symmetric, the largest entry becomes 127."""
     hidden_nD = hidden_nD.astype(np.float32)
     scale_n = np.abs(hidden_nD).max(-1) / 127
     safe = np.where(scale_n > 0, scale_n, 1.0)[:, None]
@@ -48,10 +48,10 @@ def quantized(hidden_nD: np.ndarray) -> Signals:
 
 
 def to_record(kind: str, key: bytes, signals: Signals, form: dict[str, Any]) -> bytes:
-    """Key, length, fields, and a checksum over all of it.
+    """Key, length, fields, and a checksum over all of them.
 
-    Raises UserError for signals that are not finite or that form's dtype does not hold, ValueError
-    for ids, counts or shapes that are not of this form.
+    Raises UserError for signals that are not finite or overflow the form's dtype, ValueError for
+    ids, counts or shapes that do not match the form.
     """
     n = len(next(iter(signals.values())))
     _check(signals, form)
@@ -65,13 +65,13 @@ def to_record(kind: str, key: bytes, signals: Signals, form: dict[str, Any]) -> 
 
 
 def _check(signals, form):
-    """Refuses what would be stored as another number."""
+    """Raises for values that would not be stored exactly."""
     for name, value in signals.items():
-        # A logit of -inf is an entry of no probability, a rest of -inf the absence of one.
+        # -inf is valid for a logit (an entry of probability 0) and for a rest (there is none).
         allowed = (value == -np.inf) & (name in ("logits", "rest"))
         if not np.all(np.isfinite(value) | allowed):
             raise UserError(
-                f"the teacher gives {name} that are not finite for a piece of {len(value)} tokens:"
+                f"the teacher's {name} are not finite for a piece of {len(value)} tokens:"
                 " use config.model.compute_dtype=float32, or other weights"
             )
     if "ids" in signals and signals["ids"].max(initial=-1) >= form["vocab"]:
@@ -81,7 +81,7 @@ def _check(signals, form):
 
 
 def from_record(kind: str, key: bytes, record: bytes, form: dict[str, Any]) -> Signals:
-    """The arrays of a record. Raises ValueError where it is damaged or another key's."""
+    """The arrays of a record. Raises ValueError if it is damaged or has another key."""
     body, seal = record[:-4], record[-4:]
     if len(record) < KEY_BYTES + 8 or np.uint32(zlib.crc32(body)).tobytes() != seal:
         raise ValueError("checksum")
@@ -96,7 +96,7 @@ def from_record(kind: str, key: bytes, record: bytes, form: dict[str, Any]) -> S
 
 
 class _Reader:
-    """Takes arrays one after another out of bytes."""
+    """Reads arrays one after another from bytes."""
 
     def __init__(self, data: memoryview):
         self.data, self.at = data, 0
@@ -123,7 +123,7 @@ def _decode_hidden(reader, n, form):
 
 
 def _id_dtype(form) -> np.dtype:
-    """The narrowest that holds every id and one value more, for an empty slot."""
+    """The narrowest dtype for every id and one more value, for an empty slot."""
     return np.dtype(np.uint16 if form["vocab"] < 2**16 - 1 else np.uint32)
 
 
@@ -142,7 +142,7 @@ def _encode_top_k(signals, form):
     largest = np.abs(signals["logits"]).max(initial=0.0, where=finite)
     if largest > np.finfo(dtype).max:
         raise UserError(
-            f"config.cache.dtype {form['dtype']} does not hold the teacher's logits, of which the"
+            f"config.cache.dtype {form['dtype']} overflows on the teacher's logits, of which the"
             f" largest is {largest:.0f}: use float32"
         )
     logits = signals["logits"].astype(dtype)
@@ -214,6 +214,6 @@ KINDS: dict[str, Kind] = {
         ("float32", "bfloat16", "int8", "float16"),
         _sampled_bytes,
     ),
-    # Stored as the logits of the drawn entries: to read they are top_k entries.
+    # Stored as the logits of the drawn entries, like top_k.
     "sampled_renormalised": _TOP_K,
 }

@@ -1,4 +1,4 @@
-"""Writes a teacher cache: claimed by one process, filled by any number, marked as complete."""
+"""Writes a teacher cache: claimed by one process, filled by all, then marked as complete."""
 
 import hashlib
 import io
@@ -30,9 +30,14 @@ from distill_jax.types import UserError
 
 
 class Writer:
-    """Adds pieces to a directory; several processes may, each under its own number."""
+    """Adds pieces to a directory, from where an earlier writer stopped.
+
+    Several processes may write, each under its own number, once process 0 has returned from
+    `claim`. Raises UserError where the directory holds a cache of another manifest.
+    """
 
     def __init__(self, directory: Path, manifest: Manifest, process: int, shard_tokens: int):
+        check_same(directory, manifest)
         self.directory, self.manifest, self.process = directory, manifest, process
         self.shard_tokens = shard_tokens
         self.done = shard_keys(directory)
@@ -40,11 +45,11 @@ class Writer:
         self.tokens = 0
 
     def missing(self, keys: Iterable[bytes]) -> list[bytes]:
-        """Which of the keys no process has committed and this one has not added."""
+        """The keys that no process has committed and this one has not added."""
         return [k for k in keys if k.hex() not in self.done and k.hex() not in self.records]
 
     def add(self, key: bytes, signals: Signals) -> None:
-        """Takes one piece; a whole shard is written once it is full."""
+        """Adds one piece; a shard is written once it is full."""
         record = to_record(self.manifest.kind, key, signals, self.manifest.form)
         self.records[key.hex()] = record
         self.tokens += len(next(iter(signals.values())))
@@ -52,9 +57,9 @@ class Writer:
             self.commit()
 
     def commit(self) -> None:
-        """Writes what was added as a shard of its own, wholly or not at all.
+        """Writes the added pieces as a new shard, completely or not at all.
 
-        Raises UserError where the disk does not take it.
+        Raises UserError if that fails.
         """
         if not self.records:
             return
@@ -84,27 +89,15 @@ def _write_records(path: Path, records: Iterable[bytes]) -> None:
     writer.close()
 
 
-def open_writer(
-    directory: Path, manifest: Manifest, *, process: int = 0, shard_tokens: int
-) -> Writer:
-    """A writer that goes on where an earlier one stopped.
-
-    Process 0 must have returned from `claim` before. Raises UserError where the directory is not
-    this manifest's.
-    """
-    check_same(directory, manifest)
-    return Writer(directory, manifest, process, shard_tokens)
-
-
 def claim(directory: Path, manifest: Manifest) -> None:
-    """Writes the manifest of a new cache, or removes what a stopped job left of an old one.
+    """Writes the manifest of a new cache, or removes the partial files of a stopped job.
 
-    Raises UserError for a cache of another manifest, or of none: whose it was, nothing says.
+    Raises UserError for a cache with another manifest, or for shards without one.
     """
     if not (directory / MANIFEST).exists():
         if shard_names(directory):
             raise UserError(
-                f"{directory} holds shards without {MANIFEST}, so of an unknown teacher:"
+                f"{directory} holds shards without {MANIFEST}, so their teacher is unknown:"
                 " use another directory"
             )
         write_sealed(directory / MANIFEST, manifest._asdict())
@@ -131,19 +124,19 @@ def finish(directory: Path, keys: set[bytes]) -> Manifest:
 
 
 def check_disk(directory: Path, needed: int) -> None:
-    """Raises UserError where `needed` bytes would leave the disk without a reserve."""
+    """Raises UserError if `needed` bytes would not leave a reserve on the disk."""
     disk = shutil.disk_usage(directory)
     reserve = min(disk.total // 20, 10**9)
     if needed > disk.free - reserve:
         raise UserError(
             f"the cache needs {needed / 1e9:.2f} GB and {directory} has {disk.free / 1e9:.2f} GB"
-            f" free, of which {reserve / 1e9:.2f} GB stay: use another disk, less text, or a"
+            f" free, of which {reserve / 1e9:.2f} GB are reserved: use another disk, less text or a"
             " smaller teacher.targets or cache.dtype"
         )
 
 
 def head_file(weight_DV: np.ndarray, bias_V: np.ndarray | None) -> tuple[bytes, str]:
-    """The teacher's head as a file, the same on every process, and its digest for the manifest."""
+    """The teacher's head as the bytes of a file, and its digest for the manifest."""
     arrays = {"weight": weight_DV} | ({} if bias_V is None else {"bias": bias_V})
     content = io.BytesIO()
     np.savez(content, **arrays)
@@ -151,6 +144,6 @@ def head_file(weight_DV: np.ndarray, bias_V: np.ndarray | None) -> tuple[bytes, 
 
 
 def write_head(directory: Path, content: bytes) -> None:
-    """Puts the teacher's head beside its hidden states, once the directory is claimed."""
+    """Writes the teacher's head beside its hidden states, once the directory is claimed."""
     with written_whole(directory / HEAD) as part:
         part.write_bytes(content)

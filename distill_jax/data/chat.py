@@ -1,4 +1,4 @@
-"""Chat messages as text, and which part of the text the assistant wrote."""
+"""Chat messages as text, and the spans of it that the assistant wrote."""
 
 import datetime
 import functools
@@ -16,15 +16,15 @@ from distill_jax.types import UserError
 Messages = Sequence[dict[str, Any]]
 Span = tuple[int, int]  # [start, end) in characters
 
-# What templates see as today: fixed, so that the same data gives the same tokens on every day.
+# The date that templates see: fixed, so that the same data always gives the same tokens.
 TODAY = datetime.datetime(2024, 7, 26)
 
-# Stands in for what an assistant said. A private-use character: no template splits or trims it.
+# Replaces the content of an assistant's turn. A private-use character: no template splits it.
 _STAND_IN = "\ue0d1"
 
 
 class Rendered(NamedTuple):
-    """A conversation as text, and the spans of it that the assistant wrote, one a turn."""
+    """A conversation as text, and the spans of it that the assistant wrote, one per turn."""
 
     text: str
     assistant_spans: list[Span]
@@ -33,9 +33,9 @@ class Rendered(NamedTuple):
 def render_messages(
     tokenizer: Tokenizer, messages: Messages, *, add_generation_prompt: bool, where: str
 ) -> str:
-    """Render as transformers' apply_chat_template does.
+    """Renders as transformers' apply_chat_template does.
 
-    Raises UserError naming `where` when there is no chat template or the template fails.
+    Raises UserError naming `where` if there is no chat template or the template fails.
     """
     if tokenizer.chat_template is None:
         raise UserError(
@@ -50,8 +50,8 @@ def render_messages(
             documents=None,
             **tokenizer.special_tokens,
         )
-    # A template is a program from elsewhere: beside jinja's own errors it may add None to a string
-    # or look up what is not there.
+    # A template is a program: besides jinja's own errors it may add None to a string or look up a
+    # missing key.
     except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
         raise UserError(
             f"{where}: the chat template fails on these messages ({error}): "
@@ -60,20 +60,20 @@ def render_messages(
 
 
 def render_with_spans(tokenizer: Tokenizer, messages: Messages, *, where: str) -> Rendered:
-    """Render a conversation and find what a model would have to write in it.
+    """Renders a conversation and finds the spans that the assistant has to generate.
 
-    A span runs from the end of the generation prompt to the token that closes the turn; white
-    space that separates turns is not part of it. Spans are found by rendering alone, so templates
-    need no `{% generation %}`, and may rewrite earlier turns (drop their reasoning) or fold the
-    system prompt into another turn.
-    Raises UserError naming `where` when the template fails, when a turn of the assistant cannot be
-    found in the text, and when there is none.
+    A span runs from the end of the generation prompt to the token that closes the turn, without the
+    white space between turns. Spans are found only by rendering, so templates need no
+    `{% generation %}` and may rewrite earlier turns (drop their reasoning) or merge the system
+    prompt into another turn.
+    Raises UserError naming `where` if the template fails, or if an assistant turn cannot be found
+    in the text, or if there is none.
     """
     if not any(message["role"] == "assistant" for message in messages):
         roles = [message["role"] for message in messages]
         raise UserError(
-            f"{where}: no turn of an assistant among the roles {roles}, so no token would be "
-            "trained: add one or leave the record out"
+            f"{where}: no assistant turn among the roles {roles}, so no token would be "
+            "trained: add one or remove the record"
         )
     text = render_messages(tokenizer, messages, add_generation_prompt=False, where=where)
     spans = []
@@ -88,7 +88,7 @@ def render_with_spans(tokenizer: Tokenizer, messages: Messages, *, where: str) -
 def _generation_prompt_end(
     tokenizer: Tokenizer, messages: Messages, i: int, text: str, where: str
 ) -> int | None:
-    """Where turn i begins, if what precedes it renders to the beginning of the text."""
+    """Where turn i begins, if the turns before it render to a prefix of the text."""
     try:
         prompt = render_messages(tokenizer, messages[:i], add_generation_prompt=True, where=where)
     except UserError:
@@ -109,7 +109,7 @@ def _span_between_prefixes(
 def _span_by_stand_in(
     tokenizer: Tokenizer, messages: Messages, i: int, text: str, where: str
 ) -> Span:
-    """Render the turn with another text to see where its own text begins and ends."""
+    """Renders the turn with other content to find where its own begins and ends."""
     turn = {**messages[i], "content": _STAND_IN}
     other = render_messages(
         tokenizer,
@@ -127,8 +127,8 @@ def _span_by_stand_in(
     end = len(text) - len(rest)
     if other.count(_STAND_IN) != 1 or not text.endswith(rest) or start > end:
         raise UserError(
-            f"{where}: turn {i} of the assistant cannot be found in what the chat template makes "
-            "of these messages: write the record with 'prompt' and 'completion'"
+            f"{where}: turn {i}, of the assistant, cannot be found in the rendered chat "
+            "template: write the record with 'prompt' and 'completion'"
         )
     closing = last.partition(_STAND_IN)[2]
     return start, end + _common_prefix(closing, text[end:])
@@ -140,13 +140,13 @@ def _common_prefix(a: str, b: str) -> int:
 
 
 def _without_separator(text: str, start: int, end: int, added_tokens: tuple[str, ...]) -> int:
-    """Move the end of a span back over white space that follows the token that closes the turn."""
+    """The end of a span without white space after the token that closes the turn."""
     closed = start + len(text[start:end].rstrip())
     return closed if text[start:closed].endswith(added_tokens) else end
 
 
 class _Generation(Extension):
-    """Accept `{% generation %}` around what an assistant says; it renders as its content."""
+    """Accepts `{% generation %}` around an assistant's content; it renders as the content."""
 
     tags = {"generation"}  # noqa: RUF012 (jinja's interface)
 
@@ -157,10 +157,9 @@ class _Generation(Extension):
 
 @functools.lru_cache
 def _compiled(source: str) -> jinja2.Template:
-    """A template in the environment that chat templates are written for.
+    """A compiled template in the environment that chat templates expect.
 
-    Templates come with models from elsewhere: they run in jinja's sandbox and cannot change the
-    messages.
+    Templates come with downloaded models: they run in jinja's sandbox and cannot change messages.
     """
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]

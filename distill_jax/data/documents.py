@@ -1,4 +1,4 @@
-"""What a source gives: documents, and the two things done to a list of them."""
+"""Documents, their fingerprint, and their split into train and held out."""
 
 import hashlib
 import json
@@ -8,13 +8,13 @@ from distill_jax.types import UserError
 
 
 class Document(NamedTuple):
-    """One piece of training data; exactly one of text, pair and messages is set.
+    """One example; exactly one of text, pair and messages is set.
 
-    name      where it came from, for messages to the user
+    name      where it came from, for error messages
     label     its domain, for results by domain
-    text      plain text, every token of it counts
-    pair      (prompt, completion), only the completion counts
-    messages  chat turns {"role", "content", ...}, only the assistant's count
+    text      plain text, every token is trained
+    pair      (prompt, completion), only the completion is trained
+    messages  chat turns {"role", "content", ...}, only the assistant's are trained
     """
 
     name: str
@@ -25,11 +25,11 @@ class Document(NamedTuple):
 
 
 def document_from_record(record: Any, *, where: str, label: str) -> Document:
-    """Read a record with `messages`, `prompt` + `completion` or `text`, looked for in this order.
+    """Reads a record with `messages`, `prompt` + `completion` or `text`, tried in this order.
 
-    An optional field `label` (or `domain`) replaces the label given. Fields that are null count as
-    absent. Raises UserError naming `where` when the record has none of the known fields, or a
-    field of the wrong type.
+    An optional field `label` (or `domain`) replaces the given label. Null fields count as absent.
+    Raises UserError naming `where` if the record has none of the known fields, or one of the wrong
+    type.
     """
     if not isinstance(record, dict):
         raise UserError(
@@ -80,7 +80,7 @@ def _checked_text(value: Any, field: str, where: str) -> str:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{where}: {field!r} holds half a surrogate pair at character {error.start}: "
+            f"{where}: {field!r} holds an unpaired surrogate at character {error.start}: "
             "write the text as UTF-8"
         ) from error
     return value
@@ -91,7 +91,7 @@ def _kind(value: Any) -> str:
 
 
 def content_hash(document: Document) -> bytes:
-    """sha256 of what a document says, without its name and label."""
+    """sha256 of a document's content, without its name and label."""
     content = [document.text, document.pair, document.messages]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
 
@@ -108,12 +108,12 @@ def fingerprint(documents: list[Document]) -> str:
 def split_documents(
     documents: list[Document], *, held_out_fraction: float, seed: int
 ) -> tuple[list[Document], list[Document]]:
-    """Split into (train, held out) by a hash of each document's content and the seed.
+    """Splits into (train, held out) by a hash of each document's content and the seed.
 
-    A document's side depends on nothing but its content, the fraction and the seed: not on its
-    place, not on the other documents. Equal documents are on one side. Only when a side would be
-    empty does the document nearest to the border change sides. Order is kept. Raises UserError
-    when the fraction is not between 0 and 1 or there are fewer than two different documents.
+    A document's part depends only on its content, the fraction and the seed, not on its position
+    or on other documents. Equal documents are in the same part. Only if a part would be empty does
+    the document nearest to the border change parts. Order is kept. Raises UserError if the fraction
+    is not between 0 and 1 or there are fewer than two different documents.
     """
     if not 0 < held_out_fraction < 1:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Documents as token ids, with a mark on every token that counts."""
+"""Documents as token ids, with a mark on every token that is trained."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -10,14 +10,14 @@ from distill_jax.data.documents import Document
 from distill_jax.data.tokenizer import Tokenizer, close_text
 from distill_jax.types import UserError
 
-_BATCH = 256  # documents handed to the tokenizer's threads at a time; bounds memory only
+_BATCH = 256  # documents encoded at a time; only limits memory
 
 
 class Tokenized(NamedTuple):
-    """All documents end to end.
+    """All documents, concatenated.
 
     tokens   uint32 [n], token ids
-    trained  uint8 [n], 1 where the token counts when it is predicted
+    trained  uint8 [n], 1 where the token is trained
     offsets  int64 [documents + 1], document d is tokens[offsets[d]:offsets[d + 1]]
     labels   the domain label of each document
     """
@@ -29,13 +29,13 @@ class Tokenized(NamedTuple):
 
 
 def tokenize_documents(documents: Sequence[Document], tokenizer: Tokenizer) -> Tokenized:
-    """Encode documents by the text contract.
+    """Encodes documents and marks the trained tokens.
 
-    A text is what the tokenizer makes of it plus the end-of-text token, and all of it counts. A
-    prompt with its completion is encoded as one string in the same way; the completion counts,
-    with a token that reaches over from the prompt and with the end-of-text token. Messages are
-    what the chat template makes of them, nothing added; what the assistant wrote counts.
-    Raises UserError when a document has messages without an assistant's turn.
+    A text is encoded by the tokenizer plus the end-of-text token, and all of it is trained. A
+    prompt with its completion is encoded as one string in the same way; the completion is trained,
+    with a token that overlaps prompt and completion and with the end-of-text token. Messages are
+    rendered by the chat template, nothing added; the assistant's spans are trained.
+    Raises UserError if a document has messages without an assistant's turn.
     """
     tokens, trained = [], []
     for start in range(0, len(documents), _BATCH):
@@ -72,8 +72,8 @@ def _encode_batch(
             ids, marks = _close_pair(ids, marks, tokenizer)
         elif not marks[1:].any():
             raise UserError(
-                f"{document.name}: the assistant says nothing in these messages, so no token would "
-                "be trained: leave the record out"
+                f"{document.name}: the assistant's turns are empty, so no token would be trained: "
+                "remove the record"
             )
         yield ids, marks
 
@@ -103,10 +103,7 @@ def _close_pair(
 
 
 def check_vocabulary(tokenized: Tokenized, tokenizer: Tokenizer, *, vocab_size: int) -> None:
-    """Raise UserError when the documents hold a token for which a model has no embedding row.
-
-    A lookup outside the embedding would silently read another row.
-    """
+    """Raises UserError if the documents hold a token that the model's embedding lacks."""
     highest = int(tokenized.tokens.max(initial=0))
     if highest >= vocab_size:
         place = int(np.argmax(tokenized.tokens >= vocab_size))

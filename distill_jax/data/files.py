@@ -1,4 +1,4 @@
-"""Documents from files: records in jsonl and parquet, one document a file for any other text."""
+"""Documents from files: records in jsonl and parquet, one document per file for any other text."""
 
 import glob
 import json
@@ -17,8 +17,8 @@ _PARQUET_COLUMNS = ("messages", "prompt", "completion", "text", "label", "domain
 def read_files(pattern: str) -> Iterator[Document]:
     """Documents of the file, or of every file that the glob matches, in the order of the paths.
 
-    A document's label is its record's, or else the file's name without suffix.
-    Raises UserError when nothing matches or a file cannot be read.
+    A document's label is its record's, otherwise the file's name without suffix.
+    Raises UserError if nothing matches or a file cannot be read.
     """
     paths = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))
     files = [Path(path) for path in paths if Path(path).is_file()]
@@ -47,7 +47,7 @@ def _read_jsonl(path: Path) -> Iterator[Document]:
             except json.JSONDecodeError as error:
                 raise UserError(
                     f"{where}: not JSON ({error.msg} at column {error.colno}): "
-                    "write one record a line"
+                    "write one record per line"
                 ) from error
             yield document_from_record(record, where=where, label=path.stem)
 

@@ -27,12 +27,12 @@ _SPECIAL_TOKEN_KEYS = {
 
 
 class PreTokenizer(NamedTuple):
-    """What the name in `tokenizer.ggml.pre` stands for.
+    """The meaning of a name in `tokenizer.ggml.pre`.
 
     steps          pre-tokenizers, one after the other
     normalizer     of the text before them
     whole_words    whether a word that is itself a token skips the merges
-    adds_bos       when the file does not say
+    adds_bos       the default if the file does not say
     """
 
     steps: list[pre_tokenizers.PreTokenizer]
@@ -42,7 +42,7 @@ class PreTokenizer(NamedTuple):
 
 
 class GGUFTokenizer(NamedTuple):
-    """The parts from which data/tokenizer.py makes a Tokenizer."""
+    """The parts from which data/tokenizer.py builds a Tokenizer."""
 
     backend: Tokenizer
     special_tokens: dict[str, str]  # "bos_token", "eos_token", ... to token
@@ -50,17 +50,17 @@ class GGUFTokenizer(NamedTuple):
 
 
 def read_gguf_tokenizer(path: Path) -> GGUFTokenizer:
-    """Build the tokenizer that the model was trained with.
+    """Builds the tokenizer that the model was trained with.
 
-    Raises UserError for an unreadable file, another kind of tokenizer than byte-level BPE, or a
-    pre-tokenizer that PRE_TOKENIZERS does not know.
+    Raises UserError for an unreadable file, a tokenizer other than byte-level BPE, or a
+    pre-tokenizer that is not in PRE_TOKENIZERS.
     """
     fields = _tokenizer_fields(path)
     kind = fields.get("tokenizer.ggml.model")
     if kind != "gpt2":
         raise UserError(
-            f"{path}: the tokenizer is of kind {kind!r}, only byte-level BPE ('gpt2') is read from "
-            "GGUF: use the model's Hugging Face directory"
+            f"{path}: the tokenizer is of kind {kind!r}, and only byte-level BPE ('gpt2') can be "
+            "read from GGUF: use the model's Hugging Face directory"
         )
     for key in ("tokenizer.ggml.tokens", "tokenizer.ggml.merges"):
         if key not in fields:
@@ -88,7 +88,7 @@ def _tokenizer_fields(path: Path) -> dict[str, Any]:
     try:
         reader = gguf.GGUFReader(path)
         fields = {k: v.contents() for k, v in reader.fields.items() if k.startswith("tokenizer.")}
-    # What the reader raises for a file that is cut short or of another format.
+    # Raised by the reader for a file that is truncated or of another format.
     except (ValueError, IndexError, KeyError) as error:
         raise UserError(f"{path}: not a readable GGUF file ({error}): download it again") from error
     return fields
@@ -99,8 +99,6 @@ def _backend(tokens: list[str], merges: list[str], pre: PreTokenizer) -> Tokeniz
         models.BPE(
             vocab={token: i for i, token in enumerate(tokens)},
             merges=[tuple(merge.split(" ")) for merge in merges],
-            fuse_unk=False,
-            byte_fallback=False,
             ignore_merges=pre.whole_words,
         )
     )

@@ -1,8 +1,8 @@
 """Scores of single examples from the logs of lm-evaluation-harness.
 
-With --log_samples --output_path=DIR it writes DIR/MODEL/samples_TASK_TIME.jsonl, a line per example
-and filter of the answers, and beside it results_TIME.json, which says of each metric whether higher
-is better.
+With --log_samples --output_path=DIR it writes DIR/MODEL/samples_TASK_TIME.jsonl, one line per
+example and answer filter, and beside it results_TIME.json, which says for each metric whether
+higher is better.
 """
 
 import hashlib
@@ -16,15 +16,15 @@ from distill_jax.data.score_files import FileTable, read_json_lines
 from distill_jax.types import UserError
 
 TIME = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)$")
-# Metrics that are logged as log-likelihoods, alone or as [log-likelihood, words or bytes], and
-# turned into another number over all examples: the unit, and what 1 nat is of it.
+# Metrics that are logged per example as log-likelihoods, alone or as [log-likelihood, words or
+# bytes]; only their aggregate is the named metric. The unit, and the value of 1 nat in it.
 LIKELIHOODS = {
     "perplexity": ("nats per example", 1.0),
     "word_perplexity": ("nats per word", 1.0),
     "byte_perplexity": ("nats per byte", 1.0),
     "bits_per_byte": ("bits per byte", 1 / math.log(2)),
 }
-# What stands in a line beside its metrics, for logs that do not list these.
+# Keys of a line that are not metrics, for logs that do not list their metrics.
 KEYS = {
     *("doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics"),
     *("doc_hash", "prompt_hash", "target_hash", "schema", "task_name"),
@@ -38,7 +38,7 @@ class SampleLog(NamedTuple):
                       prompt (hash of what the model read), total and weight.
     metric            its name and filter, as the harness writes them: exact_match,strict-match.
     unit              of a score.
-    higher_is_better  as the harness says; None where its results are not beside the samples.
+    higher_is_better  as the harness says; None where there is no results file.
     """
 
     table: FileTable
@@ -49,7 +49,7 @@ class SampleLog(NamedTuple):
 
 
 def is_sample_log(path: Path) -> bool:
-    """Whether the first line of a jsonl file is one that the harness writes."""
+    """Whether the first line of a jsonl file is a sample of the harness."""
     try:
         with open(path, "rb") as file:
             first = json.loads(file.readline())
@@ -59,15 +59,15 @@ def is_sample_log(path: Path) -> bool:
 
 
 def task_of(path: Path) -> str:
-    """The task that a file of samples is of, by its name."""
+    """The task of a file of samples, from its name."""
     return TIME.sub("", path.stem).removeprefix("samples_")
 
 
 def read_sample_log(path: Path, metric: str) -> SampleLog:
     """Reads the scores of one metric.
 
-    metric: NAME or NAME,FILTER; empty: the first. Without a filter the first one counts.
-    Raises UserError where the file has no such metric, or it is no number per example.
+    metric: NAME or NAME,FILTER; empty: the first. Without a filter: the first filter.
+    Raises UserError if the file has no such metric, or not one number per example.
     """
     numbered = read_json_lines(path)
     _, first = numbered[0]
@@ -103,14 +103,14 @@ def _total_and_weight(record: dict[str, Any], name: str, where: str) -> tuple[fl
         value, weight = value
     if not isinstance(value, int | float) or not isinstance(weight, int | float):
         raise UserError(
-            f"{where}: {name} is {str(value)[:40]!r}, not a number per example, as it is of all "
-            "examples together: choose another metric by config.verdict.metric"
+            f"{where}: {name} is {str(value)[:40]!r}, not a number per example, but an aggregate: "
+            "choose another metric by config.verdict.metric"
         )
     return (-value if likelihood else float(value)), float(weight)
 
 
 def _example_hash(record: dict[str, Any]) -> str:
-    """That of the harness, made here where an older one has not written it."""
+    """The harness's hash of an example, computed here for logs of older versions."""
     if "doc_hash" in record:
         return record["doc_hash"]
     text = json.dumps(record.get("doc"), indent=2, ensure_ascii=False)

@@ -1,9 +1,9 @@
-"""Tokenized documents as rows of a fixed length. The one place that shifts labels against inputs.
+"""Tokenized documents as rows of a fixed length. The only place that shifts labels against inputs.
 
 A document x_0 .. x_n gives the inputs x_0 .. x_{n-1} and the labels x_1 .. x_n, cut into windows
 of at most `seq_len` inputs. Nothing is dropped: every token but a document's first is the label of
-exactly one input. A window (a piece) is one segment of a row: attention does not leave it and
-positions begin anew in it.
+exactly one input. A window (a piece) is one segment of a row: attention stays in it and positions
+start at 0.
 """
 
 import bisect
@@ -18,9 +18,9 @@ from distill_jax.types import Batch, UserError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rows:
-    """Packed rows, kept as places of their pieces; rows[i] makes row i when it is asked for.
+    """Packed rows, stored as references to pieces; rows[i] builds row i on demand.
 
-    Row r has the pieces row_starts[r] to row_starts[r + 1]; a piece has its document, the place
+    Row r has the pieces row_starts[r] to row_starts[r + 1] - 1; a piece has its document, the index
     of its first input in tokenized.tokens, and its length in inputs. All int64.
     """
 
@@ -36,8 +36,7 @@ class Rows:
 
     def __getitem__(self, i: int) -> Batch:
         """Row i as a Batch of arrays [T], without the batch axis."""
-        row = empty_row(self.seq_len)
-        place = 0
+        row, place = empty_row(self.seq_len), 0
         for segment, piece in enumerate(range(*self.row_starts[i : i + 2]), start=1):
             start, length = self.piece_starts[piece], self.piece_lengths[piece]
             here, inputs = slice(place, place + length), slice(start, start + length)
@@ -52,12 +51,12 @@ class Rows:
         return row
 
     def padding(self) -> Batch:
-        """A row of nothing, to fill up a batch."""
+        """An empty row, to fill up a batch."""
         return empty_row(self.seq_len)
 
 
 def empty_row(seq_len: int) -> Batch:
-    """A row [T] of padding alone."""
+    """A row [T] of padding only."""
     integers = lambda value: np.full(seq_len, value, np.int32)
     return Batch(
         tokens_BT=integers(0),
@@ -70,12 +69,12 @@ def empty_row(seq_len: int) -> Batch:
 
 
 def pack(tokenized: Tokenized, *, seq_len: int, seed: int | None) -> Rows:
-    """Pack documents into rows of `seq_len` inputs, each piece where it leaves the least space.
+    """Packs documents into rows of `seq_len` inputs, each piece where it leaves the least space.
 
-    With a seed the pieces are placed from long to short, equal lengths in random order, which
-    fills rows to a few tenths of a percent when there are short pieces among them. With None they
-    are placed in the order of the documents, for evaluation. Documents of one token predict
-    nothing and are in no row. Raises UserError when all are so.
+    With a seed, pieces are placed from long to short, equal lengths in random order; with enough
+    short pieces, a few tenths of a percent of the rows stay empty. With None they are placed in the
+    order of the documents, for evaluation. Documents of one token predict nothing and are in no
+    row. Raises UserError if all are such.
     """
     documents, starts, lengths = _pieces(tokenized, seq_len)
     if not len(lengths):
@@ -107,9 +106,9 @@ def _pieces(tokenized: Tokenized, seq_len: int) -> tuple[np.ndarray, np.ndarray,
 
 
 def _best_fit(lengths: list[int], capacity: int) -> np.ndarray:
-    """The row of each length in turn: the open row with the least space that is enough."""
+    """The row of each length in turn: the open row with the least sufficient space."""
     rows_by_space: list[list[int]] = [[] for _ in range(capacity + 1)]
-    spaces: list[int] = []  # sorted, those with a row
+    spaces: list[int] = []  # sorted, those that some row has
     placed = np.zeros(len(lengths), np.int64)
     n_rows = 0
     for i, length in enumerate(lengths):
@@ -131,10 +130,10 @@ def _best_fit(lengths: list[int], capacity: int) -> np.ndarray:
 
 
 def places(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
-    """(document_NT, position_NT) of the label at every place of N rows, int32.
+    """(document_NT, position_NT) of the label at every position of N rows, int32.
 
     The document is its index in the source, -1 for padding; the position is the label's within its
-    whole document, whatever windows it was cut into: 1 for the second token, 0 for padding.
+    whole document, regardless of windows: 1 for the second token, 0 for padding.
     """
     lengths = rows.piece_lengths
     before = np.cumsum(lengths) - lengths  # inputs of all pieces before this one
@@ -151,16 +150,16 @@ def places(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Epoch(NamedTuple):
-    """What one pass over packed rows holds, for the log."""
+    """The size of one pass over packed rows, for the log."""
 
     rows: int
-    fill: float  # part of the places that hold an input
+    fill: float  # fraction of positions that hold an input
     tokens: int  # predicted
-    trained_tokens: int  # predicted and counted
+    trained_tokens: int  # predicted and trained
 
 
 def describe(rows: Rows) -> Epoch:
-    """Count what one pass over the rows holds."""
+    """The size of one pass over the rows."""
     tokens = int(rows.piece_lengths.sum())
     offsets, trained = rows.tokenized.offsets, rows.tokenized.trained
     first_tokens = offsets[:-1][np.diff(offsets) > 0]  # these are never predicted

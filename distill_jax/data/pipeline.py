@@ -1,8 +1,8 @@
-"""Rows in the order of training and of evaluation, batched and loaded ahead with grain.
+"""Rows in the order of training or evaluation, batched and prefetched with grain.
 
-The batch of a step is a function of (rows, batch size, seed, step) alone. It does not depend on
-where a run started, on threads, or on how many processes share the batch: each process asks for
-its rows of it.
+The batch of a step is a function of only (rows, batch size, seed, step). It does not depend on
+where a run started, on threads, or on how many processes share the batch: each process loads its
+rows.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,11 +25,11 @@ def train_batches(
     prefetch: int,
     row_slice: slice = slice(None),
 ) -> Iterator[Batch]:
-    """Batches [B, T] of host arrays for the steps from start_step up to, not with, stop_step.
+    """Batches [B, T] of host arrays for the steps from start_step to stop_step - 1.
 
-    Every epoch has every row once, in an order of its own; a batch may reach over into the next
-    epoch. `batch_size` is B of the whole mesh; `row_slice` takes this process's rows of it.
-    `prefetch` batches are loaded ahead by threads; 0 loads each when it is asked for.
+    Every epoch has every row once, in its own order; a batch may span two epochs. `batch_size` is B
+    of the whole mesh; `row_slice` selects this process's rows. `prefetch` batches are loaded ahead
+    by threads; 0 loads each on demand.
     """
     order = _order(len(rows), seed)
     load = lambda step: _load(rows, _train_indices(order, step, batch_size)[row_slice])
@@ -39,12 +39,12 @@ def train_batches(
 def batch_at(
     rows: Rows, step: int, *, batch_size: int, seed: int, row_slice: slice = slice(None)
 ) -> Batch:
-    """The batch that train_batches gives for a step, or the rows of it in `row_slice`."""
+    """The batch of train_batches at a step, or its rows in `row_slice`."""
     return _load(rows, _train_indices(_order(len(rows), seed), step, batch_size)[row_slice])
 
 
 def train_rows(n_rows: int, steps: int, *, batch_size: int, seed: int) -> list[int]:
-    """The rows that the first `steps` batches have, each once, in order of their numbers."""
+    """The indices of the rows in the first `steps` batches, sorted, each once."""
     order = _order(n_rows, seed)
     return sorted({i for step in range(steps) for i in _train_indices(order, step, batch_size)})
 
@@ -60,11 +60,11 @@ def eval_batches(
 
 
 def _order(n_rows: int, seed: int) -> grain.MapDataset:
-    """An endless shuffled sequence of row numbers, epoch after epoch."""
-    # grain shuffles epoch e by seed + e: neighboring seeds must not share their epochs.
+    """An endless sequence of row indices, shuffled in each epoch."""
+    # grain shuffles epoch e with seed + e: adjacent seeds must not share epochs.
     mixed = int(np.random.SeedSequence(seed).generate_state(1)[0])
     order = grain.MapDataset.range(n_rows).shuffle(seed=mixed).repeat()
-    order[0]  # grain sets up its bookkeeping at the first access, which threads must not race for
+    order[0]  # grain initialises itself at the first access, which is not thread-safe
     return order
 
 

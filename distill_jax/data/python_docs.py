@@ -13,17 +13,16 @@ from distill_jax.types import UserError
 _SKIPPED_FOLDERS = {
     "test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__",
 }  # fmt: skip
-_SHORTEST_DOCUMENT = 200  # characters; shorter ones are mostly a single repeated phrase
+_SHORTEST_DOCUMENT = 200  # characters; shorter ones are mostly one repeated phrase
 _SHORTEST_REPEAT = 40  # characters; shorter paragraphs ("Notes:") may occur in many documents
 
 
 def read_python_docs() -> Iterator[Document]:
     """Language topics (label "topics") and, module by module, the standard library's docstrings.
 
-    Sources are parsed, never imported, so the result does not depend on what can be imported.
-    Topics quote each other and modules copy docstrings: a paragraph is kept in the first document
-    that has it, the longest topics first, so that no held-out document repeats a training one.
-    The order is the same on every run of the same Python.
+    Sources are parsed, never imported. Topics quote each other and modules copy docstrings: a
+    paragraph is kept only in the first document that has it, the longest topics first, so that no
+    held-out document repeats a training one. The order is the same on every run of the same Python.
     """
     seen: set[str] = set()
     topics = sorted(_topics().items(), key=lambda item: (-len(item[1]), item[0]))
@@ -48,7 +47,7 @@ def _fresh_document(name: str, label: str, text: str, seen: set[str]) -> Iterato
 def _topics() -> dict[str, str]:
     if importlib.util.find_spec("pydoc_data") is None:
         raise UserError(
-            "this Python comes without pydoc_data, the topics of its documentation: "
+            "this Python has no pydoc_data, the topics of its documentation: "
             "use a complete Python or another data source"
         )
     from pydoc_data.topics import topics
@@ -71,7 +70,7 @@ def _docstrings(source: bytes) -> list[str]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in old sources
             tree = ast.parse(source)
-    except (SyntaxError, ValueError):  # the library ships a few files that are broken on purpose
+    except (SyntaxError, ValueError):  # the library has a few files that are broken on purpose
         return []
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     nodes = [node for node in ast.walk(tree) if isinstance(node, documented)]

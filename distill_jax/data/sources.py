@@ -14,16 +14,16 @@ from distill_jax.types import UserError
 
 
 def read_documents(source: str) -> list[Document]:
-    """All documents of a source, in an order that is the same on every run.
+    """All documents of a source, in the same order on every run.
 
     `python_docs`                        the documentation of the running Python
     `tfds:name[:split][@directory]`      a TensorFlow dataset stored as ArrayRecord; the split is
                                          "train" unless given, the directory TFDS_DATA_DIR
     `hub:owner/name[:split][@revision]`  jsonl and parquet files of a Hugging Face dataset: those
                                          whose path has the split as a word ("train" unless given)
-    anything else                        a path or a glob: jsonl, parquet, or one document a file
+    anything else                        a path or a glob: jsonl, parquet, or one document per file
 
-    Raises UserError when there is no such source, it is malformed, or it holds no document.
+    Raises UserError if the source does not exist, is malformed, or holds no document.
     """
     kind, _, address = source.partition(":")
     read = SOURCES.get(kind)
@@ -49,8 +49,8 @@ def _read_tfds(address: str) -> Iterator[Document]:
 
     try:
         records = tfds.data_source(name, split=split or "train", data_dir=directory)
-    # What tfds raises for: an unknown data set or split, another file format, a builder that
-    # needs TensorFlow, a failed download.
+    # Raised by tfds for an unknown data set or split, another file format, a builder that needs
+    # TensorFlow, or a failed download.
     except (ValueError, NotImplementedError, ImportError, OSError, AssertionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(

@@ -1,4 +1,4 @@
-"""The one tokenizer of a run: loaded, saved, compared, and the text contract's encoding."""
+"""The tokenizer of a run: loading and saving."""
 
 import hashlib
 import json
@@ -20,17 +20,17 @@ _SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 class Tokenizer(NamedTuple):
-    """A tokenizer with what the text contract must know about it.
+    """A tokenizer, and its properties that the encoding of documents depends on.
 
-    backend         does the work
+    backend         the tokenizer itself
     offsets         the same without post-processing, so that token offsets are exact
     bos_id          beginning of text, None where there is none
     eos_id          end of text
-    pad_id          padding, None where there is none; may equal eos_id, so never make masks of it
+    pad_id          padding, None where there is none; may equal eos_id, so never a mask
     adds_bos        whether encoding a text puts bos_id first
     adds_eos        whether encoding a text puts eos_id last
-    added_tokens    strings that are one token wherever they stand in a text
-    special_tokens  "bos_token", "eos_token", ... to token, as chat templates want them
+    added_tokens    strings that are one token anywhere in a text
+    special_tokens  "bos_token", "eos_token", ... to token, as chat templates use them
     chat_template   jinja2 source or None
     vocab_size      one more than the highest token id, added tokens included
     fingerprint     sha256 in hex of all of the above
@@ -53,7 +53,7 @@ class Tokenizer(NamedTuple):
 def make_tokenizer(
     backend: tokenizers.Tokenizer, *, special_tokens: dict[str, str], chat_template: str | None
 ) -> Tokenizer:
-    """Put a Tokenizer together. Raises UserError when a special token is not in the vocabulary."""
+    """Builds a Tokenizer. Raises UserError if a special token is not in the vocabulary."""
     backend.no_padding()
     backend.no_truncation()
     ids = {name: backend.token_to_id(token) for name, token in special_tokens.items()}
@@ -90,11 +90,11 @@ def make_tokenizer(
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Read the tokenizer of a Hugging Face directory (tokenizer.json) or of a .gguf file.
+    """Reads the tokenizer of a Hugging Face directory (tokenizer.json) or of a .gguf file.
 
-    What a text begins with (BOS) is what tokenizer.json says; as in transformers, flags in
-    tokenizer_config.json do not change it.
-    Raises UserError when it is missing, malformed, or without an end-of-text token.
+    As in transformers, tokenizer.json decides whether a text begins with BOS, not the flags in
+    tokenizer_config.json.
+    Raises UserError if it is missing, malformed, or without an end-of-text token.
     """
     path = Path(path)
     if path.suffix == ".gguf":
@@ -157,11 +157,11 @@ def _chat_template(path: Path, config: dict[str, Any]) -> str | None:
 
 
 def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
-    """Write the files from which transformers' AutoTokenizer makes the same tokenizer."""
+    """Writes the files from which transformers' AutoTokenizer builds the same tokenizer."""
     directory = Path(directory)
     tokenizer.backend.save(str(directory / "tokenizer.json"))
     config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",  # takes tokenizer.json as it is
+        "tokenizer_class": "PreTrainedTokenizerFast",  # uses tokenizer.json unchanged
         "clean_up_tokenization_spaces": False,
         **tokenizer.special_tokens,
     }
@@ -171,7 +171,7 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
 
 
 def close_text(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
-    """Add the end-of-text token to an encoded text, unless the tokenizer has done so."""
+    """Adds the end-of-text token to an encoded text, unless the tokenizer has added it."""
     return ids if tokenizer.adds_eos else [*ids, tokenizer.eos_id]
 
 

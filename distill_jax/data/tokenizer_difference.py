@@ -1,4 +1,4 @@
-"""Whether two models read the same tokens."""
+"""Whether two tokenizers are equivalent."""
 
 import json
 from itertools import zip_longest
@@ -6,7 +6,7 @@ from typing import Any
 
 from distill_jax.data.tokenizer import Tokenizer
 
-# Texts on which byte-level BPE tokenizers with equal vocabularies are known to part ways: digits
+# Texts on which byte-level BPE tokenizers with equal vocabularies are known to differ: digits
 # after letters and spaces, runs of white space, contractions, composed and decomposed accents,
 # scripts without spaces, emoji, code, capitals, control characters.
 PROBES = (
@@ -26,12 +26,12 @@ PROBES = (
 
 
 def first_difference(a: Tokenizer, b: Tokenizer) -> str | None:
-    """Name the first thing that the two tokenizers treat differently, or None.
+    """The first thing that the two tokenizers treat differently, in words, or None.
 
-    Compared are the token of every id that both have, merges, and the encoding of probe texts and
-    of every added token. An id that only one of them has is a difference only if text can produce
-    it (an added token): padded vocabularies are equal. What ends a text and chat templates are
-    not compared.
+    Compared are the tokens of all ids that both have, merges, and the encoding of probe texts and
+    of every added token. An id that only one has is a difference only if text can produce it (an
+    added token): padded vocabularies are equal. The end-of-text token and chat templates are not
+    compared.
     """
     for i in range(min(a.vocab_size, b.vocab_size)):
         token_a, token_b = a.backend.id_to_token(i), b.backend.id_to_token(i)
@@ -44,7 +44,7 @@ def first_difference(a: Tokenizer, b: Tokenizer) -> str | None:
     for place, (merge_a, merge_b) in enumerate(zip_longest(merges_a, merges_b)):
         if merge_a != merge_b:
             return f"merge {place} is {merge_a} in one and {merge_b} in the other"
-    # Definitions written differently may still mean the same: what they do decides.
+    # Different definitions may still be equivalent: their encodings decide.
     added = sorted({*a.added_tokens, *b.added_tokens})
     for probe in [*PROBES, *(f"x {token} y" for token in added)]:
         ids_a, ids_b = a.offsets.encode(probe).ids, b.offsets.encode(probe).ids

@@ -20,7 +20,6 @@ from distill_jax.data.cache_writer import (
     claim,
     finish,
     head_file,
-    open_writer,
     write_head,
 )
 from distill_jax.losses.fused import linear_divergence
@@ -152,7 +151,7 @@ def _write(run: CacheRun, manifest: Manifest) -> None:
     check_disk(directory, round(left * size))
     if left < total:
         say(f"{total - left:,} tokens are there already")
-    writer = open_writer(directory, manifest, process=process, shard_tokens=c.cache.shard_tokens)
+    writer = Writer(directory, manifest, process, c.cache.shard_tokens)
     todo = [i for i, row in enumerate(pieces) if any(key.hex() not in done for _, key in row)]
     barrier("cache read")
     try:

@@ -1,7 +1,7 @@
 """Divergences between the next-token distributions of a student q and a teacher p.
 
-Student first, everywhere. Adding a divergence is one function and one line in DIVERGENCES, which
-holds its parameters with their defaults too; the function says where those are from.
+Student first, everywhere. A new divergence is one function and one line in DIVERGENCES, which also
+holds the defaults of its parameters; the function cites their source.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,16 +18,17 @@ from distill_jax.types import Array, UserError
 # A log-probability never falls below this, so that an excluded entry (-inf) keeps every product
 # finite: exp(FLOOR) is exactly 0 and 0 * FLOOR is 0, where 0 * -inf would be NaN.
 FLOOR = -1e30
-# Keeps the logarithm of a mixture finite where both of its parts are 0; too little to count else.
+# Keeps the logarithm of a mixture finite where both parts are 0; negligible elsewhere.
 TINY = 1e-37
 
 
 class Divergence(NamedTuple):
-    """One of two kinds, and its parameters with their defaults.
+    """Either phi or row, and the parameters with their defaults.
 
-    phi(log_q, log_p, q, p, **parameters): the share of one vocabulary entry, elementwise; its sum
-    over the vocabulary is the divergence of the token. Its derivative holds where log_q and q move
-    together. Or, for what must sort or mix, row(log_q_xV, log_p_xV, **parameters) -> value_x.
+    phi(log_q, log_p, q, p, **parameters): elementwise, the contribution of one vocabulary entry;
+    the sum over the vocabulary is the divergence of the token. Its derivative is taken with log_q
+    and q changing together. row(log_q_xV, log_p_xV, **parameters) -> value_x: for divergences that
+    must sort or mix whole rows.
     """
 
     phi: Callable[..., Array] | None = None
@@ -48,8 +49,8 @@ def reverse_kl(log_q, log_p, q, p):
 def jsd(log_q, log_p, q, p, *, beta):
     """beta KL(p || m) + (1-beta) KL(q || m), m = beta p + (1-beta) q. GKD, 2306.13649, eq. (1).
 
-    beta weighs the teacher. At its ends the definition is exactly 0 and not a KL, hence refused.
-    The default, 0.5, is the symmetric one.
+    beta is the weight of the teacher. At 0 and 1 the definition is exactly 0, not a KL: refused.
+    The default, 0.5, is symmetric.
     """
     if not 0 < beta < 1:
         name = "reverse_kl" if beta >= 1 else "forward_kl"
@@ -91,7 +92,7 @@ def alpha_beta(log_q, log_p, q, p, *, a, b):
 
     (1, 0) is forward_kl and (0, 1) reverse_kl, as limits. (.5, .5) is 4 times the squared Hellinger
     distance 1 - sum sqrt(pq). The defaults, 0.2 and 0.7, are those of the authors' code. Between 0
-    and 0.001 float32 could not tell the terms apart; 0 itself is computed as the limit.
+    and 0.001 float32 cancellation would dominate; 0 itself is computed as the limit.
     """
     if not (all(x == 0 or x >= 1e-3 for x in (a, b)) and 0 < a + b < inf):
         raise UserError(
@@ -113,7 +114,7 @@ def adaptive_kl(log_q, log_p, *, mu):
 
     AKL, 2404.02657, eq. (12), which uses mu 0.5. The head is the likeliest entries of p up to a
     cumulative probability of mu, and always the first. Where only some of several equally likely
-    entries fit, each belongs to the head by the same share: the mean over all orders of them.
+    entries fit, each belongs to the head by the same share: the mean over all their orders.
     """
     if not 0 <= mu < 1:
         raise UserError(
@@ -173,8 +174,8 @@ def _refuse_skew(alpha):
 def _head(p_xV, mu):
     """How much each entry belongs to the head of p: 1, 0, or a share where some are equally likely.
 
-    Without sorting, which takes several times as long: the bits of positive floats are ordered as
-    the floats are, so that bisecting them finds the likeliest entry that no longer fits.
+    Without sorting, which takes several times as long. The bits of positive floats are ordered like
+    the floats, so that bisection over them finds the likeliest entry that no longer fits.
     """
     width = 8 * p_xV.dtype.itemsize
     number = lambda bits: jax.lax.bitcast_convert_type(bits, p_xV.dtype)
@@ -211,8 +212,8 @@ def token_divergence(
 ) -> Array:
     """Divergence of each token, in nats, times temperature² (Hinton 2015, section 2).
 
-    The plain form, which holds the logits of both sides: for short inputs and as the reference
-    that losses/fused.py is tested against.
+    The plain form, which holds all logits of student and teacher: for short inputs and as the
+    reference that losses/fused.py is tested against.
 
     >>> student_2xV, teacher_2xV = jnp.zeros((2, 4)), jnp.array([[0.0, 0, 0, 0], [0, 0, 0, 9]])
     >>> token_divergence("total_variation", student_2xV, teacher_2xV).round(2).tolist()
@@ -224,7 +225,7 @@ def token_divergence(
 
 
 def divergence(name: str, log_q_xV: Array, log_p_xV: Array, **parameters: float | Array) -> Array:
-    """The divergence [x] of log-probabilities; parameters not given have their defaults."""
+    """The divergence [x] of log-probabilities; missing parameters have their defaults."""
     phi, row, defaults = DIVERGENCES[name]
     parameters = {**defaults, **parameters}
     if row is not None:
@@ -234,7 +235,7 @@ def divergence(name: str, log_q_xV: Array, log_p_xV: Array, **parameters: float 
 
 
 def check_parameters(name: str, parameters: Mapping[str, float]) -> None:
-    """Raises UserError for parameters that mean nothing, without computing anything."""
+    """Raises UserError for parameters out of range, without computing anything."""
     pair = jax.ShapeDtypeStruct((2,), jnp.float32)
     jax.eval_shape(lambda z: token_divergence(name, z, z, **parameters), pair)
 

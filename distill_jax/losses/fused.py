@@ -1,13 +1,13 @@
 """Losses over a vocabulary projection that never hold [B, T, V] logits. Shapes: types.py.
 
-For one block of tokens after another, the final hidden states of student and teacher are multiplied
-with their heads and become probabilities, a loss (losses/token_loss.py), and at once the gradients
-of the student's hidden states and head. So the forward pass of the custom rule computes everything
-and keeps the gradients; the backward pass multiplies them by the scalar cotangent. Blocks cut the
-time axis, so that a row stays on its device.
+Block by block, the final hidden states of student and teacher are multiplied by their heads. They
+give probabilities, a loss (losses/token_loss.py) and immediately the gradients of the student's
+hidden states and head. So the forward pass of the custom rule computes everything and keeps the
+gradients; the backward pass multiplies them by the scalar cotangent. Blocks split the time axis, so
+that each row stays on its device.
 
 On a mesh every device runs the scan on its own rows and its own part of the vocabulary. Inside the
-loop only per-token sums cross devices; the gradient of the head is added up once, at the end.
+loop only per-token sums cross devices; the gradient of the head is reduced once, at the end.
 """
 
 from functools import partial
@@ -25,21 +25,21 @@ from distill_jax.losses.tokens import block_length, cut, join, weighted_mean
 from distill_jax.losses.vocabulary import capped, exclude_from, head_product, wide
 from distill_jax.types import Array, Mean, Targets, Unembed
 
-ROWS, VOCABULARY = ("data", "fsdp"), "tensor"  # the mesh axes of either
+ROWS, VOCABULARY = ("data", "fsdp"), "tensor"  # mesh axes of rows and vocabulary
 
 
 class _Static(NamedTuple):
-    """What is fixed when traced beside the terms."""
+    """Static arguments, apart from those in the terms."""
 
     block_tokens: int
-    head: tuple[float | None, float]  # softcap and scale of the student's
-    shared: int  # entries that take part
+    head: tuple[float | None, float]  # softcap and scale of the student's head
+    shared: int  # vocabulary entries of both student and teacher
     teacher: FixedTargets | None
     mesh: Mesh | None
 
 
 class _Inputs(NamedTuple):
-    """The arrays of a loss. tokens: whatever is cut into blocks, [B, T, ...] each."""
+    """The arrays of a loss. teacher_tokens: arrays [B, T, ...] that are split into blocks."""
 
     hidden_BTD: Array
     head: tuple[Array, Array | None]
@@ -63,15 +63,15 @@ def linear_divergence(
 ) -> tuple[Array, dict[str, Mean]]:
     """Weighted sum over tokens of the terms' losses, and every term's mean at temperature 1.
 
-    The divergences come times temperature². Entries that only one of the two heads has are left
-    out of both distributions. `targets` may be None where every term is cross_entropy. The mean of
-    cross_entropy is called nll. Differentiable in `hidden_BTD` and in the weight and bias of
-    `unembed`, and in nothing else. The sum is not divided: its normaliser is the token count of
-    the whole global batch, which only the caller knows.
+    Divergences are multiplied by temperature². Entries that only one of the two heads has are
+    excluded from both distributions. `targets` may be None where every term is cross_entropy. The
+    mean of cross_entropy is called nll. Differentiable in `hidden_BTD` and in the weight and bias
+    of `unembed`, and in nothing else. The sum is not divided: its normaliser is the token count of
+    the global batch, which only the caller knows.
 
     block_tokens: tokens whose logits a device holds at a time. mesh: with axes data and fsdp over
     the rows and tensor over the vocabulary. Raises UserError for a divergence, temperature or
-    mixture that the targets cannot serve.
+    mixture that the targets do not support.
 
     >>> hidden_BTD, unembed = jnp.ones((1, 3, 8)), Unembed(jnp.zeros((8, 16)))
     >>> labels_BT, weight_BT = jnp.zeros((1, 3), int), jnp.ones((1, 3))
@@ -96,14 +96,14 @@ def linear_divergence(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _loss(static: _Static, inputs: _Inputs):
-    """The values alone, for evaluation."""
+    """The values only, for evaluation."""
     return _over_mesh(static, inputs, with_gradient=False, trains_head=False)[0]
 
 
 def _loss_forward(static, inputs):
-    """The values and, while the logits of a block are at hand, the gradients.
+    """The values, and the gradients while the logits of each block are in memory.
 
-    A head that is not differentiated, being frozen, gets none and costs none.
+    No gradient of a frozen head is computed.
     """
     is_primal = lambda x: hasattr(x, "perturbed")
     trains_head = any(x.perturbed for x in jax.tree.leaves(inputs.head, is_leaf=is_primal))
@@ -150,9 +150,9 @@ def _over_mesh(static, inputs, *, with_gradient, trains_head):
 
 
 def _columns(ways: int, vocab: int, inputs: _Inputs) -> _Inputs:
-    """All heads with the columns of the student's, as many as a mesh axis divides evenly.
+    """All heads with as many columns as the student's, padded to a multiple of the mesh axis.
 
-    What is added is never seen: token_loss excludes all entries from the shared ones on.
+    Padded columns have no effect: all entries from `shared` on are excluded.
     """
     size = -(-vocab // ways) * ways
 
@@ -193,7 +193,7 @@ def _scan(static, inputs, *, with_gradient, trains_head):
 
 
 def _reduced(head_gradient, fsdp):
-    """The head's gradient over all rows; over fsdp each device keeps its part of the width."""
+    """The head's gradient summed over all rows; over fsdp, each device keeps its part of D."""
     weight_DV, bias_V = jax.lax.psum(head_gradient, "data")
     if bias_V is not None:
         bias_V = jax.lax.psum(bias_V, "fsdp")
@@ -229,7 +229,7 @@ def _block(static, inputs, block, *, with_gradient, trains_head):
 
 
 def _only_counted(block):
-    """Zeros in the place of tokens of weight zero, whatever they held: 0 * NaN would be NaN."""
+    """Replaces values of tokens of weight zero by zeros, because 0 * NaN would be NaN."""
     weight_bt = block[-1]
 
     def keep(x):
@@ -240,7 +240,7 @@ def _only_counted(block):
 
 
 def _through_head(gradient, raw, hidden, unembed, trains_head):
-    """From the gradient in the logits to those in the hidden states, weight and bias."""
+    """From the gradient of the logits to those of the hidden states, weight and bias."""
     if unembed.softcap is not None:
         gradient = gradient * (1 - jnp.tanh(raw / unembed.softcap) ** 2)
     if unembed.scale != 1:
@@ -250,7 +250,7 @@ def _through_head(gradient, raw, hidden, unembed, trains_head):
     hidden_gradient = product(narrow_xV, unembed.weight_DV.T).reshape(hidden.shape)
     if not trains_head:
         return hidden_gradient, (None, None)
-    # Turned before the product: on CPUs a product that turns its own input is half as fast.
+    # Transposed before the product: on CPUs a product that transposes its input is half as fast.
     hidden_Dx = optimization_barrier(hidden.reshape(-1, hidden.shape[-1]).T)
     weight_gradient = product(hidden_Dx, narrow_xV)
     bias_gradient = None if unembed.bias_V is None else jnp.sum(gradient, (0, 1))

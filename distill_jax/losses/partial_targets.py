@@ -1,7 +1,7 @@
-"""Partial targets made of a full distribution: its likeliest entries, or draws. Shapes: types.py.
+"""Partial targets from a full distribution: its likeliest entries, or draws. Shapes: types.py.
 
-Here also: G groups of vocabulary entries, I entries of a group. Positions come block by block, so
-that no [B, T, V] array exists.
+Here also: G groups of vocabulary entries, I entries of a group. Positions are processed block by
+block, so that no [B, T, V] array exists.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ GROUP = 256  # vocabulary entries whose sums are searched first (a draw needs no
 def top_k(
     targets: Projected, k: int, *, temperatures: tuple[float, ...], policy: str, block_tokens: int
 ) -> TopK:
-    """The k largest logits of each token, and the mass of all others at each temperature."""
+    """The k largest logits per token, and the mass of all others at each temperature."""
     vocab = targets.unembed.weight_DV.shape[1]
     k = min(k, vocab)
 
@@ -45,7 +45,7 @@ def sampled(targets: Projected, uniform_BTM: Array, *, block_tokens: int) -> Sam
 def sampled_renormalised(
     targets: Projected, uniform_BTM: Array, *, temperatures: tuple[float, ...], block_tokens: int
 ) -> TopK:
-    """The drawn entries with p's own proportions, the rest 0. Gemma 3, 2503.19786, section 2.3."""
+    """The drawn entries of p, renormalised; the rest 0. Gemma 3, 2503.19786, section 2.3."""
 
     def of(logits, uniform):
         ids, _ = distinct(draw(logits, uniform))
@@ -59,8 +59,8 @@ def sampled_renormalised(
 def uniforms(key: Array, tokens_BT: Array, segment_BT: Array, draws: int) -> Array:
     """Uniform numbers [B, T, draws] for each row's draws.
 
-    A row's key is folded with what the row holds, so that its draws do not depend on the rows
-    beside it, on micro-batches, or on devices.
+    A row's key is folded with a hash of its content, so that its draws do not depend on the other
+    rows, on micro-batches, or on devices.
     """
     length = tokens_BT.shape[1]
     odd_T = 2 * jnp.arange(length, dtype=jnp.uint32) + 1
@@ -89,7 +89,7 @@ def draw(logits_xV: Array, uniform_xM: Array) -> Array:
     within_xM = place_xM - jnp.take_along_axis(before_xG, group_xM, -1)
     inner_xMI = jnp.take_along_axis(weight_xGI, group_xM[..., None], -2)
     sums_xMI = jnp.cumsum(inner_xMI, -1)
-    # Rounding may leave a place beyond its group's own sum: the last entry with any weight.
+    # Rounding may put a place beyond its group's sum: then it is the last entry with any weight.
     within_xM = jnp.minimum(within_xM, sums_xMI[..., -1] * (1 - 1e-6))
     return (group_xM * GROUP + _first_above(sums_xMI, within_xM)).astype(jnp.int32)
 
@@ -101,7 +101,7 @@ def _first_above(ends_xMG, place_xM):
 
 
 def distinct(ids_xM: Array) -> tuple[Array, Array]:
-    """Each id once with its count, EMPTY and 0 in the slots of its repetitions.
+    """Each distinct id with its count; EMPTY and 0 in the slots of repeats.
 
     >>> [x.tolist() for x in distinct(jnp.array([7, 3, 7]))]
     [[3, 7, -1], [1, 2, 0]]
@@ -136,10 +136,10 @@ def _by_blocks(of: Callable, targets: Projected, extra, block_tokens: int):
 
 
 def check_policy(key: str, policy: str) -> str:
-    """`policy`, where it is one. Raises UserError otherwise: there is no silent default."""
+    """Returns `policy` if it is in POLICIES. Raises UserError otherwise; there is no default."""
     if policy not in POLICIES:
         raise UserError(
-            f"config.{key} is {policy!r}: say what becomes of the mass outside the top k,"
+            f"config.{key} is {policy!r}: choose how to treat the mass outside the top k:"
             f" {', '.join(POLICIES)}"
         )
     return policy

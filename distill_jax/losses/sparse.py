@@ -1,10 +1,10 @@
-"""Teachers of which only a few vocabulary entries are known, and their loss against a student.
+"""Losses against teachers of which only a few vocabulary entries are known.
 
-The student's arithmetic stays dense over V; the teacher's E entries and one more for the rest of
-the vocabulary are its symbols, and no array [.., V] of the teacher is made. The gradient of a
-function of log q at the symbols, with g its derivative there and G the sum of g:
+The student stays dense over V. The teacher's E entries and one more for the rest of the vocabulary
+are its symbols; no array [.., V] of the teacher is made. The gradient in the student's logits z of
+a function of log q at the symbols, with g its derivative there and G the sum of g:
   dz = g_k - q_k G at an entry k,   q (g_rest / q_rest - G) everywhere else.
-What becomes of the mass outside the E entries is a policy, named by whoever asks (POLICIES).
+How the mass outside the E entries is treated is a policy (POLICIES).
 """
 
 from collections.abc import Callable
@@ -25,14 +25,14 @@ from distill_jax.losses.vocabulary import (
 )
 from distill_jax.types import Array, UserError
 
-INFINITE = 1e20  # FLOOR times any probability that a softmax gives is far beyond it
+INFINITE = 1e20  # FLOOR times any softmax probability is far larger
 
 
 class Symbols(NamedTuple):
     """The teacher at its known entries, and at the rest of the vocabulary as one symbol.
 
-    log_p_xE at ids_xE (EMPTY: none); log_rest_x is None where the rest does not take part, and
-    FLOOR where the teacher gives it no probability; `without` says so in words for an error.
+    log_p_xE at ids_xE (EMPTY: unused). log_rest_x is None where the rest is ignored, FLOOR where
+    the teacher gives it no probability; then `without` names the cause for an error message.
     """
 
     ids_xE: Array
@@ -42,10 +42,10 @@ class Symbols(NamedTuple):
 
 
 def top_k_symbols(ids, logits, rest_xM, temperatures, policy, temperature, shared) -> Symbols:
-    """Symbols of TopK targets at a temperature. Entries from `shared` on are left out.
+    """Symbols of TopK targets at a temperature. Entries from `shared` on are excluded.
 
-    Raises UserError for an unknown policy, or a temperature at which the rest is not known: it
-    cannot be had from another one's (the entries' own logits can).
+    Raises UserError for an unknown policy, or a temperature at which the rest is unknown: unlike
+    the entries' logits, it cannot be computed from the rest at another temperature.
     """
     if policy not in POLICIES:
         raise UserError(f"the top-k policy is {policy!r}: use one of {', '.join(POLICIES)}")
@@ -56,7 +56,7 @@ def top_k_symbols(ids, logits, rest_xM, temperatures, policy, temperature, share
         if temperature not in temperatures:
             raise UserError(
                 f"the top-k targets were made for the temperatures {temperatures} and a term has"
-                f" {temperature}: make them anew for it, or use the policy renormalise"
+                f" {temperature}: make targets for it, or use the policy renormalise"
             )
         rest = rest_xM[..., temperatures.index(temperature)]
     log_p, log_rest = POLICIES[policy](scaled, rest)
@@ -71,13 +71,13 @@ def _tail_bucket(scaled_xE, rest_x):
 
 
 def _truncate(scaled_xE, rest_x):
-    """The E summands of the full divergence alone; it may be negative."""
+    """Only the E summands of the full divergence; it may be negative."""
     total = jnp.logaddexp(jax.nn.logsumexp(scaled_xE, -1), rest_x)
     return scaled_xE - total[..., None], None
 
 
 def _renormalise(scaled_xE, rest_x):
-    """The teacher divided by its mass within E entries, and 0 elsewhere; the student whole."""
+    """The teacher divided by its mass on the E entries, 0 elsewhere; the student unchanged."""
     return jax.nn.log_softmax(scaled_xE, -1), jnp.full(scaled_xE.shape[:-1], FLOOR, scaled_xE.dtype)
 
 
@@ -99,7 +99,7 @@ def sampled_symbols(ids, probability, temperature, shared) -> Symbols:
 def check_partial_terms(
     terms: tuple[Term, ...], temperatures: tuple[float, ...], policy: str | None
 ) -> None:
-    """Raises UserError for a term that partial targets cannot serve; policy None: sampled ones."""
+    """Raises UserError for a term that the targets do not support. policy None: sampled targets."""
     ids, value = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1))
     for term in terms:
         if term.name in DIVERGENCES:
@@ -153,7 +153,7 @@ def symbol_losses(
 
 
 def _known(term, symbols, log_q, log_p):
-    """A term at the symbols; without the rest where that is added entry by entry."""
+    """A term at the symbols, without the rest where _outside adds that entry by entry."""
     if _apart(term, symbols):
         log_q, log_p = log_q[..., :-1], log_p[..., :-1]
     return divergence(term.name, log_q, log_p, **term.arguments)
@@ -170,7 +170,7 @@ def _in_logits(g, q, log_q, rest, place, known):
 
 
 def _outside(term, weight, q, outside, axis, with_gradient):
-    """The part of a divergence that entries without teacher probability have, one by one."""
+    """The sum over the entries without teacher probability, and its gradient."""
     log_q = jnp.where(outside > 0, log_of(q), FLOOR)
     phi = DIVERGENCES[term.name].phi
 
@@ -189,7 +189,7 @@ def _outside(term, weight, q, outside, axis, with_gradient):
 def _apart(term: Term, symbols: Symbols) -> bool:
     """Whether entries without teacher probability cannot be merged into one symbol.
 
-    All f-divergences allow it, being homogeneous in (q, p); alpha_beta with a + b != 1 does not.
+    f-divergences, homogeneous in (q, p), allow merging; alpha_beta with a + b != 1 does not.
     """
     if not symbols.without or DIVERGENCES[term.name].phi is None:
         return False
@@ -211,7 +211,7 @@ def _refuse_infinite(term: Term, symbols: Symbols) -> None:
 
 
 def _absent(term: Term, q: float) -> Array:
-    """What two equal entries without and with teacher probability contribute by the former."""
+    """The contribution of an entry with student probability q and teacher probability 0."""
     phi, row, _ = DIVERGENCES[term.name]
     if row is None:
         return phi(jnp.log(q), jnp.float32(FLOOR), jnp.float32(q), jnp.float32(0), **term.initial)

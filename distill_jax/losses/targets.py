@@ -1,7 +1,7 @@
-"""The teacher's side of a block of tokens: any kind of Targets as distributions or as symbols.
+"""The teacher in a block of tokens: any kind of Targets as distributions or as symbols.
 
-Targets are taken apart into what is fixed when traced, arrays [B, T, ..] that are cut into blocks,
-and heads. Shapes: types.py.
+Targets are split into a static part, arrays [B, T, ..] that are cut into blocks, and heads. Shapes:
+types.py.
 """
 
 from typing import Any, NamedTuple
@@ -17,10 +17,10 @@ SPACES = ("probability", "logits")
 
 
 class FixedTargets(NamedTuple):
-    """What about targets is fixed when traced.
+    """The static part of targets.
 
     heads: softcap and scale of each projected teacher. weights, space: how several are mixed.
-    temperatures, policy: of top-k entries. shared: entries that student and teachers all have.
+    temperatures, policy: of top-k entries. shared: the smallest vocabulary of student and teachers.
     """
 
     shared: int
@@ -32,7 +32,7 @@ class FixedTargets(NamedTuple):
 
 
 def take_apart(targets: Targets, student_vocab: int) -> tuple[FixedTargets, Any, Any]:
-    """(fixed part, arrays [B, T, ..], heads of projected teachers). UserError for a bad mixture."""
+    """(static part, arrays [B, T, ..], heads of teachers). Raises UserError for a bad mixture."""
     if isinstance(targets, TopK):
         shared = min(student_vocab, targets.vocab)
         fixed = FixedTargets(shared, temperatures=targets.temperatures, policy=targets.policy)
@@ -56,7 +56,7 @@ def take_apart(targets: Targets, student_vocab: int) -> tuple[FixedTargets, Any,
 
 
 def prepare(fixed: FixedTargets, heads, tokens, size: int, dtype, axis: str | None):
-    """What the block's comparisons share: each teacher's logits [x, size], or sparse arrays."""
+    """What all terms of a block share: each teacher's logits [x, size], or sparse arrays."""
     if not fixed.heads:
         return tokens
     prepared = []
@@ -76,7 +76,7 @@ def whole_logits(fixed: FixedTargets, heads, tokens, dtype) -> Array:
 
 
 def _resized(logits, size):
-    """As many entries as the student has; those that the teacher lacks are excluded."""
+    """Logits with `size` entries, as the student has; those that the teacher lacks are excluded."""
     extra = size - logits.shape[-1]
     if extra <= 0:
         return logits[..., :size]
@@ -85,7 +85,7 @@ def _resized(logits, size):
 
 
 def distribution(fixed: FixedTargets, prepared, temperature: float, axis) -> Distribution | Symbols:
-    """The teacher at a temperature: dense, or only its own entries where it is sparse."""
+    """The teacher at a temperature: dense, or only its known entries where it is sparse."""
     if not fixed.heads:
         if fixed.policy:
             return top_k_symbols(

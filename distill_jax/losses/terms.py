@@ -1,9 +1,9 @@
-"""What the loss is a sum of, and how it changes over a run.
+"""The terms of the loss, and how they change over a run.
 
-A Term is one summand. A Plan has the terms of every step: their weights follow the step by a
-schedule, which is a text: `constant`, `linear:END`, `cosine:END` (from the weight at the first step
+A Term is one summand. A Plan gives the terms at every step. A weight follows a schedule, written
+as `constant`, `linear:END`, `cosine:END` (from the weight at the first step
 to END at the last) or `steps:100=0.5,200=0` (from that step on, counted from 0). A parameter in
-ADAPTIVE follows the loss by a state, which the training state carries and checkpoints save.
+ADAPTIVE follows the loss; its state is part of the training state and of checkpoints.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,10 +26,10 @@ Weight = Callable[[Array], Array]  # step -> weight
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Term:
-    """One weighted summand of the loss: a key of DIVERGENCES, or cross_entropy on gold labels.
+    """One weighted summand of the loss: a key of DIVERGENCES, or cross_entropy on the labels.
 
-    A pytree whose data are `weight` and `moving`, the parameters that change over a run; all else
-    is fixed when traced. Parameters that are not given have the defaults of DIVERGENCES.
+    A pytree whose leaves are `weight` and `moving`, the parameters that change over a run; all else
+    is static. Parameters that are not given have the defaults of DIVERGENCES.
 
     >>> Term("jsd", 0.5).arguments
     {'beta': 0.5}
@@ -45,12 +45,12 @@ class Term:
 
     @property
     def initial(self) -> dict[str, float]:
-        """Every parameter of the divergence by name, as a run begins with it."""
+        """All parameters of the divergence by name, as at the start of a run."""
         return {**DIVERGENCES[self.name].parameters, **dict(self.parameters)}
 
     @property
     def arguments(self) -> dict[str, float | Array]:
-        """Every parameter of the divergence by name, as it is now."""
+        """All parameters of the divergence by name, as at this step."""
         return self.initial | self.moving
 
 
@@ -60,11 +60,11 @@ def needs_teacher(terms: tuple[Term, ...]) -> bool:
 
 
 class Plan(NamedTuple):
-    """The loss over a run, as pure functions of the step and of what was seen so far.
+    """The loss over a run, as pure functions of the step and of adaptive states.
 
-    init() -> states by the name of their term
-    at(step, states) -> terms, their weights and moving parameters those of the step
-    follow(step, states, means of the step by name) -> states for the next step
+    init() -> states by term name
+    at(step, states) -> the terms with the weights and moving parameters of this step
+    follow(step, states, means of the step by term name) -> states for the next step
     """
 
     init: Callable[[], dict[str, AdaptiveState]]
@@ -82,8 +82,8 @@ def make_plan(
 ) -> Plan:
     """The plan of `terms` over `steps` updates.
 
-    schedules: a text by term name (absent: constant). options: by name of a term in ADAPTIVE
-    (absent: its defaults). Raises UserError for a text that is no schedule.
+    schedules: by term name (absent: constant). options: by name of a term in ADAPTIVE (absent: its
+    defaults). Raises UserError for an invalid schedule.
 
     >>> plan = make_plan((Term("forward_kl", 1.0),), steps=3, schedules={"forward_kl": "linear:0"})
     >>> [float(plan.at(step, plan.init())[0].weight) for step in range(3)]
@@ -122,7 +122,7 @@ def make_plan(
 
 
 def make_weight(name: str, text: str, weight: float, steps: int) -> Weight:
-    """A schedule's weight as a function of the step. Raises UserError for any other text.
+    """A schedule's weight as a function of the step. Raises UserError for an invalid schedule.
 
     >>> weight = make_weight("jsd", "steps:100=0.5,200=0", 1.0, steps=300)
     >>> [float(weight(step)) for step in (0, 100, 200)]
@@ -196,10 +196,10 @@ def _taid_init(parameters: Mapping[str, float]) -> AdaptiveState:
 
 
 def _taid_follow(state, mean, progress, parameters, options) -> AdaptiveState:
-    """t rises on a straight line from its start to 1, faster while the loss falls.
+    """t rises linearly from its start to 1, faster while the loss falls.
 
-    TAID, 2501.16937, algorithm 1. Nothing changes in a step without counted tokens; the first loss
-    is only kept, for the second to be compared with.
+    TAID, 2501.16937, algorithm 1. A step without counted tokens changes nothing. The first loss is
+    only stored, for the second to be compared with.
     """
     loss = mean.total / jnp.maximum(mean.count, 1e-9)
     fall = (state["loss"] - loss) / (state["loss"] + 1e-15)

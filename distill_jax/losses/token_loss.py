@@ -38,8 +38,8 @@ def token_loss(
     """The loss [x], each term's value [x] at temperature 1, and weight * dloss/dlogits [x, V].
 
     teacher_at: the teacher's distribution of the same tokens at a temperature; None where no term
-    compares with a teacher. Divergences come times temperature² in the loss. The value of
-    cross_entropy is called nll. Without with_gradient the last is None.
+    compares with a teacher. Divergences are multiplied by temperature² in the loss. The value of
+    cross_entropy is called nll. Without with_gradient the gradient is None.
     """
     at_one = softmax(logits_xV, 1.0, axis)
     nll = -log_at(at_one, labels_x[..., None], axis)[..., 0]
@@ -74,14 +74,15 @@ def token_loss(
 
 def _group_loss(terms, temperature, q, p, axis, with_gradient):
     """The values of terms of one temperature, and the gradient of their weighted sum."""
-    # Times temperature² in the loss, divided by the temperature of z in the gradient.
+    # temperature² of the loss, divided by the temperature in dq/dz.
     weights = [term.weight * temperature for term in terms]
     if isinstance(p, Symbols):
         return symbol_losses(terms, weights, q, p, axis, with_gradient)
     values: dict[str, Array] = {}
     joint = None
-    for elementwise, compare in ((True, _elementwise), (False, _rows)):
-        chosen = [i for i, term in enumerate(terms) if _is_elementwise(term) == elementwise]
+    elementwise = [DIVERGENCES[term.name].phi is not None for term in terms]
+    for kind, compare in ((True, _elementwise), (False, _rows)):
+        chosen = [i for i, is_elementwise in enumerate(elementwise) if is_elementwise == kind]
         if chosen:
             some, their = [terms[i] for i in chosen], [weights[i] for i in chosen]
             found, part = compare(some, their, q, p, axis, with_gradient)
@@ -91,12 +92,8 @@ def _group_loss(terms, temperature, q, p, axis, with_gradient):
     return [values[term.name] for term in terms], gradient
 
 
-def _is_elementwise(term: Term) -> bool:
-    return DIVERGENCES[term.name].phi is not None
-
-
 def _elementwise(terms, weights, q: Distribution, p: Distribution, axis, with_gradient):
-    """Values, and G of the weighted sum: the derivative of single entries along log q."""
+    """Values, and G of the weighted sum: the derivative of each entry along log q."""
 
     log_p = log_of(p)
 
@@ -116,7 +113,7 @@ def _elementwise(terms, weights, q: Distribution, p: Distribution, axis, with_gr
 
 
 def _rows(terms, weights, q: Distribution, p: Distribution, axis, with_gradient):
-    """The same for divergences of whole rows, which a cut vocabulary is gathered for."""
+    """The same for divergences of whole rows; a sharded vocabulary is gathered for them."""
     whole = lambda x: x if axis is None else jax.lax.all_gather(x, axis, axis=-1, tiled=True)
     log_p = whole(log_of(p))
     value = lambda log_q: [

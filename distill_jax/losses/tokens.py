@@ -1,7 +1,7 @@
 """The tokens of a batch: cut into blocks along the time axis, and averaged by their weights.
 
-Blocks keep only some tokens' logits in memory at a time. `weighted_mean` is the one place where a
-mask meets a value. Shapes: types.py.
+Only one block's logits are in memory at a time. `weighted_mean` is the only place where weights
+are applied to values. Shapes: types.py.
 """
 
 from typing import Any
@@ -13,12 +13,12 @@ from distill_jax.types import Array, Mean
 
 
 def block_length(block_tokens: int, rows: int, length: int) -> int:
-    """Positions of each of `rows` rows that make a block of about `block_tokens` tokens."""
+    """Positions per row such that a block of `rows` rows has about `block_tokens` tokens."""
     return min(length, max(1, block_tokens // rows))
 
 
 def cut(tree: Any, size: int) -> Any:
-    """Every array [B, T, ...] as [blocks, B, size, ...]; zeros fill up the last block."""
+    """Every array [B, T, ...] as [blocks, B, size, ...]; the last block is padded with zeros."""
 
     def one(x: Array) -> Array:
         rows, length = x.shape[:2]
@@ -36,9 +36,9 @@ def join(blocks: Array, length: int) -> Array:
 
 
 def weighted_mean(value_x: Array, weight_x: Array) -> Mean:
-    """Sums per-token values over the weighted tokens; the division is left to `finish`.
+    """Sums per-token values over the weighted tokens; `finish` divides.
 
-    A position of weight zero is replaced before it is multiplied, because 0 * inf is NaN.
+    Values of weight zero are replaced before the multiplication, because 0 * inf is NaN.
 
     >>> finish(weighted_mean(jnp.array([1.0, 2.0, jnp.inf]), jnp.array([1.0, 1.0, 0.0])))
     1.5
@@ -48,11 +48,11 @@ def weighted_mean(value_x: Array, weight_x: Array) -> Mean:
 
 
 def merge(a: Mean, b: Mean) -> Mean:
-    """Joins the averages of two disjoint sets of tokens."""
+    """Merges the averages of two disjoint sets of tokens."""
     return Mean(a.total + b.total, a.count + b.count)
 
 
 def finish(mean: Mean) -> float | None:
-    """The average as a Python number; None where nothing was counted, since absent is not zero."""
+    """The average as a Python number; None where nothing was counted."""
     count = float(mean.count)
     return float(mean.total) / count if count else None

@@ -1,7 +1,7 @@
-"""Hidden states become logits and probabilities, over a whole vocabulary or one cut over a mesh.
+"""Hidden states become logits and probabilities, over a whole or a sharded vocabulary.
 
-`axis` is the mesh axis that the vocabulary is cut over inside a shard_map, or None where an array
-holds all of it: then every function here is the plain one. Shapes: types.py.
+`axis` is the mesh axis that the vocabulary is sharded over inside a shard_map, or None where an
+array holds all of it. Shapes: types.py.
 """
 
 from typing import NamedTuple
@@ -13,11 +13,11 @@ from jax.lax import optimization_barrier
 from distill_jax.losses.divergences import FLOOR
 from distill_jax.types import Array, Unembed
 
-EMPTY = -1  # the id of a slot that holds no token
+EMPTY = -1  # the id of an unused slot
 
 
 class Distribution(NamedTuple):
-    """Probabilities of vocabulary entries, and what makes their logarithms out of logits."""
+    """Probabilities of vocabulary entries, and what their logarithms are computed from."""
 
     scaled_xV: Array  # logits / temperature
     log_total_x1: Array  # their logsumexp
@@ -25,7 +25,7 @@ class Distribution(NamedTuple):
 
 
 def log_of(d: Distribution) -> Array:
-    """Log-probabilities [.., V], floored at FLOOR; not stored, since a pass costs more."""
+    """Log-probabilities [.., V], floored at FLOOR; not stored, because recomputing is faster."""
     return jnp.maximum(d.scaled_xV - d.log_total_x1, FLOOR)
 
 
@@ -59,7 +59,7 @@ def capped(raw_xV: Array, softcap: float | None) -> Array:
 def softmax(logits_xV: Array, temperature: float, axis: str | None) -> Distribution:
     """The distribution of logits / temperature; -inf excludes an entry.
 
-    The barrier keeps the exponentials from being computed again wherever they are used.
+    The barrier prevents XLA from recomputing the exponentials at each use.
     """
     z = logits_xV if temperature == 1 else logits_xV / temperature
     top = jnp.max(z, -1, keepdims=True)
@@ -83,7 +83,7 @@ def local_ids(ids_xE: Array, size: int, axis: str | None) -> Array:
 
 
 def entry_places(ids_xE: Array, size: int, axis: str | None) -> tuple:
-    """The index of a [.., V] array's entries `ids`; past the end for what is not there."""
+    """Index of the entries `ids` of a [.., V] array; past the end for ids held elsewhere."""
     lead = jnp.indices(ids_xE.shape, sparse=True)[:-1]
     return (*lead, local_ids(ids_xE, size, axis))
 
@@ -94,7 +94,7 @@ def offset(size: int, axis: str | None) -> Array | int:
 
 
 def exclude_from(logits_xV: Array, shared: int, axis: str | None) -> Array:
-    """-inf for the entries from `shared` on, which only one of two vocabularies has."""
+    """-inf for the entries from `shared` on, which only one of the two vocabularies has."""
     size = logits_xV.shape[-1]
     parts = 1 if axis is None else jax.lax.axis_size(axis)
     if size * parts == shared:
@@ -103,5 +103,5 @@ def exclude_from(logits_xV: Array, shared: int, axis: str | None) -> Array:
 
 
 def wide(dtype) -> jnp.dtype:
-    """At least float32: what logits and sums are held in."""
+    """At least float32: the dtype of logits and sums."""
     return jnp.promote_types(dtype, jnp.float32)

@@ -1,4 +1,4 @@
-"""What fixes a decoder's arithmetic."""
+"""The config of a decoder."""
 
 from dataclasses import dataclass
 
@@ -16,15 +16,15 @@ ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that fixes the decoder's arithmetic; hashable.
+    """Everything that defines the decoder's forward pass; hashable.
 
-    family            key of families.FAMILIES: how it is read and written
+    family            key of families.FAMILIES: how files are read and written
     neurons           width of the feed-forward half (F)
-    rope_local_theta  rotary base of local blocks; None: the same tables as the others
+    rope_local_theta  rotary base of local blocks; None: the same as global blocks
     sliding_window    positions a local block looks back, itself included
-    local_blocks      one flag a block; None: no block is local
+    local_blocks      one flag per block; None: no block is local
     unit_offset_norm  norms multiply by (1 + weight)
-    post_norms        a second norm on what each half adds to the residual stream
+    post_norms        another norm on the output of each half, before the residual sum
     attention_scale   factor of the scores; None: head_width ** -0.5
     init_std          standard deviation of a random initialization
     """
@@ -61,8 +61,8 @@ class ModelConfig:
     def __post_init__(self):
         if self.heads % self.kv_heads:
             raise UserError(
-                f"{self.heads} query heads do not share {self.kv_heads} key/value heads evenly: "
-                "make one a multiple of the other"
+                f"{self.heads} query heads are not a multiple of {self.kv_heads} key/value heads: "
+                "change one of the numbers"
             )
         if self.activation not in ACTIVATIONS:
             raise UserError(
@@ -71,7 +71,7 @@ class ModelConfig:
         if self.local_blocks is not None and len(self.local_blocks) != self.blocks:
             raise UserError(
                 f"{len(self.local_blocks)} flags in local_blocks for {self.blocks} blocks: "
-                "give one each"
+                "give one per block"
             )
         if self.local_blocks is not None and any(self.local_blocks) and not self.sliding_window:
             raise UserError("local blocks without a sliding window: set sliding_window")

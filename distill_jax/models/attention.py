@@ -1,17 +1,17 @@
-"""Who may look at whom, and the weighted average itself. S is the key side (positions or slots)."""
+"""Attention masks and attention. S indexes keys: positions or cache slots."""
 
 import jax
 import jax.numpy as jnp
 
 from distill_jax.types import Array
 
-QUERY_BLOCK = 128  # queries attend together; their scores are computed again for the gradient
+QUERY_BLOCK = 128  # queries processed at a time; the backward pass recomputes their scores
 
 
 def packed_mask(segment_BT: Array) -> Array:
     """bool [B, T, S]: causal, within one segment of the row.
 
-    Padding (segment 0) sees earlier padding and itself, so that no row of the softmax is empty.
+    Padding (segment 0) attends to earlier padding and itself, so that no softmax is empty.
     """
     length = segment_BT.shape[1]
     same_BTS = segment_BT[:, :, None] == segment_BT[:, None, :]
@@ -19,7 +19,7 @@ def packed_mask(segment_BT: Array) -> Array:
 
 
 def cache_mask(position_BT: Array, slots: int) -> Array:
-    """bool [B, T, S]: a query sees the slots up to its own position (slot == position)."""
+    """bool [B, T, S]: a query attends to slots up to its own position (slot == position)."""
     return jnp.arange(slots) <= position_BT[:, :, None]
 
 
@@ -40,10 +40,10 @@ def attention(
     """Grouped-query attention, softmax in float32. Gives [B, T, N, H] in the dtype of the query.
 
     softcap c replaces each scaled score s by c * tanh(s / c) before masking. With as many keys as
-    queries no query sees a later key (packed_mask).
+    queries, the mask must be causal (packed_mask).
     """
-    # The library's form knows the kernels of GPUs and TPUs; on a CPU its gradient takes four times
-    # as long as the one below, and it has no soft cap.
+    # JAX's version has kernels for GPUs and TPUs; on a CPU its gradient takes four times as long as
+    # this one, and it has no soft cap.
     if softcap is None and jax.default_backend() != "cpu":
         return jax.nn.dot_product_attention(
             query_BTNH, key_BSKH, value_BSKH, mask=mask_BTS[:, None], scale=scale
@@ -59,22 +59,15 @@ def attention(
     for start in range(0, length, QUERY_BLOCK):
         rows = slice(start, start + QUERY_BLOCK)
         seen = slice(0, start + QUERY_BLOCK) if packed else slice(None)
-        mixed.append(
-            part(
-                query_BKGTH[:, :, :, rows],
-                key_BKSH[:, :, seen],
-                value_BKSH[:, :, seen],
-                mask_BTS[:, rows, seen],
-                scale,
-                softcap,
-            )
-        )
+        keys, values = key_BKSH[:, :, seen], value_BKSH[:, :, seen]
+        queries, mask = query_BKGTH[:, :, :, rows], mask_BTS[:, rows, seen]
+        mixed.append(part(queries, keys, values, mask, scale, softcap))
     mixed_BTKGH = jnp.moveaxis(jnp.concatenate(mixed, axis=3), 3, 1)
     return mixed_BTKGH.reshape(batch, length, heads, width)
 
 
 def _attend(query_BKGTH, key_BKSH, value_BKSH, mask_BTS, scale, softcap):
-    """Attention of some queries; the heads of a group share one product with their keys."""
+    """Attention of one block of queries; the heads of a group share one product with their keys."""
     batch, kv_heads, group, length, width = query_BKGTH.shape
     rows_BKRH = query_BKGTH.reshape(batch, kv_heads, group * length, width)
     score_BKRS = scale * jnp.einsum(

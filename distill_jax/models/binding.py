@@ -1,4 +1,4 @@
-"""The only place where NNX modules meet parameter dicts: split, merge and pure dicts live here."""
+"""The only file that converts between NNX modules and parameter dicts (split, merge)."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from distill_jax.types import Hidden
 
 
 class Model(NamedTuple):
-    """A decoder as functions of its parameters; hashable, to be closed over or static in a jit.
+    """A decoder as functions of its parameters; hashable, so it can be a static argument of jit.
 
     init(key) -> params
     abstract() -> params of jax.ShapeDtypeStruct, nothing allocated
@@ -22,20 +22,20 @@ class Model(NamedTuple):
     unembed(params) -> types.Unembed, weight_DV in the compute dtype
     embed(params, tokens_BT) -> x_BTD
     finish(params, x_BTD) -> final hidden states, after the last norm
-    block(block_params) -> Block, of the parameters of one layer
-    context(segment_BT, position_BT) -> what every block's `attend` needs beside x
+    block(block_params) -> Block with the parameters of one layer
+    context(segment_BT, position_BT) -> the Context that every block's `attend` takes
     new_cache(batch, slots, dtype) -> {"key", "value"}, each [L, B, S, K, H]
     decode(params, tokens_BT, position_BT, cache) -> (types.Hidden, cache)
 
-    apply, block by block:
+    The same as apply, block by block:
         x, context = model.embed(params, tokens), model.context(segment, position)
         for i, local in enumerate(local_flags(model.config)):
             block = model.block(jax.tree.map(lambda w: w[i], params["blocks"]))
             x = block.feed_forward(block.attend(x, context, local))
 
-    decode writes keys and values to slot == position and lets a query see the slots up to its own
-    position, so rows may stand at different positions. The positions of one row must differ:
-    let those of right padding count on; its slots are overwritten before any query sees them.
+    decode writes keys and values to slot == position, and a query attends to slots up to its own
+    position, so rows may be at different positions. The positions of a row must differ: continue
+    them over right padding; its slots are overwritten before any query attends to them.
     A position beyond the last slot is not stored.
     """
 
@@ -53,7 +53,7 @@ class Model(NamedTuple):
 
 
 def bind(config: ModelConfig, *, param_dtype, compute_dtype, remat: str) -> Model:
-    """The decoder of a config. `remat` names what the backward pass keeps: a key of REMAT."""
+    """The decoder of a config. remat: what the backward pass keeps, a key of REMAT."""
     param_dtype, compute_dtype = jnp.dtype(param_dtype), jnp.dtype(compute_dtype)
     make_block = lambda key: Block(config, param_dtype, key)
     make_ends = lambda key: EmbeddingAndHead(config, param_dtype, key)
@@ -141,5 +141,5 @@ def _remat(policy):
 REMAT = {
     "none": lambda layer: layer,  # keep every intermediate
     "dots": _remat(jax.checkpoint_policies.dots_with_no_batch_dims_saveable),  # keep projections
-    "full": _remat(jax.checkpoint_policies.nothing_saveable),  # keep the blocks' inputs alone
+    "full": _remat(jax.checkpoint_policies.nothing_saveable),  # keep only the blocks' inputs
 }

@@ -1,14 +1,14 @@
-"""What the config.json files of decoder families have in common, read and written.
+"""Reads and writes the entries of config.json that most decoder families share.
 
-Written in the names that every version of transformers reads (`rope_theta` and `rope_scaling`
-beside the newer `rope_parameters`, which is read too).
+Written with the names that every version of transformers reads: `rope_theta` and `rope_scaling`.
+The newer `rope_parameters` is read too.
 """
 
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.rope import RopeScaling
 from distill_jax.types import UserError
 
-# Keys that change the arithmetic in a way the decoder does not have, with the value that does not.
+# Keys of features that the decoder lacks, with the value that turns the feature off.
 UNSUPPORTED = {
     "mlp_bias": False,
     "use_bidirectional_attention": False,
@@ -27,14 +27,14 @@ _SCALING_KEYS = {
 
 
 def required(raw: dict, name: str):
-    """raw[name]; UserError when it is absent or null."""
+    """raw[name]. Raises UserError if it is absent or null."""
     if raw.get(name) is None:
         raise UserError(f"config.json has no '{name}': add it or use a complete checkpoint")
     return raw[name]
 
 
 def refuse_unsupported(raw: dict) -> None:
-    """UserError naming the first feature of a config.json that the decoder does not have."""
+    """Raises UserError for the first feature of a config.json that the decoder lacks."""
     for name, harmless in UNSUPPORTED.items():
         value = raw.get(name)
         if value is not None and value != harmless:
@@ -45,7 +45,7 @@ def refuse_unsupported(raw: dict) -> None:
 
 
 def read_rope(raw: dict, *, layer_type: str, theta: float) -> tuple[float, RopeScaling | None]:
-    """(rotary base, scaling) of a kind of layer; `theta` is the base when the file names none."""
+    """(rotary base, scaling) of a kind of layer; `theta` is the default base."""
     parameters = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     parameters = parameters.get(layer_type) or parameters
     theta = float(parameters.get("rope_theta") or raw.get("rope_theta") or theta)
@@ -74,7 +74,7 @@ def write_rope_scaling(scaling: RopeScaling | None) -> dict | None:
 
 
 def read_local_blocks(raw: dict, *, pattern) -> tuple[bool, ...] | None:
-    """One flag a block, from `layer_types` or else pattern(index); None if all are global."""
+    """One flag per block, from `layer_types` or else pattern(index); None if all are global."""
     kinds = {"sliding_attention": True, "full_attention": False}
     types = raw.get("layer_types")
     if unknown := sorted(set(types or ()) - set(kinds)):
@@ -93,7 +93,7 @@ def write_layer_types(config: ModelConfig) -> list[str]:
 
 
 def read_common(raw: dict, **own) -> ModelConfig:
-    """The config from the keys that most families share; the family's `own` fields win."""
+    """The config from the keys that most families share; the family's `own` fields override it."""
     refuse_unsupported(raw)
     theta, scaling = read_rope(raw, layer_type="full_attention", theta=10_000.0)
     heads, width = required(raw, "num_attention_heads"), required(raw, "hidden_size")

@@ -1,4 +1,4 @@
-"""What every block needs beside the residual stream: rotary tables and masks."""
+"""Inputs of every block besides the residual stream: rotary tables and masks."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from distill_jax.types import Array
 
 
 class View(NamedTuple):
-    """What one kind of block (global or local) sees: rotary tables and a mask."""
+    """Rotary tables and mask of one kind of block, global or local."""
 
     cos_BTh: Array
     sin_BTh: Array
@@ -21,7 +21,7 @@ class View(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What every block needs beside x. `local_view` is None when the config has no local block."""
+    """The views of global and local blocks; `local_view` is None without local blocks."""
 
     global_view: View
     local_view: View | None
@@ -33,12 +33,12 @@ def local_flags(config: ModelConfig) -> np.ndarray:
 
 
 def packed_context(config: ModelConfig, segment_BT: Array, position_BT: Array) -> Context:
-    """The context of packed rows: causal within a segment, nothing across."""
+    """The context of packed rows: causal attention within each segment."""
     return _context(config, packed_mask(segment_BT), position_BT, position_BT)
 
 
 def cache_context(config: ModelConfig, position_BT: Array, slots: int) -> Context:
-    """The context of queries at `position_BT` that look into a cache whose slot is the position."""
+    """The context of queries at `position_BT` that attend to a cache with slot == position."""
     slot_BS = jnp.broadcast_to(jnp.arange(slots), (position_BT.shape[0], slots))
     return _context(config, cache_mask(position_BT, slots), position_BT, slot_BS)
 
@@ -57,7 +57,7 @@ def _context(config, mask_BTS, query_BT, key_BS):
 
 
 def view_of(context, local):
-    """The view of a block whose flag may be traced (all blocks run under one scan)."""
+    """The view of a block; its flag `local` may be traced, since all blocks run in one scan."""
     if context.local_view is None:
         return context.global_view
     pick = lambda near, far: jnp.where(local, near, far)

@@ -1,4 +1,4 @@
-"""What a model family consists of, and what most families share."""
+"""The description of a model family, with defaults that most families share."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from distill_jax.models.architecture import ModelConfig
 
 
 class Weight(NamedTuple):
-    """Where a parameter lives in files; `{block}` stands for the block's index.
+    """A parameter's name in files; `{block}` stands for the block's index.
 
     transpose: files hold [out, in], parameters are [in, out].
     """
@@ -19,8 +19,8 @@ class Weight(NamedTuple):
     transpose: bool = False
 
 
-# Shared by all families so far. Projections out of the residual stream split their columns over
-# `tensor`, those back into it their rows, so that a half needs one sum over `tensor`.
+# Shared by all families so far. Projections out of the residual stream shard their columns over
+# `tensor`, those back into it their rows, so that each half of a block needs one sum over `tensor`.
 DEFAULT_SHARDING = [
     (r"embedding", ("tensor", "fsdp")),
     (r"head", ("fsdp", "tensor")),
@@ -72,11 +72,11 @@ ALTERNATING = {
 
 
 class Gguf(NamedTuple):
-    """Conventions of a family's GGUF files.
+    """The conventions of a family's GGUF files.
 
-    entries(metadata without the architecture's prefix, shared config.json dict) -> the entries
-        that the family adds to it.
-    hf_array(path, array as stored, config) -> array as Hugging Face stores it.
+    entries(metadata without the architecture's prefix, common config.json dict) -> further entries
+        of the family's config.json.
+    hf_array(parameter path, stored array, config) -> array as Hugging Face stores it.
     variants: as in Family, those that such a file can express.
     """
 
@@ -95,7 +95,7 @@ class Family(NamedTuple):
     to_hf     the inverse.
     variants  name -> entries of a config.json: the small architectures that the tests run over, on
               top of the sizes in tests/models/conftest.py (3 blocks; texts of 24 tokens).
-    weights   parameter path ("blocks/attention/query") -> Weight; a config uses some of them.
+    weights   parameter path ("blocks/attention/query") -> Weight; a model has a subset of them.
     sharding  (regular expression that matches a whole path, mesh axes of its dimensions), first
               match wins; the leading block axis is included.
     gguf      None: there are no GGUF files of this family's own.

@@ -33,9 +33,9 @@ _gguf_name = attrgetter("gguf")  # of a family.Weight
 
 
 def read(path: Path, *, dtype) -> Checkpoint:
-    """A checkpoint from a .gguf file. `dtype` None means float32, what dequantizing gives.
+    """A checkpoint from a .gguf file. `dtype` None means float32, the result of dequantizing.
 
-    Raises UserError: not a whole GGUF file, an unknown architecture or quantization, incomplete
+    Raises UserError for a truncated GGUF file, an unknown architecture or quantization, incomplete
     metadata, missing, extra or misshapen weights.
     """
     reader = _open(path)
@@ -60,20 +60,13 @@ def _open(path):
     try:
         return GGUFReader(path)
     except (ValueError, IndexError, KeyError, OSError) as error:
-        raise UserError(f"{path} is not a whole GGUF file ({error}): copy it again") from None
+        raise UserError(f"{path} is not a complete GGUF file ({error}): copy it again") from None
 
 
 def _metadata(reader):
-    """Scalars and short lists by name; the vocabulary's long lists are the tokenizer's affair."""
-    vocabulary = (
-        "tokenizer.ggml.tokens",
-        "tokenizer.ggml.merges",
-        "tokenizer.ggml.scores",
-        "tokenizer.ggml.token_type",
-    )
-    return {
-        name: field.contents() for name, field in reader.fields.items() if name not in vocabulary
-    }
+    """What describes the model, by name; data/gguf_tokenizer.py reads the tokenizer."""
+    names = [n for n in reader.fields if not n.startswith("tokenizer.") or n in TOKEN_KEYS]
+    return {name: reader.fields[name].contents() for name in names}
 
 
 def _family(architecture, path) -> Family:
@@ -85,7 +78,7 @@ def _family(architecture, path) -> Family:
 
 
 def _config_json(metadata, tensors, family, path):
-    """The config.json that these metadata stand for."""
+    """The config.json that this metadata stands for."""
     prefix = family.gguf.architecture + "."
     own = {key.removeprefix(prefix): v for key, v in metadata.items() if key.startswith(prefix)}
     missing = [prefix + key for key in METADATA_KEYS if key not in own]
@@ -95,7 +88,7 @@ def _config_json(metadata, tensors, family, path):
     raw = {theirs: own[key] for key, theirs in METADATA_KEYS.items()}
     heads = raw["num_attention_heads"]
     if not isinstance(heads, int) or not isinstance(own.get("attention.head_count_kv", heads), int):
-        raise UserError(f"{path} has another head count in every block: use a uniform model")
+        raise UserError(f"{path} has different numbers of heads in its blocks: use a uniform model")
     raw |= {
         "vocab_size": int(tensors["token_embd.weight"].shape[-1]),
         "num_key_value_heads": own.get("attention.head_count_kv", heads),
@@ -106,7 +99,7 @@ def _config_json(metadata, tensors, family, path):
         "rope_theta": own.get("rope.freq_base"),
         "tie_word_embeddings": "output.weight" not in tensors,
         "attention_bias": "blk.0.attn_q.bias" in tensors,
-        # float32 in the file: give back the decimal number that was meant
+        # Stored as float32: back to the decimal number that was meant.
         "rms_norm_eps": float(str(np.float32(raw["rms_norm_eps"]))),
     }
     kind = own.get("rope.scaling.type", "none")
@@ -118,7 +111,7 @@ def _config_json(metadata, tensors, family, path):
 
 
 def _llama3_scaling(divisors, raw, path):
-    """GGUF keeps Llama 3's scaling as divisors; all its models differ in the factor alone."""
+    """GGUF stores Llama 3's scaling as divisors; its models differ only in the factor."""
     scaling = RopeScaling("llama3", float(divisors.max()), 1.0, 4.0, 8192)
     theta = raw["rope_theta"] or 10_000.0
     plain = inverse_frequencies(raw["head_dim"], theta, None)

@@ -25,8 +25,8 @@ _hf_name = attrgetter("hf")  # of a family.Weight
 def read(directory: Path, *, dtype) -> Checkpoint:
     """A checkpoint from a directory. `dtype` None keeps the stored one.
 
-    Raises UserError: no config.json, no safetensors, unreadable files, an unknown family or
-    feature, missing, extra or misshapen weights.
+    Raises UserError for missing or unreadable files, an unknown family or feature, and missing,
+    extra or misshapen weights.
     """
     raw = read_json(directory / "config.json")
     config = family_of(raw.get("model_type")).from_hf(raw)
@@ -49,10 +49,10 @@ def write(
     dtype,
     max_shard_bytes: int,
 ) -> None:
-    """A directory that transformers loads with no flag. `dtype` None keeps that of the parameters.
+    """Writes a directory that transformers loads without extra flags. `dtype` None: unchanged.
 
-    Each file is written beside its place and renamed into it; weights of an earlier, differently
-    sharded export are removed last. Raises UserError when the directory cannot be written.
+    Each file is written completely or not at all; files of an earlier, differently sharded export
+    are removed last. Raises UserError if the directory cannot be written.
     """
     flat = flatten(params)
     ids = {name: token_ids[name] for name in TOKEN_IDS if token_ids.get(name) is not None}
@@ -74,7 +74,7 @@ def write(
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object; UserError when the file is missing or is none."""
+    """A JSON object. Raises UserError if the file is missing or holds something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -89,7 +89,7 @@ def read_json(path: Path) -> dict:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a directory; UserError when there is none or one is missing."""
+    """The safetensors files of a directory. Raises UserError if there is none or one is missing."""
     if (directory / SINGLE).exists():
         return [directory / SINGLE]
     if (directory / INDEX).exists():
@@ -101,7 +101,7 @@ def weight_files(directory: Path) -> list[Path]:
     pickles = sorted(p.name for p in directory.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
     if pickles:
         raise UserError(
-            f"{directory} holds pickled weights only ({pickles[0]}), which are never loaded: "
+            f"{directory} holds only pickled weights ({pickles[0]}), which are never loaded: "
             "convert them to safetensors"
         )
     raise UserError(f"{directory} has no {SINGLE}: give a directory with safetensors weights")
@@ -112,12 +112,12 @@ def _open(path):
         return safe_open(path, framework="np")
     except (SafetensorError, OSError) as error:
         raise UserError(
-            f"{path} is not a whole safetensors file ({error}): copy it again"
+            f"{path} is not a complete safetensors file ({error}): copy it again"
         ) from None
 
 
 def _redundant(name, config):
-    """Stored beside the weights by some writers, although the config determines it."""
+    """Whether a stored array follows from the config or another weight; some writers store it."""
     return name.endswith("rotary_emb.inv_freq") or (config.tied and name == "lm_head.weight")
 
 
@@ -129,7 +129,7 @@ def _token_ids(directory, raw):
 
 
 def _write_weights(directory, config, flat, dtype, max_shard_bytes):
-    """Write all shards, one in memory at a time; gives the names of the files that belong."""
+    """Writes all shards, one in memory at a time; returns the names of the files written."""
     places = {
         weight.hf.format(block=block): (path, block)
         for path, (weight, shape) in layout(config).items()
@@ -157,13 +157,13 @@ def _write_weights(directory, config, flat, dtype, max_shard_bytes):
 
 
 def _bytes(leaf, block, dtype):
-    """Of one block's array."""
+    """The size of one block's array."""
     size = leaf.size if block is None else leaf.size // leaf.shape[0]
     return size * np.dtype(dtype or leaf.dtype).itemsize
 
 
 def _stored(leaf, block, weight, dtype):
-    """One block's array as files hold it (the host copy of a device array is made once)."""
+    """One block's array as stored in files."""
     array = np.asarray(leaf)[... if block is None else block].astype(
         dtype or leaf.dtype, copy=False
     )

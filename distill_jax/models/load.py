@@ -1,4 +1,4 @@
-"""One door for every kind of model path: a directory, a .gguf file, hub:org/name, pypi:package."""
+"""Loads every kind of model path: a directory, a .gguf file, hub:org/name, pypi:package."""
 
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +16,7 @@ HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]  # never pickles
 def resolve(path: str) -> Path:
     """The local file or directory that a model path stands for; hub: paths are downloaded.
 
-    Raises UserError when there is none, with what to do about it.
+    Raises UserError if there is none.
     """
     prefix, _, name = path.partition(":")
     if prefix in PREFIXES and name:
@@ -40,7 +40,7 @@ def load_checkpoint(path: str, *, dtype) -> Checkpoint:
         return huggingface.read(local, dtype=dtype)
     if local.suffix == ".gguf":
         return gguf.read(local, dtype=dtype)
-    raise UserError(f"model path {path} is neither a directory nor a .gguf file: give one of them")
+    raise UserError(f"model path {path} is neither a directory nor a .gguf file: give one of these")
 
 
 def _from_hub(name):
@@ -55,7 +55,7 @@ def _from_hub(name):
 
 
 def _from_package(name):
-    """The package is never imported: what it imports itself may not be installed."""
+    """The package is not imported: its own dependencies may not be installed."""
     try:
         files = metadata.files(name) or []
     except metadata.PackageNotFoundError:

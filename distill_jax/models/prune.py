@@ -1,11 +1,11 @@
 """A smaller student out of a larger model: fewer blocks, and fewer feed-forward neurons in each.
 
 Calibration text runs through the blocks as two residual streams side by side: that of the whole
-model, and that of what has been pruned so far. In each kept block the neurons to keep are chosen
-and the matrices behind heads and neurons are refitted, so that the pruned stream comes back to
-the whole one: after the attention half to where the whole model stands in the middle of that
-block, and after the feed-forward half to where it stands before the next kept block. A kept
-block so takes over what the dropped ones behind it did. Width and depth: Minitron, 2407.14679.
+model, and that of the model pruned so far. In each kept block the neurons to keep are chosen
+and the matrices behind heads and neurons are refitted, so that the pruned stream approximates
+the whole one: after the attention half, the whole stream in the middle of that block; after the
+feed-forward half, the whole stream before the next kept block. So a kept block also does the work
+of the dropped blocks after it. Width and depth: Minitron, 2407.14679.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from distill_jax.types import Array, Batch, Params, UserError
 
 
 class PruneOptions(NamedTuple):
-    """The `student.prune` part of a config; meanings stand in configs/base.py."""
+    """The `student.prune` part of a config; configs/base.py documents each."""
 
     blocks: int
     neurons: int
@@ -44,9 +44,9 @@ def prune(
     options: PruneOptions,
     summed_nll: SummedNll,
 ) -> tuple[ModelConfig, Params, list[int]]:
-    """The pruned config and host parameters, and the numbers of the blocks that were kept.
+    """The pruned config and host parameters, and the indices of the kept blocks.
 
-    Raises UserError where more is to be kept than there is.
+    Raises UserError if more is to be kept than the model has.
     """
     config = model.config
     smaller = pruned_config(config, options)
@@ -66,9 +66,9 @@ def prune(
 
 
 def pruned_config(config: ModelConfig, options: PruneOptions) -> ModelConfig:
-    """The sizes that pruning leads to, whichever blocks stay: the first, until they are chosen.
+    """The config after pruning, with the flags of the first blocks until blocks are chosen.
 
-    Raises UserError where more is to be kept than there is.
+    Raises UserError if more is to be kept than the model has.
     """
     blocks = _wanted("blocks", options.blocks, config.blocks)
     neurons = _wanted("neurons", options.neurons, config.neurons)
@@ -86,7 +86,7 @@ def _wanted(name: str, wanted: int, present: int) -> int:
 
 
 def _first(batches: Sequence[Batch], tokens: int) -> Sequence[Batch]:
-    """As many batches as hold `tokens` places, and at least one."""
+    """As many batches as hold about `tokens` positions, and at least one."""
     return batches[: max(1, round(tokens / batches[0].tokens_BT.size))]
 
 
@@ -111,7 +111,7 @@ def _walk(model, params, batches, kept, neurons, options) -> list[Params]:
         streams.append(_Stream(context, mask_BT, x_BTD, x_BTD))
 
     def move(i, half):
-        """The whole stream through block i, or a half of it."""
+        """Moves the whole stream through block i or one half of it."""
         block = layer(i)
         step = lambda s: half(block, s.whole_BTD, s.context, flags[i])
         return [s._replace(whole_BTD=step(s)) for s in streams]
@@ -206,7 +206,7 @@ def _block_functions(model: Model) -> _BlockFunctions:
         if bias_D is not None:
             goal_BTD -= bias_D
         if model.config.post_norms:
-            # Behind a second norm the half is not linear in W: keep what W itself gave.
+            # With a norm after W the half is not linear in W: the target is the output of W.
             goal_BTD = a_BTF @ matrix_FD.astype(jnp.float32)
         gram = jnp.einsum("btf,btg->fg", a_BTF, a_BTF)
         target = jnp.einsum("btf,btd->fd", a_BTF, goal_BTD)

@@ -1,6 +1,6 @@
 """Which blocks of a model to keep.
 
-A criterion(model, params, batches, keep, summed_nll) gives the numbers of the `keep` kept blocks,
+A criterion(model, params, batches, keep, summed_nll) returns the indices of the `keep` kept blocks,
 in order. summed_nll(hidden_BTD, unembed, batch) is the loss on the labels, summed over tokens.
 """
 
@@ -18,7 +18,7 @@ SummedNll = Callable[[Array, Unembed, Batch], Array]
 
 
 def by_loss(model, params, batches, keep, summed_nll) -> list[int]:
-    """Drops the blocks whose removal alone raises the loss on the labels least (2407.14679)."""
+    """Drops the blocks whose individual removal raises the loss on labels least (2407.14679)."""
     run = _loss_without(model, summed_nll)
     costs = np.zeros(model.config.blocks)
     for batch in batches:
@@ -27,7 +27,7 @@ def by_loss(model, params, batches, keep, summed_nll) -> list[int]:
 
 
 def by_influence(model, params, batches, keep, summed_nll) -> list[int]:
-    """Drops the blocks that turn the residual stream least: 1 - cosine (ShortGPT, 2403.03853)."""
+    """Drops the blocks with the least 1 - cosine(input, output) (ShortGPT, 2403.03853)."""
 
     @jax.jit
     def influence(params, batch):
@@ -52,8 +52,8 @@ def _best(costs: np.ndarray, keep: int) -> list[int]:
 def _loss_without(model: Model, summed_nll: SummedNll) -> Callable[[Params, Batch], Array]:
     """Builds f(params, batch) -> [L]: the summed loss with each block left out.
 
-    The blocks before the one left out run once for all: the stream that enters block i is the
-    start of the run without it.
+    The blocks before the removed one run only once: the stream that enters block i is the
+    start of the pass without it.
     """
     flags = jnp.asarray(local_flags(model.config))
     count = model.config.blocks

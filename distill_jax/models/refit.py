@@ -1,7 +1,7 @@
-"""Least squares for the matrix behind some features: which features to keep, and its best values.
+"""Least squares for an output matrix: which of its input features to keep, and its best values.
 
-A half of a block adds A W to the residual stream x, A being its neurons' activations or its
-heads' outputs. Given a goal y, kept features and their rows of W minimize
+A half of a block adds A W to the residual stream x, where A holds its neurons' activations or its
+heads' outputs. Given a target stream y, the kept features and their rows of W minimize
 
   mean over tokens |x + A W - y|² + ridge |W - W_original|²,  rows of removed features being 0.
 
@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-ROUNDS = 16  # of removal by reconstruction; the costs are renewed in between
+ROUNDS = 16  # of removal by reconstruction; costs are updated after each
 
 
 class Sums(NamedTuple):
-    """What the calibration tokens say of one half, in float64 on the host."""
+    """Sums over the calibration tokens for one half of a block, in float64 on the host."""
 
     gram_FF: np.ndarray  # A'A
     target_FD: np.ndarray  # A'(y - x)
@@ -37,7 +37,7 @@ class Ridge(NamedTuple):
 
 
 def ridge_of(sums: Sums, original_FD: np.ndarray, share: float) -> Ridge:
-    """The regression of a half; the ridge is `share` of the mean squared feature."""
+    """The regression of one half; the ridge is `share` of the mean squared feature."""
     gram = sums.gram_FF / sums.tokens
     strength = share * np.trace(gram) / len(gram)
     right = sums.target_FD / sums.tokens + strength * original_FD
@@ -45,7 +45,7 @@ def ridge_of(sums: Sums, original_FD: np.ndarray, share: float) -> Ridge:
 
 
 def by_reconstruction(sums: Sums, ridge: Ridge, original_FD: np.ndarray, keep: int) -> np.ndarray:
-    """Removes, a share a round, the features whose removal costs the least squared error."""
+    """Removes, in ROUNDS rounds, the features whose removal adds the least squared error."""
     alive = np.arange(len(original_FD))
     inverse = np.linalg.inv(ridge.hessian_FF)
     weights = inverse @ ridge.right_FD
@@ -54,7 +54,7 @@ def by_reconstruction(sums: Sums, ridge: Ridge, original_FD: np.ndarray, keep: i
         order = np.argsort(np.sum(weights**2, 1) / np.diag(inverse))
         count = min(step, len(alive) - keep)
         out, stay = order[:count], np.sort(order[count:])
-        # Forcing the rows `out` to 0 moves the others along the inverse Hessian's columns.
+        # Setting the rows `out` to 0 changes the others along columns of the inverse Hessian.
         gain = np.linalg.solve(inverse[np.ix_(out, out)], inverse[np.ix_(out, stay)]).T
         weights = weights[stay] - gain @ weights[out]
         inverse = inverse[np.ix_(stay, stay)] - gain @ inverse[np.ix_(out, stay)]

@@ -1,4 +1,4 @@
-"""Rotary position embeddings: coordinates (i, i + H/2) of a head turn with the position."""
+"""Rotary position embeddings: coordinates (i, i + H/2) of each head rotate with the position."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from distill_jax.types import Array
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How frequencies are stretched for contexts longer than the pretrained one.
+    """Scaling of the frequencies for contexts longer than in pretraining.
 
     kind "linear": every frequency is divided by `factor`.
     kind "llama3" (Llama 3.1): wavelengths longer than original_positions / low_frequency_factor are
@@ -26,9 +26,9 @@ class RopeScaling:
 
 
 def inverse_frequencies(head_width: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
-    """Radians a position for each pair of coordinates, float32 [H/2].
+    """Radians per position for each pair of coordinates, float32 [H/2].
 
-    Computed in float32 throughout, because pretrained models saw these rounded values.
+    Computed in float32 throughout, because models were pretrained with these rounded values.
     """
     exponents = np.arange(0, head_width, 2, dtype=np.float32) / np.float32(head_width)
     frequencies = np.float32(1.0) / np.float32(theta) ** exponents
@@ -44,7 +44,7 @@ def _linear(frequencies, scaling):
 def _llama3(frequencies, scaling):
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
     turns = scaling.original_positions * frequencies / np.float32(2 * np.pi)
-    # 0 for less than `low` turns in the pretrained context, 1 for more than `high`
+    # 0 for fewer than `low` turns in the pretraining context, 1 for more than `high`
     keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
     return (1.0 - keep) * frequencies / scaling.factor + keep * frequencies
 
@@ -59,7 +59,7 @@ def rotary_tables(
 
 
 def rotate(x_BTNH: Array, cos_BTh: Array, sin_BTh: Array) -> Array:
-    """Turn each head's coordinate pairs by their angles; float32 inside, dtype of x outside."""
+    """Rotates each head's coordinate pairs by their angles, in float32; returns the dtype of x."""
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos_BTh[:, :, None, :], sin_BTh[:, :, None, :]
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

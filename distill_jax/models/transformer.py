@@ -1,4 +1,4 @@
-"""One readable decoder: its block (attention half, feed-forward half) and the embedding and head.
+"""The decoder: its block (attention half, feed-forward half), embedding and head.
 
 Matrices are stored [in, out]; a block's parameters are those of ONE layer here, binding.py stacks
 them. Parameters are cast to the compute dtype where they are used; norm statistics, rotary angles
@@ -36,6 +36,14 @@ def _matrix(key, rows, columns, config, dtype):
 
 def _norm_weight(width, config, dtype):
     return nnx.Param((jnp.zeros if config.unit_offset_norm else jnp.ones)(width, dtype))
+
+
+def _added(half, x, weight, bias=None):
+    """What a half of a block adds to the residual stream, [B, T, D]."""
+    added_BTD = _project(x, weight, bias)
+    if half.config.post_norms:
+        added_BTD = rms_norm(added_BTD, half.post_norm[...], half.config)
+    return added_BTD
 
 
 class Attention(nnx.Module):
@@ -77,23 +85,20 @@ class Attention(nnx.Module):
 
     def head_outputs(self, query_BTNH, key_BSKH, value_BSKH, view):
         """The heads' outputs side by side, [B, T, N*H]."""
-        config = self.config
-        scale = config.attention_scale
+        scale = self.config.attention_scale
         mixed_BTNH = attention(
             query_BTNH,
             key_BSKH,
             value_BSKH,
             view.mask_BTS,
-            scale=config.head_width**-0.5 if scale is None else scale,
-            softcap=config.attention_softcap,
+            scale=self.config.head_width**-0.5 if scale is None else scale,
+            softcap=self.config.attention_softcap,
         )
         return mixed_BTNH.reshape(*mixed_BTNH.shape[:2], -1)
 
     def project_back(self, head_outputs):
         """What the half adds to the residual stream, [B, T, D]."""
-        config = self.config
-        added_BTD = _project(head_outputs, self.output, self.output_bias)
-        return rms_norm(added_BTD, self.post_norm[...], config) if config.post_norms else added_BTD
+        return _added(self, head_outputs, self.output, self.output_bias)
 
 
 class FeedForward(nnx.Module):
@@ -116,13 +121,7 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x_BTD):
         """The residual stream after this half."""
-        return x_BTD + self.project_back(self.activations(x_BTD))
-
-    def project_back(self, activations_BTF):
-        """What the half adds to the residual stream, [B, T, D]."""
-        config = self.config
-        added_BTD = _project(activations_BTF, self.down)
-        return rms_norm(added_BTD, self.post_norm[...], config) if config.post_norms else added_BTD
+        return x_BTD + _added(self, self.activations(x_BTD), self.down)
 
 
 class Block(nnx.Module):
@@ -138,7 +137,7 @@ class Block(nnx.Module):
     ) -> Array:
         """The residual stream after the attention half; `local` is this block's local_flags entry.
 
-        store(key_BTKH, value_BTKH) -> (key_BSKH, value_BSKH) puts a cache in between.
+        store(key_BTKH, value_BTKH) -> (key_BSKH, value_BSKH): for a key/value cache.
         """
         return x_BTD + self.attention.project_back(self.head_outputs(x_BTD, context, local, store))
 
@@ -152,19 +151,19 @@ class Block(nnx.Module):
 
 
 class EmbeddingAndHead(nnx.Module):
-    """What stands before and after the blocks; the final norm is here too."""
+    """Embedding, final norm and head: everything outside the blocks."""
 
     def __init__(self, config: ModelConfig, dtype, key):
         self.config = config
         keys = jax.random.split(key)
         self.embedding = _matrix(keys[0], config.vocab, config.width, config, dtype)
         self.final_norm = _norm_weight(config.width, config, dtype)
-        self.head = (
-            None if config.tied else _matrix(keys[1], config.width, config.vocab, config, dtype)
-        )
+        self.head = None
+        if not config.tied:
+            self.head = _matrix(keys[1], config.width, config.vocab, config, dtype)
 
     def embed(self, tokens_BT, compute_dtype):
-        """[B, T, D]. A token id outside the vocabulary gives NaN instead of another token's row."""
+        """[B, T, D]. A token id outside the vocabulary gives NaN, not another token's row."""
         x_BTD = jnp.take(self.embedding[...], tokens_BT, axis=0, mode="fill").astype(compute_dtype)
         return x_BTD * jnp.asarray(self.config.embedding_scale, compute_dtype)
 
@@ -173,7 +172,7 @@ class EmbeddingAndHead(nnx.Module):
         return rms_norm(x_BTD, self.final_norm[...], self.config)
 
     def unembed(self, compute_dtype):
-        """How final hidden states become logits; a tied embedding is transposed here, once."""
+        """The head; a tied embedding is transposed here, once."""
         weight_DV = self.embedding[...].T if self.config.tied else self.head[...]
         return Unembed(
             weight_DV.astype(compute_dtype),

@@ -1,4 +1,4 @@
-"""Host-side parameters: what a loaded checkpoint is, and how stored arrays become stacked ones."""
+"""Parameters on the host: loaded checkpoints, and stacking stored arrays over blocks."""
 
 import hashlib
 from collections.abc import Callable
@@ -19,8 +19,8 @@ class Checkpoint(NamedTuple):
     """A model read from disk.
 
     params     nested dicts of host numpy arrays
-    token_ids  bos_token_id, eos_token_id (an id or a list), pad_token_id, as far as the files say
-    path       the local file or directory, where the tokenizer is found too
+    token_ids  bos_token_id, eos_token_id (an id or a list), pad_token_id, where the files have them
+    path       the local file or directory, which also has the tokenizer
     """
 
     config: ModelConfig
@@ -43,7 +43,7 @@ def layout(config: ModelConfig) -> dict[str, tuple[Weight, tuple[int, ...]]]:
 
 
 def check_names(config: ModelConfig, present, name_of: Callable[[Weight], str], *, source) -> None:
-    """UserError when a weight is missing or one is left over; names the first three."""
+    """Raises UserError for missing or unknown weights, naming the first three."""
     wanted = {
         name_of(weight).format(block=block)
         for weight, _ in layout(config).values()
@@ -65,12 +65,12 @@ def stack_weights(
     *,
     dtype,
 ) -> Params:
-    """Stack stored arrays into parameters, holding one stored array at a time beside the result.
+    """Stacks stored arrays into parameters, with one stored array in memory besides the result.
 
     fetch(path, stored name) -> array as Hugging Face stores it.
     name_of(weight) -> its name in these files, with {block}.
     dtype: of the result; None keeps each parameter's own.
-    Raises UserError for another shape than the config's, naming the weight.
+    Raises UserError for a shape that differs from the config's, naming the weight.
     """
     flat = {}
     for path, (weight, shape) in layout(config).items():

@@ -66,7 +66,7 @@ def write(directory, made, tokenized, *, process=0, processes=1, seed=None, shar
     directory.mkdir(exist_ok=True)
     if process == 0:
         cache_writer.claim(directory, made)
-    writer = cache_writer.open_writer(directory, made, process=process, shard_tokens=shard_tokens)
+    writer = cache_writer.Writer(directory, made, process, shard_tokens)
     rows = pack(tokenized, seq_len=SEQ, seed=seed)
     for i in range(process, len(rows), processes):
         row = rows[i]

@@ -33,7 +33,7 @@ DRAWN = {"ids": np.arange(K)[None], "counts": np.full((1, K), 5)}
 def test_a_piece_of_two_processes_is_one_and_the_same_under_any_names(tmp_path):
     form, tokens = manifest("sampled", k=DRAWS), np.arange(5)
     cache_writer.claim(tmp_path, form)
-    both = [cache_writer.open_writer(tmp_path, form, process=p, shard_tokens=99) for p in (0, 1)]
+    both = [cache_writer.Writer(tmp_path, form, p, shard_tokens=99) for p in (0, 1)]
     for writer in both:  # draws differ from process to process
         drawn = signals("sampled", tokens + 50 * writer.process)
         writer.add(piece_key(tokens), drawn)
@@ -161,7 +161,7 @@ def test_one_damaged_file_costs_its_own_pieces_alone(tmp_path, end):
 def test_shards_without_a_manifest_are_nobodys(tmp_path):
     directory = made(tmp_path / "c")
     (directory / "manifest.json").unlink()
-    with pytest.raises(UserError, match="of an unknown teacher: use another directory"):
+    with pytest.raises(UserError, match="their teacher is unknown: use another directory"):
         cache_writer.claim(directory, manifest(hashes={"teacher": "another"}))
 
 

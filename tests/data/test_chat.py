@@ -180,7 +180,7 @@ def test_messages_are_not_changed_by_a_template(make_small):
     ("template", "messages", "says"),
     [
         (None, SHORT, "no chat template"),
-        (CHATML, SHORT[:1], "no turn of an assistant among the roles"),
+        (CHATML, SHORT[:1], "no assistant turn among the roles"),
         (FOLDING, SHORT[::-1], "Roles must alternate"),
         ("{% for %}", SHORT, "chat template fails"),
         ("{{ messages[9].content + 1 }}", SHORT, "chat template fails"),

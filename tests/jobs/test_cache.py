@@ -103,7 +103,7 @@ def test_a_killed_job_goes_on_and_a_finished_one_has_nothing_to_do(flags, tmp_pa
         (("--config.teacher.path={other}",), "was made with another teacher"),
         (("--config.teacher.more=('x',)",), "holds one teacher"),
         (("--config.data.source={text}",), "pieces of this text: run the job cache again"),
-        (("--config.teacher.cache={top_k}",), "say what becomes of the mass outside the top k"),
+        (("--config.teacher.cache={top_k}",), "choose how to treat the mass outside the top k"),
         (
             ("--config.teacher.cache={top_k}", "--config.teacher.policy=truncate",
              "--config.terms.forward_kl.temperature=2."),

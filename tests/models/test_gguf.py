@@ -154,9 +154,9 @@ def another_architecture(path):
 
 
 BAD = {
-    "truncated": ({}, truncate, "is not a whole GGUF file"),
-    "empty": ({}, lambda path: path.write_bytes(b""), "is not a whole GGUF file"),
-    "other": ({}, lambda path: path.write_text("x" * 99), "is not a whole GGUF file"),
+    "truncated": ({}, truncate, "is not a complete GGUF file"),
+    "empty": ({}, lambda path: path.write_bytes(b""), "is not a complete GGUF file"),
+    "other": ({}, lambda path: path.write_text("x" * 99), "is not a complete GGUF file"),
     "architecture": ({}, another_architecture, "architecture 'falcon': use one of gemma3, llama"),
     "metadata": ({"without": ("embedding_length",)}, None, "has no llama.embedding_length"),
     "weight": (
@@ -167,7 +167,7 @@ BAD = {
     "heads": (
         {"without": ("attention.head_count_kv",), "attention.head_count_kv": [2, 2, 1]},
         None,
-        "another head count in every block",
+        "different numbers of heads in its blocks",
     ),
 }
 

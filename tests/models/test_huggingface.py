@@ -169,7 +169,7 @@ SPOILT = {
         edit_weights(lambda a: a.update({UP: a[UP].astype(np.float16)})),
         f"{UP} is stored as float16",
     ),
-    "truncated": (truncate, "is not a whole safetensors file"),
+    "truncated": (truncate, "is not a complete safetensors file"),
     "pickles": (only_pickles, "pytorch_model.bin"),
     "no weights": (lambda d: (d / "model.safetensors").unlink(), "has no model.safetensors"),
     "no shard": (lose_a_shard, "has no model-00001-of-00002.safetensors"),

@@ -1,9 +1,8 @@
-"""The model families: one file each, its Family at the bottom; the registry stands below.
+"""The model families: one file each, with its Family at the bottom; the registry is below.
 
-A family is everything that the common code may not know: config.json, names of weights, sharding,
-GGUF, and the small architectures that the tests run over. Start with models/family.py (what a
-family consists of), then llama.py. A family's file imports models/family.py, models/config_json.py
-and types; to add one, write its file and its line here.
+A family holds everything that differs between models: config.json, names of weights, sharding and
+GGUF. Start with models/family.py (the fields of a family), then llama.py. A family's file imports
+models/family.py, models/config_json.py and types. To add one, write its file and its line here.
 """
 
 from distill_jax.models.families.gemma3 import GEMMA3
@@ -16,7 +15,7 @@ from distill_jax.types import UserError
 
 
 def family_of(model_type: str | None) -> Family:
-    """The family of a config.json's model_type; UserError with those known."""
+    """The family of a config.json's model_type. Raises UserError for an unknown one."""
     if model_type not in FAMILIES:
         raise UserError(
             f"model_type '{model_type}' is not supported: use one of {', '.join(sorted(FAMILIES))}"

@@ -1,4 +1,4 @@
-"""Gemma 3, text: local and global blocks, each kind with its rotary tables; norms after halves."""
+"""Gemma 3, text: local and global blocks with separate rotary tables; norms after each half."""
 
 import numpy as np
 
@@ -83,8 +83,8 @@ _WEIGHTS = {
 
 
 def _gguf_entries(metadata, raw):
-    # What GGUF files of Gemma 3 leave out is fixed by the family: one block in six is global, local
-    # blocks have base 10,000, and the 62-block model alone scales scores by width / heads.
+    # Not in the files, but the same for the whole family: one block in six is global, and local
+    # blocks have base 10,000. Only the 62-block model scales scores by width / heads.
     wide = raw["num_hidden_layers"] == 62
     pattern = metadata.get("attention.sliding_window_pattern", 6)
     local = (

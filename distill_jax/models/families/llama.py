@@ -21,7 +21,7 @@ def _to_hf(config):
 
 
 def _gguf_entries(metadata, raw):
-    """Nothing beside the common keys. Mistral's files come here too; see mistral.py."""
+    """Nothing besides the common keys. Mistral's GGUF files are read here too; see mistral.py."""
     window = metadata.get("attention.sliding_window")
     if window and window < raw["max_position_embeddings"]:
         raise UserError(

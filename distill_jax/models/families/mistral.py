@@ -1,8 +1,8 @@
 """Mistral: Llama with a window on every block (v0.1: 4,096 positions; later ones: none).
 
-A config.json with layer_types is what transformers opens as Ministral: a window on some blocks.
+With layer_types in config.json, which transformers calls Ministral, only some blocks have a window.
 GGUF files of Mistral carry the architecture "llama" and no window: they are read as Llama, which
-is the same model for texts no longer than the window. Their SentencePiece tokenizer is refused
+is the same model for texts up to the length of the window. Their SentencePiece tokenizer is refused
 (data/gguf_tokenizer.py), so training needs a Hugging Face directory.
 """
 
@@ -16,7 +16,7 @@ from distill_jax.models.family import TIED_AND_UNTIED, Family
 
 
 def _from_hf(raw):
-    # What transformers takes for an absent key; null stands for no window.
+    # The defaults of transformers for absent keys; null means no window.
     raw = {"sliding_window": 4096, "num_key_value_heads": 8, **raw}
     window = raw["sliding_window"]
     local = read_local_blocks(raw, pattern=lambda i: window is not None)

@@ -1,4 +1,4 @@
-"""Qwen 2 and 2.5: a window, when used, holds for the blocks from max_window_layers on."""
+"""Qwen 2 and 2.5: a window, if used, applies to the blocks from max_window_layers on."""
 
 from distill_jax.models.config_json import (
     read_common,
