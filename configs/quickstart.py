@@ -34,11 +34,8 @@ def get_config(variant="train"):
     c.eval.every = 0
     c.eval.batch_size = 2
     c.checkpoint.every = 24
-    c.generate.prompts = (
-        "def add(a, b):",
-        "A dictionary in Python is",
-        "The capital of France is",
-    )
+    texts = ("def add(a, b):", "A dictionary in Python is", "The capital of France is")
+    c.generate.prompts = texts
     c.generate.max_new_tokens = 40
     if variant == "study":
         c.steps = 48  # twelve runs within two hours on two cores

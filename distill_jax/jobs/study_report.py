@@ -56,16 +56,19 @@ def write_report(
     Every process takes part in what runs a model, and decides alike.
     """
     say("measuring what the teacher writes, and what serving costs")
-    written = {
-        "teacher": _teacher_texts(c, directory, evaluator).metrics,
-        "data": _data_measures(c, evaluator),
-    }
+    written = {"teacher": _teacher_texts(c, directory, evaluator).metrics}
+    if evaluator.prompts is not None:
+        new = c.study.new_tokens
+        written["data"] = data_metrics(evaluator.prompts, new, evaluator.training)
     done = [key for key, result in results.items() if result.failed is None]
     where = {key: directory / result.workdir for key, result in results.items()}
     lines = {key: workdir.read_lines(where[key] / workdir.METRICS) for key in done}
     records = {key: read_records(where[key] / TOKENS) for key in done}
     measured = _measured(plan, where, records, evaluator)
-    invalid = _mismatch(inputs) or _unmeasured(plan, measured)
+    invalid = _mismatch(inputs)
+    if not measured[0].scores.arms:
+        invalid = f"no run has a value of {plan.measure.name}: see why in results.jsonl"
+    plan = plan._replace(measure=measured[0].measure)  # with the unit and direction of a task
     first, kd = evaluator.teachers.first, plan.by_name.get(TREATMENT)
     versions = provenance(
         evaluator.mesh,
@@ -94,18 +97,16 @@ def write_report(
             )
         )
     )
-    table = study_table(report)
-    report["table"] = table
-    ships = report["verdict"]["ships"]
+    report["table"] = study_table(report)
     if jax.process_index() == 0:
         workdir.write_json(directory / workdir.PROVENANCE, versions)
         workdir.write_json(directory / workdir.REPORT, report)
         workdir.write_text(directory / workdir.PAGE, page(report))
         for name, text in svg_files(report).items():
             workdir.write_text(directory / name, text)
-    say(table)
+    say(report["table"])
     say(f"\nreport: {directory / workdir.PAGE}")
-    return ships
+    return report["verdict"]["ships"]
 
 
 def _measured(
@@ -114,7 +115,7 @@ def _measured(
     records: Mapping[Key, Records],
     evaluator: Evaluator,
 ) -> list[Measured]:
-    """The scores of every measure that has any, the registered one first."""
+    """The scores of the registered measure, then of every other measure that has any."""
     found = []
     for measure in (plan.measure, *plan.secondary):
         if measure.name in COLUMNS:
@@ -122,7 +123,7 @@ def _measured(
             scores = token_scores(measure, column, records, evaluator.groups)
         else:
             scores = example_scores(measure, _examples(measure, where, records))
-        if scores.scores.arms:
+        if scores.scores.arms or measure is plan.measure:
             found.append(scores)
     return found
 
@@ -147,12 +148,6 @@ def _examples(
         if own:
             found[key] = examples_of(own[0])
     return found
-
-
-def _unmeasured(plan: StudyPlan, measured: Sequence[Measured]) -> str | None:
-    if measured and measured[0].measure.name == plan.measure.name:
-        return None
-    return f"no run has a value of {plan.measure.name}: see why the runs in results.jsonl failed"
 
 
 def _teacher_texts(c: ConfigDict, directory: Path, evaluator: Evaluator) -> Written:
@@ -186,12 +181,6 @@ def _samples(
 
 def _sample(model: str, step: int, prompt: str, text: str) -> dict[str, Any]:
     return {"model": model, "step": step, "prompt": prompt, "text": text}
-
-
-def _data_measures(c: ConfigDict, evaluator: Evaluator) -> dict[str, float | None]:
-    if evaluator.prompts is None:
-        return {}
-    return data_metrics(evaluator.prompts, c.study.new_tokens, evaluator.training)
 
 
 def _cost(

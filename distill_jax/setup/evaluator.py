@@ -125,11 +125,10 @@ def with_cache(c: ConfigDict, evaluator: Evaluator, inputs: Inputs, cache: str) 
 def measure_tokens(c: ConfigDict, subject: Loaded, evaluator: Evaluator) -> Records:
     """One pass over the held-out text: the records of every counted token."""
     key = ("tokens", subject.model.config)
+    teach, teacher_params = teachers.measure_of(c, evaluator.teachers)
     if key not in evaluator.programs:
-        teach, _ = teachers.measure_of(c, evaluator.teachers)
         size = c.model.block_tokens * batch_ways(evaluator.mesh)
         evaluator.programs[key] = make_record_step(subject.model, teach, block_tokens=size)
-    _, teacher_params = teachers.measure_of(c, evaluator.teachers)
     columns = collect(
         evaluator.programs[key],
         subject.params,
