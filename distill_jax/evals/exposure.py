@@ -77,11 +77,7 @@ def exposure_gap(
 
 
 def continuation_batches(
-    prompts: Sequence[Ids],
-    texts: Sequence[Ids],
-    places: Sequence[int],
-    limit: int,
-    batch_size: int,
+    prompts: Sequence[Ids], texts: Sequence[Ids], places: Sequence[int], limit: int, batch_size: int
 ) -> list[Batch]:
     """Prompts with their texts, as rows of one shape.
 

@@ -30,13 +30,7 @@ from distill_jax.progress import progress_line, say
 from distill_jax.setup import data, teachers
 from distill_jax.setup.loss import terms_of
 from distill_jax.setup.models import Loaded, check_length, load_teacher, mesh_of, size_line
-from distill_jax.sharding import (
-    barrier,
-    batch_sharding,
-    batch_ways,
-    local_part,
-    local_rows,
-)
+from distill_jax.sharding import barrier, batch_sharding, batch_ways, local_part, local_rows
 from distill_jax.types import Batch, Stopped, UserError
 
 SECONDS_BETWEEN_LINES = 20

@@ -46,14 +46,7 @@ from distill_jax.setup.training import CompiledSteps
 from distill_jax.sharding import barrier
 from distill_jax.study.arms import Arm, arms_of
 from distill_jax.study.flops import steps_for, written
-from distill_jax.study.results import (
-    Key,
-    PlannedArm,
-    RunResult,
-    StudyPlan,
-    looks_with,
-    result_of,
-)
+from distill_jax.study.results import Key, PlannedArm, RunResult, StudyPlan, looks_with, result_of
 from distill_jax.types import Batch, Forbidden, NumbersBrokeDown
 
 PLAN, RESULTS, RESULT = "study.json", "results.jsonl", "result.json"

@@ -110,10 +110,7 @@ def write_report(
 
 
 def _measured(
-    plan: StudyPlan,
-    where: Mapping[Key, Path],
-    records: Mapping[Key, Records],
-    evaluator: Evaluator,
+    plan: StudyPlan, where: Mapping[Key, Path], records: Mapping[Key, Records], evaluator: Evaluator
 ) -> list[Measured]:
     """The scores of the registered measure, then of every other measure that has any."""
     found = []

@@ -73,11 +73,7 @@ def check(c: ConfigDict) -> tuple[Recipe, Mesh]:
 
 
 def inputs_of(
-    c: ConfigDict,
-    mesh: Mesh,
-    found: Teachers,
-    documents: list[Document],
-    held_out: list[Document],
+    c: ConfigDict, mesh: Mesh, found: Teachers, documents: list[Document], held_out: list[Document]
 ) -> Inputs:
     """Reads the student's architecture and tokenizer, checks all models, tokenizes the text."""
     source = student_source(c, found.first)

@@ -106,9 +106,7 @@ def loss_specs(shape: Shape, seconds: Seconds) -> list[Spec]:
     floor = min(timed, key=lambda name: np.median([wall for wall, _ in seconds[name].values()]))
     width = shape.student.width
     over = f"loss ÷ its matrix products, width {width}: "
-    specs = [
-        Spec(f"{over}forward_kl with CE", ("loss",), (floor,), FORWARD_KL_LIMIT.get(width)),
-    ]
+    specs = [Spec(f"{over}forward_kl with CE", ("loss",), (floor,), FORWARD_KL_LIMIT.get(width))]
     for name in DIVERGENCES:
         elementwise = DIVERGENCES[name].row is None
         limit = ELEMENTWISE_LIMIT.get(width) if elementwise else None
