@@ -165,12 +165,10 @@ def measure_texts(c: ConfigDict, subject: Loaded, evaluator: Evaluator) -> Writt
     shown = [
         tuple(map(decode, pair)) for pair in zip(prompts.prompts, prompts.references, strict=True)
     ]
-    scores: dict[int, float] = {}
 
     def verify(i: int, ids: Sequence[int]) -> float:
         prompt, reference = shown[i]
-        scores[i] = evaluator.scorer(prompt, decode(ids), reference)
-        return scores[i]
+        return evaluator.scorer(prompt, decode(ids), reference)
 
     measured = continuations.measure_continuations(
         evaluator.programs[key],
@@ -182,9 +180,10 @@ def measure_texts(c: ConfigDict, subject: Loaded, evaluator: Evaluator) -> Writt
         batch_size=c.generate.batch_size,
         seed=c.seed,
     )
+    scores = measured.scores or [None] * len(shown)
     texts = tuple(
-        Continuation(prompt, decode(text), reference, scores.get(i))
-        for i, ((prompt, reference), text) in enumerate(zip(shown, measured.generated, strict=True))
+        Continuation(prompt, decode(ids), reference, score)
+        for (prompt, reference), ids, score in zip(shown, measured.generated, scores, strict=True)
     )
     return Written(measured.metrics, texts)
 
