@@ -104,7 +104,7 @@ def measure_continuations(
 
 
 def data_metrics(prompts: Prompts, limit: int, training: Ngrams | None) -> dict[str, float | None]:
-    """The same measures of the data itself, as if a model had written it: what is normal."""
+    """The same measures of the references: the values that data of this kind has."""
     data = prompts.references
     return text_metrics(Sample(data, limit, data, prompts.answers, training=training))
 

@@ -18,7 +18,7 @@ Ids = Sequence[int]
 # (student_params, teacher_params, batch) -> the divergence of student and teacher, not divided yet
 DivergenceStep = Callable[[Params, Params, Batch], Mean]
 
-# What exposure_gap gives: name -> what it is, which side is good.
+# What exposure_gap gives: name -> what it is, which values are better.
 EXPOSURE: dict[str, tuple[str, str]] = {
     "kl_own": ("divergence from the teacher on the model's own text, nats per token", "lower"),
     "kl_data": ("the same on the data after the same prompts", "lower"),

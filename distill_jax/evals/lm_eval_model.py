@@ -182,7 +182,7 @@ def make_lm_eval_model(
             )
             if add_generation_prompt:
                 return text
-            # The model goes on with the last message, so what closes it is left out.
+            # The model continues the last message, so the tokens that close it are left out.
             last = chat_history[-1]["content"].strip()
             return text[: text.rindex(last) + len(last)]
 

@@ -138,7 +138,7 @@ def _examples(
             found[key] = TaskExamples(SCORER, "score", True, names, prompts, values)
             continue
         rows = json.loads((where[key] / EXAMPLES).read_text())
-        # A task's first metric stands for it, unless the measure names another: TASK/METRIC.
+        # A task is measured by its first metric, unless the measure names another: TASK/METRIC.
         own = [
             row for row in rows if measure.name in (row["task"], f"{row['task']}/{row['metric']}")
         ]

@@ -31,7 +31,7 @@ from distill_jax.sharding import batch_ways
 
 
 class Continuation(NamedTuple):
-    """A prompt, what the model wrote after it, how the data goes on, and what the scorer says."""
+    """A prompt, the model's continuation, the data's continuation, and the scorer's score."""
 
     prompt: str
     text: str
