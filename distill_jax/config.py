@@ -64,7 +64,7 @@ def check_keys(config: ConfigDict, base: ConfigDict) -> None:
     known = flatten(base)
     for key, value in flatten(config).items():
         if key.startswith(OPEN):
-            continue  # names of the user's own; build/study.py checks what they change
+            continue  # names of the user's own; study/arms.py checks what they change
         if key not in known:
             raise unknown_key(key, known)
         default = known[key]

@@ -40,7 +40,7 @@ class LoopOptions(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A training run as live objects; build.py makes it."""
+    """A training run as live objects; setup/training.py makes it."""
 
     workdir: Path
     options: LoopOptions

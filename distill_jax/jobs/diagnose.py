@@ -93,7 +93,7 @@ def _report(c, directory, evaluator: Evaluator, models, records, written) -> dic
         ModelRow.of(student.path, count(student.params), evaluation),
     ]
     versions = provenance(
-        evaluator.mesh,
+        evaluator.inputs.mesh,
         student.tokenizer,
         teachers.identity(evaluator.teachers),
         {"eval": evaluator.held_out},
@@ -111,7 +111,7 @@ def _report(c, directory, evaluator: Evaluator, models, records, written) -> dic
         baseline,
         names=("student", "baseline"),
         text_of=text_of(student.tokenizer),
-        document_labels=evaluator.labels,
+        document_labels=evaluator.inputs.held_out.tokenized.labels,
         kl_own=written["student"].get("kl_own"),
         kl_data=written["student"].get("kl_data"),
     )._asdict()

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from distill_jax import workdir
 from distill_jax.config import flatten
 from distill_jax.evals.continuations import data_metrics
+from distill_jax.evals.document_totals import document_groups
 from distill_jax.evals.lm_eval_tasks import TaskExamples, examples_of
 from distill_jax.evals.records_file import Records, read_records
 from distill_jax.evals.serving import compare_serving
@@ -49,12 +50,12 @@ def write_report(
     plan: StudyPlan,
     results: Mapping[Key, RunResult],
     evaluator: Evaluator,
-    inputs: Inputs,
 ) -> bool:
     """Writes report.json and report.html of all finished runs; gives whether the student may ship.
 
     Every process takes part in what runs a model, and decides alike.
     """
+    inputs = evaluator.inputs
     say("measuring what the teacher writes, and what serving costs")
     written = {"teacher": _teacher_texts(c, directory, evaluator).metrics}
     if evaluator.prompts is not None:
@@ -71,7 +72,7 @@ def write_report(
     plan = plan._replace(measure=measured[0].measure)  # with the unit and direction of a task
     first, kd = evaluator.teachers.first, plan.by_name.get(TREATMENT)
     versions = provenance(
-        evaluator.mesh,
+        inputs.mesh,
         inputs.tokenizer,
         teachers.identity(evaluator.teachers),
         {"train": inputs.training, "eval": evaluator.held_out},
@@ -88,7 +89,7 @@ def write_report(
                 cost=_cost(c, directory, evaluator, where, done),
                 teacher_parameters=first and count(first.params),
                 text_of=text_of(inputs.tokenizer),
-                document_labels=evaluator.labels,
+                document_labels=inputs.held_out.tokenized.labels,
                 config=flatten(c),
                 config_diff=(directory / workdir.CONFIG_DIFF).read_text(),
                 provenance=versions,
@@ -113,11 +114,11 @@ def _measured(
     plan: StudyPlan, where: Mapping[Key, Path], records: Mapping[Key, Records], evaluator: Evaluator
 ) -> list[Measured]:
     """The scores of the registered measure, then of every other measure that has any."""
-    found = []
+    found, groups = [], document_groups(evaluator.inputs.held_out.tokenized)
     for measure in (plan.measure, *plan.secondary):
         if measure.name in COLUMNS:
             column = COLUMNS[measure.name]
-            scores = token_scores(measure, column, records, evaluator.groups)
+            scores = token_scores(measure, column, records, groups)
         else:
             scores = example_scores(measure, _examples(measure, where, records))
         if scores.scores.arms or measure is plan.measure:
@@ -197,7 +198,9 @@ def _cost(
     students = [where[key] for key in done if key[0] == TREATMENT]
     if not students:
         return None
-    student = load_model(c, str(students[0] / workdir.STUDENT), c.export.dtype, evaluator.mesh)
+    student = load_model(
+        c, str(students[0] / workdir.STUDENT), c.export.dtype, evaluator.inputs.mesh
+    )
     models = {"student": (student.model, student.params)}
     if evaluator.teachers.first is not None:
         models["teacher"] = evaluator.teachers.first.model, evaluator.teachers.first.params
