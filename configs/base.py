@@ -110,7 +110,7 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.cache = ConfigDict()  # what the job cache writes of teacher.targets
     c.cache.dtype = "bfloat16"  # of hidden: float32 | bfloat16 | int8; of logits: float32 | float16
     c.cache.batch_size = 8  # rows of the whole mesh
-    c.cache.shard_tokens = 200_000  # tokens per file; a stopped job goes on after the last one
+    c.cache.shard_tokens = 200_000  # tokens per file; a stopped job resumes after its last file
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 200  # steps; 0: only at the end or when stopped

@@ -40,12 +40,12 @@ def wrong_to_right(columns: Columns) -> Mean:
 
 
 def acceptance(columns: Columns) -> Mean:
-    """1 - total variation: a drafted token's chance in speculative decoding. 2211.17192, 3.2."""
+    """1 - total variation: acceptance rate in speculative decoding. 2211.17192, section 3.2."""
     return _mean(1.0 - columns["total_variation"].astype(np.float64))
 
 
 def entropy_gap(columns: Columns) -> Mean:
-    """Entropy of the student less that of the teacher, in nats; below 0 it is surer."""
+    """Student entropy minus teacher entropy, in nats; below 0 the student is more confident."""
     student_n = columns["entropy"].astype(np.float64)
     return _mean(student_n - columns[OF_TEACHER + "entropy"].astype(np.float64))
 

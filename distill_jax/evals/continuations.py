@@ -27,10 +27,11 @@ class ContinuationPrograms(NamedTuple):
 
 
 class MeasuredTexts(NamedTuple):
-    """Measures by name (None where absent), and the texts they were taken from, as token ids."""
+    """Measures by name (None where absent), the texts as token ids, and the verifier's scores."""
 
     metrics: dict[str, float | None]
     generated: list[list[int]]
+    scores: list[float] | None
 
 
 def make_continuation_programs(
@@ -78,12 +79,13 @@ def measure_continuations(
         program, params, prompts.prompts, key, batch_size=batch_size
     )
     generated, limit = texts(programs.write, write_key), programs.write.max_new_tokens
+    scores = None if verify is None else [verify(i, ids) for i, ids in enumerate(generated)]
     sample = Sample(
         generated=generated,
         limit=limit,
         references=prompts.references,
         answers=prompts.answers,
-        scores=None if verify is None else [verify(i, ids) for i, ids in enumerate(generated)],
+        scores=scores,
         training=training,
     )
     exposure = dict.fromkeys(EXPOSURE)
@@ -98,11 +100,11 @@ def measure_continuations(
             limit=limit,
             batch_size=batch_size,
         )
-    return MeasuredTexts(text_metrics(sample) | exposure, generated)
+    return MeasuredTexts(text_metrics(sample) | exposure, generated, scores)
 
 
 def data_metrics(prompts: Prompts, limit: int, training: Ngrams | None) -> dict[str, float | None]:
-    """The same measures of the data itself, as if a model had written it: what is normal."""
+    """The same measures of the references: the values that data of this kind has."""
     data = prompts.references
     return text_metrics(Sample(data, limit, data, prompts.answers, training=training))
 

@@ -156,9 +156,9 @@ def make_lm_eval_model(
 
         def generate_until(self, requests, disable_tqdm=False):
             # An empty prompt begins as a text does.
+            arguments = [request.args for request in requests]
             wanted = [
-                request_of(self.tok_encode(text) or [begin], options)
-                for text, options in _arguments(requests)
+                request_of(self.tok_encode(x) or [begin], options) for x, options in arguments
             ]
             texts = written(
                 model,
@@ -169,8 +169,8 @@ def make_lm_eval_model(
                 batch_size=batch_size,
                 cache_dtype=cache_dtype,
             )
-            for arguments, text in zip(_arguments(requests), texts, strict=True):
-                self.cache_hook.add_partial("generate_until", arguments, text)
+            for own, text in zip(arguments, texts, strict=True):
+                self.cache_hook.add_partial("generate_until", own, text)
             return texts
 
         def apply_chat_template(self, chat_history, add_generation_prompt=True):
@@ -182,7 +182,7 @@ def make_lm_eval_model(
             )
             if add_generation_prompt:
                 return text
-            # The model goes on with the last message, so what closes it is left out.
+            # The model continues the last message, so the tokens that close it are left out.
             last = chat_history[-1]["content"].strip()
             return text[: text.rindex(last) + len(last)]
 
@@ -190,10 +190,6 @@ def make_lm_eval_model(
             return tokenizer.chat_template or ""
 
     return HarnessModel()
-
-
-def _arguments(requests):
-    return [request.args for request in requests]
 
 
 def harness_package() -> Any:

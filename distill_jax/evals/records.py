@@ -24,7 +24,7 @@ from distill_jax.types import Array, Batch, Params
 
 RecordStep = Callable[[Params, tuple[Params, ...], Batch], dict[str, Array]]
 
-# accuracy_top1 is left out: top5 and token tell it.
+# accuracy_top1 is left out: it follows from top5 and token.
 OF_MODEL = tuple(name for name in MODEL_VALUES if name != "accuracy_top1")
 RECORDED = (*OF_MODEL, *(OF_TEACHER + name for name in OF_MODEL), *PAIR_VALUES)
 

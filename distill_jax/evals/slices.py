@@ -62,7 +62,7 @@ def frequency(tokens: Tokens) -> Slicing:
 
 
 def position(tokens: Tokens) -> Slicing:
-    """Where in its document the token stands, by powers of two."""
+    """The position of the token in its document, by powers of two."""
     longest = int(np.max(tokens.document_lengths, initial=1))
     return _by_powers(tokens.position_n, longest, FIRST_POSITIONS, LAST_POSITIONS)
 

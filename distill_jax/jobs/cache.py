@@ -29,13 +29,7 @@ from distill_jax.progress import progress_line, say
 from distill_jax.setup import data, teachers
 from distill_jax.setup.loss import terms_of
 from distill_jax.setup.models import Loaded, check_length, load_teacher, mesh_of, size_line
-from distill_jax.sharding import (
-    barrier,
-    batch_sharding,
-    batch_ways,
-    local_part,
-    local_rows,
-)
+from distill_jax.sharding import barrier, batch_sharding, batch_ways, local_part, local_rows
 from distill_jax.types import Batch, Stopped, UserError
 
 SECONDS_BETWEEN_LINES = 20
@@ -215,26 +209,15 @@ def _head(run: CacheRun) -> tuple[bytes, str]:
 
 
 def _report(run: CacheRun) -> None:
-    """Reads the cache as training will, and says what the stored form loses."""
-    c = run.config
+    """Reads the cache as training will, and prints the KL of the stored form from the teacher."""
+    size, teacher = run.config.cache.batch_size, run.teacher
     cache = open_cache(run.directory)
-    stored = [cache.attach(row) for row in run.rows[: c.cache.batch_size]]
-    batch = data.batch_of(stored, c.cache.batch_size, run.mesh, cache.padding)
-    lost = _lost(run, cache, batch)
-    manifest = cache.manifest
-    say(
-        f"wrote {manifest.pieces:,} pieces, {manifest.tokens:,} tokens to {run.directory};"
-        f" KL(stored || teacher) {lost:.1e} nats per token over the first batch"
-    )
-
-
-def _lost(run: CacheRun, cache, batch: Batch) -> float:
-    """KL of the stored distribution from the teacher's, in nats per token."""
-    teacher, head = run.teacher, cache.head()
-    teach = teachers.cached(cache.manifest, "renormalise")
+    manifest, teach = cache.manifest, teachers.cached(cache.manifest, "renormalise")
+    stored = [cache.attach(row) for row in run.rows[:size]]
+    batch = data.batch_of(stored, size, run.mesh, cache.padding)
 
     @jax.jit
-    def value(params, head, batch):
+    def lost(params, head, batch):
         live = live_teacher(teacher.model)((params,), batch, jax.random.key(0))
         return linear_divergence(
             live.hidden_BTD,
@@ -247,5 +230,9 @@ def _lost(run: CacheRun, cache, batch: Batch) -> float:
             mesh=run.mesh,
         )[1]["forward_kl"]
 
-    mean = value(teacher.params, head, batch)
-    return float(mean.total) / float(mean.count)
+    mean = lost(teacher.params, cache.head(), batch)
+    say(
+        f"wrote {manifest.pieces:,} pieces, {manifest.tokens:,} tokens to {run.directory};"
+        f" KL(stored || teacher) {float(mean.total) / float(mean.count):.1e} nats per token"
+        " over the first batch"
+    )

@@ -1,4 +1,4 @@
-"""The job diagnose: where a student differs from its teacher, whoever trained it, and why."""
+"""The job diagnose: where and why any student differs from its teacher."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,8 +92,8 @@ def _report(c, directory, evaluator: Evaluator, models, records, written) -> dic
         ModelRow.teacher(first.path, count(first.params), evaluation),
         ModelRow.of(student.path, count(student.params), evaluation),
     ]
-    facts = provenance(
-        evaluator.mesh,
+    versions = provenance(
+        evaluator.inputs.mesh,
         student.tokenizer,
         teachers.identity(evaluator.teachers),
         {"eval": evaluator.held_out},
@@ -102,7 +102,7 @@ def _report(c, directory, evaluator: Evaluator, models, records, written) -> dic
     # A study needs text to train on; this job does not.
     command = study_command(flatten(c), flatten(load_base()), str(directory))
     report = report_json(
-        rows, evaluation, [], flatten(c), facts, config_diff=diff,
+        rows, evaluation, [], flatten(c), versions, config_diff=diff,
         study_command=command if c.data.source else None,
     )  # fmt: skip
     baseline = [records["baseline"]] if "baseline" in records else []
@@ -111,7 +111,7 @@ def _report(c, directory, evaluator: Evaluator, models, records, written) -> dic
         baseline,
         names=("student", "baseline"),
         text_of=text_of(student.tokenizer),
-        document_labels=evaluator.labels,
+        document_labels=evaluator.inputs.held_out.tokenized.labels,
         kl_own=written["student"].get("kl_own"),
         kl_data=written["student"].get("kl_data"),
     )._asdict()
@@ -130,7 +130,7 @@ def _lines(report: dict) -> Iterator[str]:
     """What the page says first, for a terminal."""
     found = report["diagnose"]
     if found["half_of_kl_share"] is not None:
-        yield f"\nhalf of the divergence stands on {found['half_of_kl_share']:.1%} of the tokens"
+        yield f"\nhalf of the divergence is on {found['half_of_kl_share']:.1%} of the tokens"
     for row in found["classes"]:
         if row["tokens"]:
             yield f"  {row['class']}: {row['tokens']:,} tokens, {row['share_of_kl']:.1%} of it"

@@ -42,9 +42,9 @@ def evaluate_job(c: ConfigDict, directory: Path) -> None:
         return
     workdir.write_lines(directory / workdir.METRICS, [{"step": 0, **measured}])
     teachers = {"teacher.sha256": teacher and teacher.fingerprint}
-    facts = provenance(mesh, subject.tokenizer, teachers, {"eval": text})
-    report = {**measured, "config": flatten(c), "provenance": facts}
-    workdir.write_json(directory / workdir.PROVENANCE, facts)
+    versions = provenance(mesh, subject.tokenizer, teachers, {"eval": text})
+    report = {**measured, "config": flatten(c), "provenance": versions}
+    workdir.write_json(directory / workdir.PROVENANCE, versions)
     workdir.write_json(directory / workdir.REPORT, report)
     rows = [ModelRow.of(subject.path, count(subject.params), measured)]
     if teacher:

@@ -46,14 +46,7 @@ from distill_jax.setup.training import CompiledSteps
 from distill_jax.sharding import barrier
 from distill_jax.study.arms import Arm, arms_of
 from distill_jax.study.flops import steps_for, written
-from distill_jax.study.results import (
-    Key,
-    PlannedArm,
-    RunResult,
-    StudyPlan,
-    looks_with,
-    result_of,
-)
+from distill_jax.study.results import Key, PlannedArm, RunResult, StudyPlan, looks_with, result_of
 from distill_jax.types import Batch, Forbidden, NumbersBrokeDown
 
 PLAN, RESULTS, RESULT = "study.json", "results.jsonl", "result.json"
@@ -75,8 +68,8 @@ def study_job(c: ConfigDict, directory: Path) -> None:
     if jax.process_index() == 0:
         workdir.write_json(directory / PLAN, plan.json())
     say(f"held-out text: {data.description(evaluator.held_out)}")
-    shared = _share(c, directory, inputs, plan, evaluator)
-    evaluator = with_cache(c, evaluator, inputs, shared.cache)
+    shared = _share(c, directory, plan, evaluator)
+    evaluator = with_cache(c, evaluator, shared.cache)
     runs = [(p, seed) for seed in plan.seeds for p in plan.arms]
     steps_by_shape: dict[str, CompiledSteps] = {}
     for n, (p, seed) in enumerate(runs, 1):
@@ -86,14 +79,14 @@ def study_job(c: ConfigDict, directory: Path) -> None:
             say(f"{title}: done already")
             continue
         say(f"{title}: {p.steps} steps")
-        result = _run(c, where, p, seed, inputs, shared, evaluator, steps_by_shape)
+        result = _run(c, where, p, seed, shared, evaluator, steps_by_shape)
         if jax.process_index() == 0:
             workdir.write_json(where / RESULT, result.json())
             # The exported student stays; what a resumed run would need is not needed any more.
             if (where / workdir.CHECKPOINTS).exists():
                 shutil.rmtree(where / workdir.CHECKPOINTS)
     barrier("arms")
-    ships = write_report(c, directory, plan, _results(directory, runs), evaluator, inputs)
+    ships = write_report(c, directory, plan, _results(directory, runs), evaluator)
     if c.study.gate and not ships:
         raise Forbidden(f"the verdict forbids shipping: see {directory / workdir.PAGE}")
 
@@ -168,11 +161,9 @@ def _plan(
     )
 
 
-def _share(
-    c: ConfigDict, directory: Path, inputs: Inputs, plan: StudyPlan, evaluator: Evaluator
-) -> Shared:
+def _share(c: ConfigDict, directory: Path, plan: StudyPlan, evaluator: Evaluator) -> Shared:
     """The pruned start of each seed, and the teacher's signals in a cache."""
-    starts = {}
+    starts, inputs = {}, evaluator.inputs
     if c.student.init == "prune":
         longest = max(plan.arms, key=lambda planned: planned.steps)
         starts = {seed: _start(c, directory, inputs, seed, longest) for seed in plan.seeds}
@@ -226,7 +217,6 @@ def _run(
     where: Path,
     p: PlannedArm,
     seed: int,
-    inputs: Inputs,
     shared: Shared,
     evaluator: Evaluator,
     steps_by_shape: dict[str, CompiledSteps],
@@ -240,7 +230,7 @@ def _run(
     result = RunResult(p.arm.name, seed, p.steps, p.step_flops, place)
     if not (where / workdir.REPORT).exists():
         recipe = make_recipe(mine)
-        read = _arm_inputs(c, mine, inputs, evaluator.teachers)
+        read = _arm_inputs(c, mine, evaluator.inputs, evaluator.teachers)
         setting = setting_of(mine, recipe, where, read, evaluator.teachers)
         try:
             model, params = train_student(setting, steps_by_shape)
@@ -256,7 +246,7 @@ def _run(
 
 def _measured(c: ConfigDict, where: Path, evaluator: Evaluator, result: RunResult) -> RunResult:
     """The result with every number; writes the per-token records and the texts."""
-    student = load_model(c, str(where / workdir.STUDENT), c.student.dtype, evaluator.mesh)
+    student = load_model(c, str(where / workdir.STUDENT), c.student.dtype, evaluator.inputs.mesh)
     records = measure_tokens(c, student, evaluator)
     written, tasks = measure_texts(c, student, evaluator), task_scores(c, student)
     if jax.process_index() == 0:

@@ -39,7 +39,7 @@ from distill_jax.types import Params
 def train_job(c: ConfigDict, directory: Path) -> None:
     """Trains, exports the student and writes the report; a finished run says so again."""
     if (directory / workdir.REPORT).exists():
-        say(f"{directory} is done (to train anew, give another --workdir)\n")
+        say(f"{directory} is done (to train again, give another --workdir)\n")
         say(json.loads((directory / workdir.REPORT).read_text())["table"])
         return
     recipe, mesh = check(c)

@@ -93,10 +93,7 @@ def reads_its_own(c: ConfigDict, mine: ConfigDict) -> bool:
 
 
 def arm_inputs(
-    c: ConfigDict,
-    mine: ConfigDict,
-    inputs: Inputs,
-    references: Teachers | None = None,
+    c: ConfigDict, mine: ConfigDict, inputs: Inputs, references: Teachers | None = None
 ) -> Inputs:
     """The study's inputs with an arm's own student, and its own teacher where it differs.
 

@@ -73,11 +73,7 @@ def check(c: ConfigDict) -> tuple[Recipe, Mesh]:
 
 
 def inputs_of(
-    c: ConfigDict,
-    mesh: Mesh,
-    found: Teachers,
-    documents: list[Document],
-    held_out: list[Document],
+    c: ConfigDict, mesh: Mesh, found: Teachers, documents: list[Document], held_out: list[Document]
 ) -> Inputs:
     """Reads the student's architecture and tokenizer, checks all models, tokenizes the text."""
     source = student_source(c, found.first)
@@ -96,7 +92,7 @@ def setting_of(
     inputs: Inputs,
     references: Teachers | None = None,
 ) -> Setting:
-    """The rows of a run's seed with what a cache has for them; references: the teachers by default.
+    """Packs the rows of a run's seed, with cached signals if any. references: default the teachers.
 
     Raises UserError where a cache lacks a row that the run reads.
     """
@@ -110,7 +106,7 @@ def setting_of(
 
 
 def held_out_of(c: ConfigDict, inputs: Inputs, references: Teachers) -> data.Data:
-    """The held-out rows, with what a cache of the references has for them."""
+    """The held-out rows, with the signals of the references' cache if they have one."""
     held_out = data.packed(c, inputs.held_out, seed=None)
     if references.cache is None:
         return held_out

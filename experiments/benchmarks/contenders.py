@@ -121,7 +121,7 @@ def peak(case: Case) -> dict[str, Program]:
 
 
 def whole(name: str, setup: Callable[[Pair], programs.Setup], *, flops=False):
-    """A contender that is the package's step; its state goes on from run to run."""
+    """A contender that is the package's step; each run updates the state of the last."""
 
     def build(case):
         made = setup(case.pair)

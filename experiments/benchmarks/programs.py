@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from distill_jax.losses.divergences import DIVERGENCES, divergence
+from distill_jax.losses.divergences import divergence
 from distill_jax.losses.fused import linear_divergence
 from distill_jax.losses.partial_targets import top_k
 from distill_jax.losses.terms import CROSS_ENTROPY, Term, make_plan
@@ -31,11 +31,6 @@ LEARNING_RATE, BETAS, EPSILON, DECAY = 1e-4, (0.9, 0.95), 1e-8, 0.1
 def optimizer() -> optax.GradientTransformation:
     """AdamW on every parameter, without clipping."""
     return optax.adamw(LEARNING_RATE, *BETAS, eps=EPSILON, weight_decay=DECAY)
-
-
-def elementwise(name: str) -> bool:
-    """Whether a divergence is a sum over vocabulary entries, each on its own."""
-    return DIVERGENCES[name].row is None
 
 
 def loss_and_gradients(terms: tuple[Term, ...]):

@@ -199,6 +199,20 @@ def test_a_study_may_be_judged_by_a_scorer(flags, tmp_path):
     assert unit in out
 
 
+def test_a_study_whose_runs_all_break_down_says_so(flags, tmp_path):
+    out = said(
+        cli.run(
+            f"--workdir={tmp_path / 's'}", *flags, *STUDY, "--config.study.seeds=1",
+            "--config.study.arms=('kd','sft')", "--config.study.prompts=0",
+            "--config.optim.learning_rate=1e38", "--config.optim.max_skipped=1", timeout=600,
+        )
+    )  # fmt: skip
+    found = report(tmp_path / "s")["verdict"]["equal_steps"]
+    assert found["label"] == "INVALID"
+    assert "no run has a value of nll" in found["reason"]
+    assert found["reason"] in out
+
+
 def test_seeds_may_be_added_which_counts_as_a_look_and_not_taken_away(study, flags, tmp_path):
     root = tmp_path / "s"
     shutil.copytree(study[0], root)
