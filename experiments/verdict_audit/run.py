@@ -34,9 +34,9 @@ QUESTIONS = {
         f"power, {name}, {seeds} x {documents}": (partial(rates.power, name, seeds, documents), 0.5)
         for name, seeds, documents in TWICE
     },
-    "planning": (partial(rates.planning, 3, 60), 0.5),
-    "planning from five": (partial(rates.planning, 5, 60), 0.5),
-    "adding seeds": (partial(rates.adding_seeds, "unpaired", 60), 2.0),
+    "planning": (partial(rates.planning, 3, 12), 0.5),
+    "planning from five": (partial(rates.planning, 5, 12), 0.5),
+    "adding seeds": (partial(rates.adding_seeds, "seeds alone", 20), 2.0),
     "adding seeds, documents vary more": (partial(rates.adding_seeds, "normal", 60), 1.0),
     "slices at the margin": (partial(edges.null_slices, 5, 100, 30), 0.5),
     "slices at the margin, 3 seeds": (partial(edges.null_slices, 3, 100, 30), 0.5),

@@ -125,6 +125,7 @@ def bad_runs(rng, seeds, documents, effect) -> Part:
 
 WORLDS = {
     "normal": World(of_parts()),
+    "seeds alone": World(of_parts(seed=0.05, document=0.01)),
     "documents alone": World(of_parts(seed=0, interaction=0.01)),
     "t(3)": World(of_parts(tails=heavy)),
     "interaction": World(of_parts(seed=0.005, document=0.01, interaction=0.3)),
