@@ -65,7 +65,9 @@ def _numbers(rows: Rows, name: str) -> np.ndarray:
         found = np.array([_number(value) for value in values], np.float64)
     if (bad := ~np.isfinite(found)).any():
         i = int(np.argmax(bad))
-        why = "with a point before its decimals" if isinstance(values[i], str) else "or no row"
+        why = "with a point before its decimals"
+        if not isinstance(values[i], str):
+            why = "and train a run again that broke down"
         raise UserError(
             f"{rows.where(i)}: {name} is {str(values[i])[:40]!r}: give a finite number, {why}"
         )

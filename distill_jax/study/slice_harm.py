@@ -50,13 +50,11 @@ class SliceEffect(NamedTuple):
 
 def holm(p_values: list[float]) -> list[float]:
     """Holm's step-down adjusted p values of a family of tests."""
-    order = np.argsort(p_values, kind="stable")
-    adjusted = np.empty(len(p_values))
-    highest = 0.0
-    for rank, index in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = highest
-    return adjusted.tolist()
+    p_T = np.array(p_values)  # T tests
+    order_T = np.argsort(p_T, kind="stable")
+    adjusted_T = np.empty(len(p_T))
+    adjusted_T[order_T] = np.maximum.accumulate(p_T[order_T] * np.arange(len(p_T), 0, -1))
+    return np.minimum(adjusted_T, 1.0).tolist()
 
 
 def in_units(effect: float, bounds, sign: int):
