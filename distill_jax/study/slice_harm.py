@@ -38,14 +38,14 @@ class SliceEffect(NamedTuple):
     """
 
     slice: str
-    effect: float | None
-    interval: tuple[float, float] | tuple[None, None]
-    adjusted_p: float | None
-    weight: float
-    documents: int
-    effective_documents: float
-    harmed: bool
-    untestable: str | None
+    effect: float | None = None
+    interval: tuple[float, float] | tuple[None, None] = (None, None)
+    adjusted_p: float | None = None
+    weight: float = 0.0
+    documents: int = 0
+    effective_documents: float = 0.0
+    harmed: bool = False
+    untestable: str | None = None
 
 
 def holm(p_values: list[float]) -> list[float]:
@@ -90,7 +90,7 @@ def slice_effects(
         weight_U = paired.weight_PU[p] if known else np.zeros(1)
         reason = why_untestable(weight_U, len(paired.seeds), rules)
         if not weight_U.any():
-            rows.append(SliceEffect(name, None, (None, None), None, 0.0, 0, 0.0, False, reason))
+            rows.append(SliceEffect(name, untestable=reason))
             continue
         spread = spread_of(paired.total_PRU[p], weight_U)
         if reason is None:

@@ -104,16 +104,27 @@ def verdict(
     """
     judged_by = Rules(**rules)
     check_rules(judged_by, treatment, baseline)
-    scores = teacher_E = None
-    if invalid is None:
-        try:
-            scores, known = read_table(table, (treatment, baseline), teacher)
-            judged_by = judged_by._replace(known=(*judged_by.known, *known))
-        except Incomparable as error:
-            invalid = str(error)
-    if scores is not None and teacher in set(scores.arms) - {treatment, baseline}:
-        teacher_E = scores.arms[teacher].total_PRE[0, 0]
-    return judge(Comparison(scores, treatment, baseline, judged_by, teacher_E, invalid))
+    if invalid is not None:
+        return judge(Comparison(None, treatment, baseline, judged_by, invalid=invalid))
+    return judge(comparison(table, treatment, baseline, judged_by, teacher))
+
+
+def comparison(
+    table: Mapping[str, Any],
+    treatment: str,
+    baseline: str,
+    rules: Rules,
+    teacher: str | None = None,
+) -> Comparison:
+    """A question, from a table as `verdict` takes it; invalid where its rows cannot be compared."""
+    try:
+        scores, known = read_table(table, (treatment, baseline), teacher)
+    except Incomparable as error:
+        return Comparison(None, treatment, baseline, rules, invalid=str(error))
+    rules = rules._replace(known=(*rules.known, *known))
+    is_there = teacher in set(scores.arms) - {treatment, baseline}
+    teacher_E = scores.arms[teacher].total_PRE[0, 0] if is_there else None
+    return Comparison(scores, treatment, baseline, rules, teacher_E)
 
 
 def judge(one: Comparison, alpha: float | None = None) -> Verdict:
