@@ -12,6 +12,7 @@ import numpy as np
 from distill_jax.types import UserError
 
 WHOLE = "all"  # the slice that is the whole document
+Names = tuple[np.ndarray, np.ndarray]  # the distinct ones, and which of them each row has
 NAMES = ("arm", "seed", "document", "slice", "group")
 
 
@@ -20,16 +21,6 @@ class Rows(NamedTuple):
 
     columns: Mapping[str, Sequence[Any]]
     where: Callable[[int], str]
-
-
-class Names(NamedTuple):
-    """A column of names: the distinct ones, and which of them each row has."""
-
-    distinct: np.ndarray
-    code: np.ndarray
-
-    def texts(self) -> np.ndarray:
-        return self.distinct[self.code]
 
 
 def checked_columns(rows: Rows) -> dict[str, np.ndarray]:
@@ -47,12 +38,13 @@ def checked_columns(rows: Rows) -> dict[str, np.ndarray]:
             f"{rows.where(i)}: weight is {number['weight'][i]:g}: give the number of tokens or "
             "examples in the document, 0 or more"
         )
-    names = {name: names_of(rows, name) for name in NAMES if name in rows.columns}
-    _check_once(rows, names, ("arm", "seed", "document", "slice"))
-    columns = {name: column.texts() for name, column in names.items()} | number
-    if WHOLE in names["slice"].distinct:
+    names = {name: _names(rows, name) for name in NAMES if name in rows.columns}
+    has_whole = WHOLE in names["slice"][0]
+    key = ("arm", "seed", "document", "slice")
+    _check_once(rows, names, key if has_whole else key[:-1])
+    columns = {name: distinct[code] for name, (distinct, code) in names.items()} | number
+    if has_whole:
         return columns
-    _check_once(rows, names, ("arm", "seed", "document"))
     whole = columns | {"slice": np.full(count, WHOLE, object)}
     return {name: np.concatenate([whole[name], columns[name]]) for name in columns}
 
@@ -67,7 +59,9 @@ def _numbers(rows: Rows, name: str) -> np.ndarray:
         found = np.array([_number(value) for value in values], np.float64)
     if (bad := ~np.isfinite(found)).any():
         i = int(np.argmax(bad))
-        why = "with a point before its decimals" if isinstance(values[i], str) else "or no row"
+        why = "with a point before its decimals"
+        if not isinstance(values[i], str):
+            why = "and train a run again that broke down"
         raise UserError(
             f"{rows.where(i)}: {name} is {str(values[i])[:40]!r}: give a finite number, {why}"
         )
@@ -92,7 +86,7 @@ def text_of(value: Any) -> str:
     return re.sub(r"^(-?\d+)\.0+$", r"\1", str(value).strip())
 
 
-def names_of(rows: Rows, name: str) -> Names:
+def _names(rows: Rows, name: str) -> Names:
     """A column as names. Raises UserError for a row without one."""
     values = rows.columns[name]
     try:
@@ -108,25 +102,24 @@ def names_of(rows: Rows, name: str) -> Names:
     if "" in number:
         i = int(np.argmax(code == number[""]))
         raise UserError(f"{rows.where(i)}: {name} is empty: name it in each row")
-    return Names(np.array(list(number), object), code)
+    return np.array(list(number), object), code
 
 
 def _check_once(rows: Rows, names: Mapping[str, Names], key: tuple[str, ...]) -> None:
     """Refuses two rows of one arm, seed and document (and slice)."""
-    place = np.zeros(len(names["arm"].code), np.int64)
-    for name in key:
-        own = names[name]
-        place = np.unique(place * len(own.distinct) + own.code, return_inverse=True)[1]
-    order = np.argsort(place, kind="stable")
-    again = np.flatnonzero(place[order][1:] == place[order][:-1])
+    codes, sizes = zip(*((names[name][1], len(names[name][0])) for name in key), strict=True)
+    place = np.ravel_multi_index(codes, sizes)
+    _, first, inverse = np.unique(place, return_index=True, return_inverse=True)
+    before = first[inverse]
+    again = np.flatnonzero(before != np.arange(len(before)))
     if not len(again):
         return
-    n = again[np.argmin(order[again + 1])]
-    before, i = int(order[n]), int(order[n + 1])
-    what = ", ".join(f"{name} {names[name].texts()[i]}" for name in key)
+    i = int(again[0])
+    what = ", ".join(f"{name} {names[name][0][names[name][1][i]]}" for name in key)
+    slice_n = names["slice"][1]
     remedy = (
         "list it once; samples of one prompt are documents of their own, with the prompt as group"
-        if "slice" in key
+        if slice_n[i] == slice_n[before[i]]
         else f"add rows of slice {WHOLE}, which hold the whole document"
     )
-    raise UserError(f"{rows.where(i)} repeats {rows.where(before)} ({what}): {remedy}")
+    raise UserError(f"{rows.where(i)} repeats {rows.where(int(before[i]))} ({what}): {remedy}")

@@ -68,7 +68,7 @@ def read_scores(source: str, *, metric: str = "", task: str = "") -> ScoreTable:
     Raises UserError, with file and row, for whatever is no such table.
     """
     found = matching_files(source, LOGS)
-    is_log = {_is_log(path) for path, _ in found}
+    is_log = {path.suffix == ".jsonl" and is_sample_log(path) for path, _ in found}
     if len(is_log) > 1:
         raise UserError(f"{source!r} has logs of lm-evaluation-harness and tables: give one kind")
     if is_log == {True}:
@@ -78,14 +78,10 @@ def read_scores(source: str, *, metric: str = "", task: str = "") -> ScoreTable:
             f"config.verdict.task is {task!r}, and {found[0][0]} is no log of "
             "lm-evaluation-harness: keep the rows of that task, or use the column slice"
         )
-    tables = [_with_path(read_table_file(path), given) for path, given in found]
     total = (metric,) if metric else REQUIRED["total"]
-    rows = _joined([_picked(table, REQUIRED | {"total": total} | OPTIONAL) for table in tables])
+    named = REQUIRED | {"total": total} | OPTIONAL
+    rows = _joined([_picked(read_table_file(path), given, named) for path, given in found])
     return ScoreTable(checked_columns(rows), tuple(path for path, _ in found))
-
-
-def _is_log(path: Path) -> bool:
-    return path.suffix == ".jsonl" and is_sample_log(path)
 
 
 def _read_logs(found: list[tuple[Path, dict[str, str]]], metric: str, task: str) -> ScoreTable:
@@ -98,7 +94,7 @@ def _read_logs(found: list[tuple[Path, dict[str, str]]], metric: str, task: str)
     for log, _ in logs:
         _check_alike(log, first, next(one for one, _ in logs if one.task == log.task))
     named = REQUIRED | OPTIONAL | {"prompt": ("prompt",)}
-    rows = _joined([_picked(_with_path(log.table, given), named) for log, given in logs])
+    rows = _joined([_picked(log.table, given, named) for log, given in logs])
     if len({log.task for log, _ in logs}) == 1:
         rows = rows._replace(columns={k: v for k, v in rows.columns.items() if k != "slice"})
     notes = _prompts_differ(rows)
@@ -133,12 +129,6 @@ def _prompts_differ(rows: Rows) -> tuple[str, ...]:
     return ()
 
 
-def _with_path(table: FileTable, given: Mapping[str, str]) -> FileTable:
-    """With arm and seed from the path, where the file has no such column."""
-    more = {name: [text] * len(table.rows) for name, text in given.items()}
-    return table._replace(columns=more | table.columns)
-
-
 def _joined(tables: list[FileTable]) -> Rows:
     """One file after the other."""
     names = tables[0].columns
@@ -159,16 +149,18 @@ def _joined(tables: list[FileTable]) -> Rows:
     return Rows(joined, where)
 
 
-def _picked(table: FileTable, names: Mapping[str, tuple[str, ...]]) -> FileTable:
-    """The columns that count, by their first name of `names`."""
-    columns, there = {}, table.columns
+def _picked(
+    table: FileTable, given: Mapping[str, str], names: Mapping[str, tuple[str, ...]]
+) -> FileTable:
+    """The columns that count, by their first name of `names`; given: arm and seed by the path."""
+    there = {name: [text] * len(table.rows) for name, text in given.items()} | table.columns
+    columns = {}
     for name, aliases in names.items():
         own = [alias for alias in aliases if alias in there]
         if not own and name in REQUIRED:
-            looked = " or ".join(aliases)
             raise UserError(
-                f"{table.path} has no column {looked} (its columns: {', '.join(there)}): "
-                f"{WHY[name]}"
+                f"{table.path} has no column {' or '.join(aliases)} "
+                f"(its columns: {', '.join(there)}): {WHY[name]}"
             )
         if len(own) > 1 and own[0] != name:
             raise UserError(

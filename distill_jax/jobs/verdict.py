@@ -15,10 +15,8 @@ from distill_jax.config import choose, config_diff, flatten, load_base
 from distill_jax.data.scores import ScoreTable, read_scores
 from distill_jax.progress import say
 from distill_jax.report.verdict import verdict_page, verdict_report, verdict_text
-from distill_jax.study.paired import Incomparable
 from distill_jax.study.rules import NLL, Rules
-from distill_jax.study.table import read_table
-from distill_jax.study.verdict import TEACHER, Comparison, Verdict, judge_all, verdict
+from distill_jax.study.verdict import TEACHER, Verdict, comparison, judge_all, verdict
 from distill_jax.types import Forbidden, UserError
 
 OF_STUDY = ("study.confidence", "study.gate")  # keys that count here, too
@@ -91,12 +89,9 @@ def _rules(c: ConfigDict, scores: ScoreTable) -> Rules:
             f"config.verdict.higher_is_better is empty: say whether a higher {unit} is better "
             "(true) or worse (false)"
         )
-    sliced = len(set(scores.columns["slice"])) > 1
-    margin = _margin(v.margin, "margin", unit, c.study.margin)
-    # Without slices the other margin is not used.
-    slice_margin = (
-        _margin(v.slice_margin, "slice_margin", unit, c.study.slice_margin) if sliced else margin
-    )
+    margin = slice_margin = _margin(v.margin, "margin", unit, c.study.margin)
+    if len(set(scores.columns["slice"])) > 1:  # else it is not used
+        slice_margin = _margin(v.slice_margin, "slice_margin", unit, c.study.slice_margin)
     return Rules(
         margin, slice_margin, c.study.confidence, v.minimum_seeds, higher, unit, v.look or None
     )
@@ -131,15 +126,7 @@ def _against_treatment(
     columns: dict[str, np.ndarray], others: list[str], treatment: str, rules: Rules
 ) -> tuple[Verdict, ...]:
     """Further arms, each against the treatment, with Holm over them."""
-    questions = []
-    for arm in others:
-        read = invalid = None
-        try:
-            read, _ = read_table(columns, (arm, treatment), None)
-        except Incomparable as error:
-            invalid = str(error)
-        questions.append(Comparison(read, arm, treatment, rules, invalid=invalid))
-    return judge_all(questions)
+    return judge_all([comparison(columns, arm, treatment, rules) for arm in others])
 
 
 def _provenance(scores: ScoreTable) -> dict[str, Any]:

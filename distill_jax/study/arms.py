@@ -41,8 +41,7 @@ def arms_of(
             )
         known[name] = _expand(name, overrides, base)
     names = list(chosen) or [*DEFAULT, *ablations]
-    unknown = [name for name in names if name not in known]
-    if unknown:
+    if unknown := [name for name in names if name not in known]:
         raise UserError(f"config.study.arms names {unknown[0]!r}: use some of {', '.join(known)}")
     if len(set(names)) < len(names):
         raise UserError(f"config.study.arms names an arm twice: {', '.join(names)}")
@@ -63,8 +62,7 @@ def arms_of(
 
 
 def _expand(name: str, overrides: Mapping[str, Any], base: Mapping[str, Any]) -> list[Arm]:
-    unknown = [key for key in overrides if key not in base]
-    if unknown:
+    if unknown := [key for key in overrides if key not in base]:
         raise UserError(f"config.study.ablations.{name} changes {unknown[0]}, which is not a key")
     axes = {key: _values(value, base[key]) for key, value in overrides.items()}
     several = [key for key, values in axes.items() if len(values) > 1]
@@ -91,28 +89,13 @@ def _values(value: Any, default: Any) -> tuple:
     return tuple(value)
 
 
-ARMS = {
-    arm.name: arm
-    for arm in (
-        Arm(TREATMENT, "distilled with the terms of the config"),
-        Arm(EQUAL_STEPS, "labels alone, equal steps", labels_alone=True),
-        Arm(
-            EQUAL_FLOPS,
-            "labels alone, as many steps as the operations of kd pay",
-            labels_alone=True,
-            flops_of=TREATMENT,
-        ),
-        Arm(
-            "random_teacher",
-            "the same loss, a teacher with random weights",
-            {"teacher.init": "random", "teacher.cache": ""},
-        ),
-        Arm(
-            "scratch",
-            "labels alone from random weights",
-            {"student.init": "random"},
-            labels_alone=True,
-        ),
-    )
-}
+ARMS = {arm.name: arm for arm in (
+    Arm(TREATMENT, "distilled with the terms of the config"),
+    Arm(EQUAL_STEPS, "labels alone, equal steps", {}, True),
+    Arm(EQUAL_FLOPS, "labels alone, as many steps as the operations of kd pay", {}, True,
+        TREATMENT),
+    Arm("random_teacher", "the same loss, a teacher with random weights",
+        {"teacher.init": "random", "teacher.cache": ""}),
+    Arm("scratch", "labels alone from random weights", {"student.init": "random"}, True),
+)}  # fmt: skip
 DEFAULT = (TREATMENT, EQUAL_STEPS, EQUAL_FLOPS, "random_teacher")

@@ -49,19 +49,17 @@ def judge_study(
     first, *rest = measured
     rules = _rules(plan, first)
 
-    def ask(
-        one: Measured, treatment: str, baseline: str, rules: Rules, teacher_E=None
-    ) -> Comparison:
-        left_out = [one.left_out[arm] for arm in (treatment, baseline) if arm in one.left_out]
-        reason = next(iter(left_out), None) if invalid is None else invalid
-        return Comparison(one.scores, treatment, baseline, rules, teacher_E, reason)
+    def ask(one: Measured, treatment: str, baseline: str, rules: Rules) -> Comparison:
+        reason = invalid or one.left_out.get(treatment) or one.left_out.get(baseline)
+        return Comparison(one.scores, treatment, baseline, rules, invalid=reason)
 
-    main = lambda baseline: judge(ask(first, TREATMENT, baseline, rules, first.teacher_E))
+    main = lambda baseline: judge(
+        ask(first, TREATMENT, baseline, rules)._replace(teacher_E=first.teacher_E)
+    )
     others = [arm for arm in plan.by_name if arm not in (TREATMENT, EQUAL_STEPS, EQUAL_FLOPS)]
     alone = {"margin": 0.0, "slice_margin": 0.0, "registered": ()}
-    secondary = judge_all(
-        [ask(one, TREATMENT, EQUAL_STEPS, _rules(plan, one)._replace(**alone)) for one in rest]
-    )
+    rules_of = lambda one: _rules(plan, one)._replace(**alone)
+    secondary = judge_all([ask(one, TREATMENT, EQUAL_STEPS, rules_of(one)) for one in rest])
     return StudyVerdicts(
         main(EQUAL_STEPS),
         main(EQUAL_FLOPS) if EQUAL_FLOPS in plan.by_name else None,

@@ -15,9 +15,10 @@ from distill_jax.types import UserError
 
 ROUNDING = 1e-6  # of a total, that sums of its parts may be wrong by
 SAME_SCORE = 1e-5  # of the spread between documents: scores this near are the same number
-GRADED_COPIES = 10, 0.95  # documents that tell copies, and the share that must agree
-DISCRETE_COPIES = 50, 1.0
-WARNED_COPIES = 10, 0.99
+FEWEST_TELLING = 10  # documents that can tell copies; fewer tell nothing
+GRADED_COPIES = 0.95  # share of them that agrees in copies of graded scores
+NEARLY = 0.99  # share that is warned of where scores have few values
+FEWEST_DISCRETE = 50  # documents, all of which agree, where scores of few values are refused
 
 
 class Incomparable(UserError):
@@ -80,22 +81,23 @@ def check_same_weights(weight_PRE, expected_PE, arm, first, seeds, slices) -> No
             p = int(np.argmax(differs_PE.any(axis=1)))
             present = (weight_PRE[p, r] > 0) != (expected_PE[p] > 0)
             raise Incomparable(
-                f"unequal {'documents' if present.any() else 'weights'}: {differs_PE[p].sum()} "
-                f"documents of {arm} seed {seed} differ from {first} in slice {slices[p]}: "
-                "evaluate all arms on the same held-out documents"
+                f"unequal {'documents' if present.any() else 'weights'}: {arm} seed {seed} and the "
+                f"first seed of {first} differ in {differs_PE[p].sum()} documents of slice "
+                f"{slices[p]}: evaluate all arms on the same held-out documents"
             )
 
 
 def check_some_weight(weight_xE: np.ndarray, arm: str) -> None:
     """Refuses an arm that nothing was measured of."""
     if not weight_xE.any():
-        raise Incomparable(f"no document of arm {arm} has weight in slice all: its mask is empty")
+        raise Incomparable(
+            f"no document of arm {arm} has a weight above 0: its mask is empty, so measure it again"
+        )
 
 
 def check_numbers(value_PRE, name: str, arm: str, seeds, lowest: float = -math.inf) -> None:
     """Refuses what is not finite, and negative weights or totals where there can be none."""
-    bad_PRE = ~np.isfinite(value_PRE)
-    if bad_PRE.any():
+    if (bad_PRE := ~np.isfinite(value_PRE)).any():
         seed = seeds[int(np.argmax(bad_PRE.any(axis=(0, 2))))]
         raise Incomparable(
             f"{name} is not finite in {bad_PRE.sum()} documents of arm {arm}, first in seed {seed}:"
@@ -105,19 +107,18 @@ def check_numbers(value_PRE, name: str, arm: str, seeds, lowest: float = -math.i
     if (negative := value_PRE < low).any():
         raise Incomparable(
             f"{negative.sum()} {name}s of arm {arm} are negative: {name}s of this score are 0 or "
-            "more; compute them anew"
+            "more (log-likelihoods need the other sign)"
         )
 
 
 def check_slices(value_PxE: np.ndarray, slices: tuple[str, ...], what: str) -> None:
     """Refuses slices of which a document has more than of the whole."""
     whole = value_PxE[:1]
-    outside = value_PxE > whole + ROUNDING * np.abs(whole) + 1e-12
-    if outside.any():
+    if (outside := value_PxE > whole + ROUNDING * np.abs(whole) + 1e-12).any():
         p = int(np.argmax(outside.reshape(len(slices), -1).any(axis=1)))
         raise Incomparable(
             f"slice {slices[p]} has more {what} than the whole document in {outside[p].sum()} "
-            f"documents: give each document a row of slice {slices[0]} that holds all its parts"
+            f"cases: give each document a row of slice {slices[0]} that holds all its parts"
         )
 
 
@@ -127,9 +128,9 @@ def check_copied_seeds(arm: Arm, weight_PE: np.ndarray, name: str) -> tuple[str,
     Only the documents that can tell are counted: those where the two differ, or whose score is not
     the most common one. So all right, or few wrong, is never refused.
     Graded scores (a likelihood) never agree by chance: 10 such documents, 95% of them alike, are
-    copies. Scores of few values (right or wrong) do agree, and the more the less the seeds change:
-    there at least 50 must agree without exception. Returns a warning where 10 do, 99% of them, as
-    honest seeds that hardly change an answer may have it.
+    copies. Scores of few values (right or wrong) do agree, and honest seeds may hardly change an
+    answer. There 50 must agree without exception, and no other two seeds of the arm may differ in
+    1% or less, as only honest seeds do. Returns a warning where 99% of 10 or more agree.
     Copies that were evaluated with other rounding than float32's are not recognised.
     """
     has_E = weight_PE[0] > 0
@@ -137,25 +138,26 @@ def check_copied_seeds(arm: Arm, weight_PE: np.ndarray, name: str) -> tuple[str,
     low, high = np.quantile(score_RE[0], [0.25, 0.75])
     near = SAME_SCORE * (high - low) + 1e-12 * np.abs(score_RE).max()
     step = 2 * near or 1.0
-    warned: list[str] = []
+    remedy = "train each seed by itself, and list each once"
+    copies, nearly = [], []
     for a, first_E in enumerate(score_RE):
         levels, place_E = np.unique(np.round(first_E / step), return_inverse=True)
         common = levels[np.argmax(np.bincount(place_E))] * step
         same_RE = np.abs(score_RE[a + 1 :] - first_E) <= near
         tells_RE = ~same_RE | (np.abs(first_E - common) > step)
         for b, (same_E, tells_E) in enumerate(zip(same_RE, tells_RE, strict=True), a + 1):
-            tell, alike = np.count_nonzero(tells_E), np.count_nonzero(same_E & tells_E)
+            tell, same = np.count_nonzero(tells_E), np.count_nonzero(same_E & tells_E)
             graded = 2 * (len(levels) - 1) >= tell
-            least, share = GRADED_COPIES if graded else DISCRETE_COPIES
+            if tell < FEWEST_TELLING or same < (GRADED_COPIES if graded else NEARLY) * tell:
+                continue
             seeds = f"seeds {arm.seeds[a]} and {arm.seeds[b]} of arm {name} have the same scores"
-            if tell >= least and alike >= share * tell:
-                raise Incomparable(f"{seeds}: train each seed by itself, and list each once")
-            if tell >= WARNED_COPIES[0] and alike >= WARNED_COPIES[1] * tell and not graded:
-                warned.append(
-                    f"{seeds} in {alike} of the {tell} documents that can tell them apart: check "
-                    "that each seed was trained by itself"
-                )
-    return tuple(warned[:1])
+            if graded:
+                raise Incomparable(f"{seeds}: {remedy}")
+            where = f"{seeds} in {same} of the {tell} documents that can tell them apart"
+            (copies if same == tell >= FEWEST_DISCRETE else nearly).append((where, same < tell))
+    if copies and not any(differ for _, differ in nearly):
+        raise Incomparable(f"{copies[0][0]}: {remedy}")
+    return tuple(f"{where}: make sure to {remedy}" for where, _ in (copies + nearly)[:1])
 
 
 def check_teacher(teacher_xE, baseline_RE, name: str, rules: Rules) -> None:
@@ -170,19 +172,8 @@ def check_teacher(teacher_xE, baseline_RE, name: str, rules: Rules) -> None:
         )
 
 
-def add_up(array_xE: np.ndarray, place_E: np.ndarray, units: int) -> np.ndarray:
-    """Sums over the documents of each unit."""
-    summed = np.zeros((units, *array_xE.shape[:-1]))
-    np.add.at(summed, place_E, np.moveaxis(array_xE, -1, 0))
-    return np.moveaxis(summed, 0, -1)
-
-
 def pair(
-    scores: Scores,
-    treatment: str,
-    baseline: str,
-    rules: Rules,
-    teacher_E: np.ndarray | None = None,
+    scores: Scores, treatment: str, baseline: str, rules: Rules, teacher_E: np.ndarray | None = None
 ) -> Paired:
     """The two arms, seed by seed and unit by unit; no other arm is looked at.
 
@@ -194,11 +185,10 @@ def pair(
         if name not in scores.arms:
             raise Incomparable(f"the arm {name} is missing: train and evaluate it")
     arms = [scores.arms[name] for name in names]
-    unpaired = sorted(set(arms[0].seeds) ^ set(arms[1].seeds))
-    if unpaired:
+    if unpaired := sorted(set(arms[0].seeds) ^ set(arms[1].seeds)):
         raise Incomparable(
-            f"seeds {', '.join(unpaired)} are missing in {treatment} or {baseline}: run both arms "
-            "with the same seeds"
+            f"{treatment} and {baseline} have different seeds (only one has "
+            f"{', '.join(unpaired)}): run both arms with the same seeds"
         )
     weight_PE, slices = scores.weight_PE, scores.slices
     check_numbers(weight_PE[:, None], "weight", treatment, arms[0].seeds)
@@ -217,12 +207,14 @@ def pair(
     order = [arms[1].seeds.index(seed) for seed in arms[0].seeds]
     total_PRE = rules.sign * (arms[0].total_PRE - arms[1].total_PRE[:, order])
     total_PRE = np.where(weight_PE[:, None] > 0, total_PRE, 0.0)
+    documents = int(np.count_nonzero(weight_PE[0]))
     units = scores.documents or tuple(str(e) for e in range(weight_PE.shape[1]))
+    total_PRU, weight_PU = total_PRE, weight_PE
     if scores.group_E is not None:
         groups, place_E = np.unique(scores.group_E, return_inverse=True)
-        units = tuple(str(group) for group in groups)
-        total_PRE, weight_PU = (add_up(x, place_E, len(units)) for x in (total_PRE, weight_PE))
-    else:
-        weight_PU = weight_PE
-    documents = int(np.count_nonzero(weight_PE[0]))
-    return Paired(slices, arms[0].seeds, units, total_PRE, weight_PU, documents, tuple(warnings))
+        units = tuple(groups.astype(str).tolist())
+        total_PRU = np.zeros((*total_PRE.shape[:2], len(units)))
+        weight_PU = np.zeros((len(slices), len(units)))
+        np.add.at(total_PRU, (..., place_E), total_PRE)
+        np.add.at(weight_PU, (..., place_E), weight_PE)
+    return Paired(slices, arms[0].seeds, units, total_PRU, weight_PU, documents, tuple(warnings))

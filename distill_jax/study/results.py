@@ -29,6 +29,11 @@ class PlannedArm(NamedTuple):
         """Operations of a whole run."""
         return self.steps * self.step_flops
 
+    def json(self) -> dict[str, Any]:
+        """As study.json has it."""
+        arm = {"what": self.arm.what, "overrides": dict(self.arm.overrides)}
+        return arm | {"steps": self.steps, "flops_per_step": self.step_flops}
+
 
 class StudyPlan(NamedTuple):
     """Decided before any arm ran and written to study.json; more arms and seeds may come later.
@@ -66,17 +71,8 @@ class StudyPlan(NamedTuple):
 
     def json(self) -> dict[str, Any]:
         """As study.json has it."""
-        arms = {
-            name: {
-                "what": planned.arm.what,
-                "overrides": dict(planned.arm.overrides),
-                "steps": planned.steps,
-                "flops_per_step": planned.step_flops,
-            }
-            for name, planned in self.by_name.items()
-        }
         return self._asdict() | {
-            "arms": arms,
+            "arms": {name: planned.json() for name, planned in self.by_name.items()},
             "seeds": list(self.seeds),
             "looks": [list(seeds) for seeds in self.looks],
             "measure": self.measure._asdict(),

@@ -70,14 +70,10 @@ def check_rules(rules: Rules, treatment: str, baseline: str) -> None:
         value = getattr(rules, name)
         if not 0 <= value < math.inf:
             raise UserError(f"{name} is {value}: give a number of 0 or more")
-    if not 0.5 <= rules.confidence < 1:
-        raise UserError(
-            f"confidence is {rules.confidence}: give a share of at least 0.5 and below 1"
-        )
-    if rules.minimum_seeds < 2:
-        raise UserError(
-            f"minimum_seeds is {rules.minimum_seeds}: one seed cannot show how seeds differ"
-        )
+    if not 0.5 <= (c := rules.confidence) < 1:
+        raise UserError(f"confidence is {c}: give a share of at least 0.5 and below 1")
+    if (n := rules.minimum_seeds) < 2:
+        raise UserError(f"minimum_seeds is {n}: one seed cannot show how seeds differ, give 2")
     if rules.look is not None and not 1 <= rules.look <= MOST_LOOKS:
         raise UserError(f"look is {rules.look}: count looks from 1 on, to at most {MOST_LOOKS}")
 

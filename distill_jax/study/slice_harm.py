@@ -38,25 +38,23 @@ class SliceEffect(NamedTuple):
     """
 
     slice: str
-    effect: float | None
-    interval: tuple[float, float] | tuple[None, None]
-    adjusted_p: float | None
-    weight: float
-    documents: int
-    effective_documents: float
-    harmed: bool
-    untestable: str | None
+    effect: float | None = None
+    interval: tuple[float, float] | tuple[None, None] = (None, None)
+    adjusted_p: float | None = None
+    weight: float = 0.0
+    documents: int = 0
+    effective_documents: float = 0.0
+    harmed: bool = False
+    untestable: str | None = None
 
 
 def holm(p_values: list[float]) -> list[float]:
     """Holm's step-down adjusted p values of a family of tests."""
-    order = np.argsort(p_values, kind="stable")
-    adjusted = np.empty(len(p_values))
-    highest = 0.0
-    for rank, index in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = highest
-    return adjusted.tolist()
+    p_T = np.array(p_values)  # T tests
+    order_T = np.argsort(p_T, kind="stable")
+    adjusted_T = np.empty(len(p_T))
+    adjusted_T[order_T] = np.maximum.accumulate(p_T[order_T] * np.arange(len(p_T), 0, -1))
+    return np.minimum(adjusted_T, 1.0).tolist()
 
 
 def in_units(effect: float, bounds, sign: int):
@@ -92,7 +90,7 @@ def slice_effects(
         weight_U = paired.weight_PU[p] if known else np.zeros(1)
         reason = why_untestable(weight_U, len(paired.seeds), rules)
         if not weight_U.any():
-            rows.append(SliceEffect(name, None, (None, None), None, 0.0, 0, 0.0, False, reason))
+            rows.append(SliceEffect(name, untestable=reason))
             continue
         spread = spread_of(paired.total_PRU[p], weight_U)
         if reason is None:

@@ -106,17 +106,8 @@ def spread_of(total_RU: np.ndarray, weight_U: np.ndarray) -> Spread:
         if seeds > 1:
             by_both = float(np.sum((residual_RU - residual_U) ** 2)) / (seeds * (seeds - 1))
             interaction = min(by_both * correction, document_variance)
-    return Spread(
-        effect,
-        seeds,
-        documents,
-        effective,
-        seed_variance,
-        document_variance,
-        interaction,
-        dof,
-        skewness,
-    )
+    variances = seed_variance, document_variance, interaction
+    return Spread(effect, seeds, documents, effective, *variances, dof, skewness)
 
 
 def skewness_of(residual_U: np.ndarray, share_U: np.ndarray) -> float:
@@ -219,7 +210,7 @@ def seeds_for(spread: Spread, target: float, confidence: float, minimum: int) ->
 def documents_for(spread: Spread, target: float, confidence: float) -> int:
     """About how many documents let a moderate number of seeds resolve `target`.
 
-    Documents then take half of target^2, and seeds the other half.
+    Of resolution^2, a sum of two parts, the documents' then is half of target^2.
     """
     by_documents = detectable_shift(spread.document_dof, (1 - confidence) / 2)
     return math.ceil(spread.documents * 2 * by_documents**2 * spread.lasting_variance / target**2)

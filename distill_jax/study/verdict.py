@@ -32,7 +32,6 @@ from distill_jax.study.rules import (
     INCONCLUSIVE,
     INVALID,
     NEW_FAILURE,
-    NLL,
     WORSE,
     Rules,
     check_rules,
@@ -87,12 +86,6 @@ def verdict(
     *,
     treatment: str = "kd",
     baseline: str = "sft",
-    margin: float,
-    slice_margin: float,
-    confidence: float = 0.95,
-    minimum_seeds: int = 3,
-    higher_is_better: bool = False,
-    unit: str = NLL,
     teacher: str | None = TEACHER,
     invalid: str | None = None,
     **rules: Any,
@@ -105,23 +98,33 @@ def verdict(
               hash of the text, are one piece of evidence). Numbers and names in any mixture.
     teacher   the arm that has to be better than the baseline, if it is there; None: no such rule.
     invalid   a reason, known to the caller, why nothing can be compared.
-    **rules   the others of Rules, where the arguments above are described too.
+    **rules   those of Rules, where they are described: margin and slice_margin have to be given;
+              confidence=0.95, minimum_seeds=3, higher_is_better=False, unit and others may be.
     Raises UserError for arguments outside their range and for what is no such table.
     """
-    judged_by = Rules(
-        margin, slice_margin, confidence, minimum_seeds, higher_is_better, unit, **rules
-    )
+    judged_by = Rules(**rules)
     check_rules(judged_by, treatment, baseline)
-    scores = teacher_E = None
-    if invalid is None:
-        try:
-            scores, known = read_table(table, (treatment, baseline), teacher)
-            judged_by = judged_by._replace(known=(*judged_by.known, *known))
-        except Incomparable as error:
-            invalid = str(error)
-    if scores is not None and teacher in set(scores.arms) - {treatment, baseline}:
-        teacher_E = scores.arms[teacher].total_PRE[0, 0]
-    return judge(Comparison(scores, treatment, baseline, judged_by, teacher_E, invalid))
+    if invalid is not None:
+        return judge(Comparison(None, treatment, baseline, judged_by, invalid=invalid))
+    return judge(comparison(table, treatment, baseline, judged_by, teacher))
+
+
+def comparison(
+    table: Mapping[str, Any],
+    treatment: str,
+    baseline: str,
+    rules: Rules,
+    teacher: str | None = None,
+) -> Comparison:
+    """A question, from a table as `verdict` takes it; invalid where its rows cannot be compared."""
+    try:
+        scores, known = read_table(table, (treatment, baseline), teacher)
+    except Incomparable as error:
+        return Comparison(None, treatment, baseline, rules, invalid=str(error))
+    rules = rules._replace(known=(*rules.known, *known))
+    is_there = teacher in set(scores.arms) - {treatment, baseline}
+    teacher_E = scores.arms[teacher].total_PRE[0, 0] if is_there else None
+    return Comparison(scores, treatment, baseline, rules, teacher_E)
 
 
 def judge(one: Comparison, alpha: float | None = None) -> Verdict:

@@ -23,7 +23,7 @@ def warnings_of(
     if spread.effective_documents < FEW_DOCUMENTS:
         found.append(
             f"only {spread.effective_documents:.3g} effective documents of {spread.documents} "
-            "(fewer the more they differ in size): the interval may be too narrow; hold out at "
+            "(those of unequal size count less): the interval may be too narrow; hold out at "
             f"least {FEW_DOCUMENTS} of similar size"
         )
     for what, other in deciding_ones(paired, spread, label, rules.margin, alpha) if label else ():

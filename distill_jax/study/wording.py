@@ -111,9 +111,9 @@ def _decided(v: Verdict, spread: Spread, rules: Rules, next_level: float) -> str
     if low > v.margin:
         return f"{v.treatment} is worse by more than {margin}: do not ship it"
     if low >= -v.margin:
-        return f"an improvement by more than {margin} is ruled out: keep {v.baseline}"
+        return f"an improvement of more than {margin} is ruled out: keep {v.baseline}"
     return (
-        f"an improvement by more than {margin} is neither shown nor ruled out: "
+        f"an improvement of more than {margin} is neither shown nor ruled out: "
         f"{_enough(v, spread, next_level)}; {_power(v)}"
     )
 
@@ -133,10 +133,7 @@ def _enough(v: Verdict, spread: Spread, next_level: float) -> str:
         return "set a margin above 0, since no study rules out every improvement above 0"
     if v.seeds_needed is None:
         number = documents_for(spread, v.margin, next_level)
-        return (
-            "more seeds alone cannot decide it, with these few documents; hold out about "
-            f"{plural(number, 'document')}"
-        )
+        return f"more seeds alone cannot decide it; hold out about {plural(number, 'document')}"
     what = "in a new study" if v.look is None else f"in all for look {v.look + 1}"
     return (
         f"run at least {plural(v.seeds_needed, 'seed')} {what}, which will rule it out if the true "

@@ -76,14 +76,16 @@ def test_nearly_equal_answers_are_warned_of_alone(answers, warned, documents):
     rng = np.random.default_rng(54)
     score_ASD = changed(np.tile(right(rng, documents, 0.5), (2, 3, 1)), answers)
     if answers == 1 and documents == 90:
-        warned = False  # 2 of about 46 are less than 99%
+        warned = False  # 44 of about 46 are less than 99%
     if answers == 0 and documents == 500:
         with pytest.raises(Incomparable, match="seeds 0 and 1 of arm kd have the same scores"):
             paired(score_ASD)
         return
+    if documents == 500 and answers == 1:
+        score_ASD[:, 2] = score_ASD[:, 0]  # no copies where others change as little
     found = paired(score_ASD).warnings
     assert len(found) == (2 if warned else 0)
-    assert all("seeds 0 and 1 of arm" in text for text in found)
+    assert all("have the same scores in" in text for text in found)
 
 
 def test_seeds_are_paired_by_name_and_groups_added_up():

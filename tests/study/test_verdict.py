@@ -345,7 +345,7 @@ INVALID_TABLES = {
     "arm kd is missing": lambda t: rows(t, t["arm"] != "kd"),
     "arm sft is missing": lambda t: rows(t, t["arm"] != "sft"),
     "mask is empty": lambda t: change(t, "kd", "weight", 0),
-    "seeds 2 are missing": lambda t: rows(t, (t["arm"] != "sft") | (t["seed"] != 2)),
+    "different seeds (only one has 2)": lambda t: rows(t, (t["arm"] != "sft") | (t["seed"] != 2)),
     "unequal documents": lambda t: rows(t, np.arange(len(t["arm"])) != 5),
     "unequal weights": lambda t: change(t, "kd", "weight", 1, FIRST),
     "row 1 of the table: total is 'nan'": lambda t: change(t, "kd", "total", float("nan"), FIRST),
