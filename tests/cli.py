@@ -1,9 +1,13 @@
 """The command line as a user meets it, on models and texts small enough for a test."""
 
+import contextlib
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -13,6 +17,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from distill_jax.data.tokenizer import make_tokenizer
 from distill_jax.export import export_student
+from distill_jax.main import main
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,11 +32,13 @@ def command(*arguments, config="configs/base.py"):
 
 def environment(devices=1):
     """The variables of a run on simulated CPU devices."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    # Two processes may compile the same program; what one has half written, the other compiles.
+    quiet = "ignore:Error reading persistent compilation cache entry"
+    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": quiet}
 
 
-def run(*arguments, config="configs/base.py", devices=1, timeout=300):
+def run_process(*arguments, config="configs/base.py", devices=1, timeout=300):
     """Runs to the end and gives the completed process, output as text."""
     return subprocess.run(
         command(*arguments, config=config),
@@ -42,6 +49,27 @@ def run(*arguments, config="configs/base.py", devices=1, timeout=300):
         timeout=timeout,
         check=False,
     )
+
+
+def run(*arguments, config="configs/base.py"):
+    """The same within this process, on its one device: importing everything anew costs seconds."""
+    _, _, *words = command(*arguments, config=ROOT / config)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            warnings.catch_warnings(),
+        ):
+            # What the interpreter hides from a user, and no other warning.
+            for hidden in (DeprecationWarning, PendingDeprecationWarning, ResourceWarning):
+                warnings.simplefilter("ignore", hidden)
+            code = main(words)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 def sentence(r):

@@ -113,7 +113,7 @@ def test_a_workdir_in_use_is_refused(flags, tmp_path):
     import filelock
 
     with filelock.FileLock(tmp_path / ".lock"):
-        result = cli.run(f"--workdir={tmp_path}", *flags)
+        result = cli.run_process(f"--workdir={tmp_path}", *flags)
     assert result.returncode == 2
     assert "in use by another run" in result.stderr
     assert not (tmp_path / "config.json").exists()

@@ -17,7 +17,7 @@ from tests import cli
 def done(tmp_path_factory, flags):
     """One finished run, with prompts."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    result = cli.run(
+    result = cli.run_process(
         f"--workdir={workdir}", *flags, "--config.generate.prompts=('the quick', 'a slow dog')",
         "--config.generate.max_new_tokens=12",
     )  # fmt: skip
@@ -138,7 +138,7 @@ def test_sigterm_saves_and_exits_75_and_the_rerun_goes_on(done, flags, tmp_path)
 def test_eight_devices_equal_one(done, flags, tmp_path, mesh):
     whole, _ = done
     sizes = [f"--config.mesh.{name}={size}" for name, size in mesh.items()]
-    result = cli.run(f"--workdir={tmp_path / 'eight'}", *flags, *sizes, devices=8)
+    result = cli.run_process(f"--workdir={tmp_path / 'eight'}", *flags, *sizes, devices=8)
     assert result.returncode == 0, result.stderr
     one, eight = losses(whole), losses(tmp_path / "eight")
     np.testing.assert_allclose(list(eight.values()), list(one.values()), rtol=1e-5)

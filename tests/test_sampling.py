@@ -24,10 +24,7 @@ def write(model, prompts, *, new=10, temperature=0.0, seed=0, stop=(60,), batch_
     run = make_continue(
         of, max_new_tokens=new, temperature=temperature, stop_ids=stop, cache_dtype="float32"
     )
-    return generate(
-        run, params, prompts, jax.random.key(seed), batch_size=batch_size, max_new_tokens=new,
-        max_positions=64, stop_ids=stop,
-    )  # fmt: skip
+    return generate(run, params, prompts, jax.random.key(seed), batch_size=batch_size)
 
 
 def next_logits(model, tokens):
@@ -71,10 +68,8 @@ def test_temperature_draws_from_the_softmax(model):
     run = make_continue(
         model[0], max_new_tokens=1, temperature=1.5, stop_ids=(10**6,), cache_dtype="float32"
     )
-    texts = generate(
-        run, model[1], [PROMPTS[0]] * count, jax.random.key(1), batch_size=count, max_new_tokens=1,
-        max_positions=64, stop_ids=(10**6,),
-    )  # fmt: skip
+    prompts = [PROMPTS[0]] * count
+    texts = generate(run, model[1], prompts, jax.random.key(1), batch_size=count)
     seen = np.bincount([text[0] for text in texts], minlength=tiny.VOCAB) / count
     bound = 5 * np.sqrt(exact * (1 - exact) / count) + 1e-3
     assert np.all(np.abs(seen - exact) < bound)

@@ -50,11 +50,11 @@ class SampleLog(NamedTuple):
 
 def is_sample_log(path: Path) -> bool:
     """Whether the first line of a jsonl file is a sample of the harness."""
-    with open(path, "rb") as file:
-        try:
+    try:
+        with open(path, "rb") as file:
             first = json.loads(file.readline())
-        except ValueError:
-            return False
+    except (ValueError, OSError):  # whoever reads the file says what is wrong
+        return False
     return isinstance(first, dict) and "doc_id" in first and "resps" in first
 
 

@@ -1,32 +1,25 @@
-"""Rows of scores, checked: names as texts, numbers that are finite, each document once."""
+"""Rows of scores, checked: names as texts, numbers that are finite, each document once.
 
-import itertools
+The one place that checks rows, of files and of tables in memory (study/table.py) alike.
+"""
+
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from distill_jax.data.score_files import FileTable
 from distill_jax.types import UserError
 
 WHOLE = "all"  # the slice that is the whole document
+NAMES = ("arm", "seed", "document", "slice", "group")
 
 
 class Rows(NamedTuple):
-    """Values of all files, one after the other."""
+    """Columns of equal length as they were found. where: what to call a row, by its place."""
 
-    tables: list[FileTable]
-    columns: dict[str, list[Any]]
-
-    def where(self, i: int) -> str:
-        """File and number of a row."""
-        for table in self.tables:
-            if i < len(table.rows):
-                word = "line" if table.path.suffix == ".jsonl" else "row"
-                return f"{table.path} {word} {table.rows[i]}"
-            i -= len(table.rows)
-        raise IndexError(i)
+    columns: Mapping[str, Sequence[Any]]
+    where: Callable[[int], str]
 
 
 class Names(NamedTuple):
@@ -39,34 +32,22 @@ class Names(NamedTuple):
         return self.distinct[self.code]
 
 
-def join(tables: list[FileTable]) -> Rows:
-    """One file after the other."""
-    names = tables[0].columns
-    for table in tables:
-        if differs := sorted(set(names) ^ set(table.columns)):
-            raise UserError(
-                f"{tables[0].path} and {table.path} differ in the column {differs[0]}: give it in "
-                "all files or in none"
-            )
-    joined = {n: list(itertools.chain(*(t.columns[n] for t in tables))) for n in names}
-    return Rows(tables, joined)
-
-
 def checked_columns(rows: Rows) -> dict[str, np.ndarray]:
-    """The checked columns as arrays, with a row of slice `all` for every document."""
+    """arm, seed, document, slice and perhaps group (texts), total and weight (float64).
+
+    There is a row of slice `all` for every document. Raises UserError with the first bad row.
+    """
     count = len(rows.columns["arm"])
-    ones = [1.0] * count
-    rows = rows._replace(columns={"weight": ones, "slice": [WHOLE] * count} | rows.columns)
+    absent = {"weight": [1.0] * count, "slice": [WHOLE] * count}
+    rows = rows._replace(columns=absent | dict(rows.columns))
     number = {name: _numbers(rows, name) for name in ("total", "weight")}
-    negative = np.flatnonzero(number["weight"] < 0)
-    if len(negative):
-        i = int(negative[0])
+    if (negative := number["weight"] < 0).any():
+        i = int(np.argmax(negative))
         raise UserError(
             f"{rows.where(i)}: weight is {number['weight'][i]:g}: give the number of tokens or "
             "examples in the document, 0 or more"
         )
-    texts = [n for n in ("arm", "seed", "document", "slice", "group") if n in rows.columns]
-    names = {name: _names(rows, name) for name in texts}
+    names = {name: names_of(rows, name) for name in NAMES if name in rows.columns}
     _check_once(rows, names, ("arm", "seed", "document", "slice"))
     columns = {name: column.texts() for name, column in names.items()} | number
     if WHOLE in names["slice"].distinct:
@@ -80,14 +61,15 @@ def _numbers(rows: Rows, name: str) -> np.ndarray:
     values = rows.columns[name]
     try:
         found = np.array(values, np.float64)
+        if found.ndim > 1:
+            raise ValueError("lists of numbers")
     except (TypeError, ValueError):
         found = np.array([_number(value) for value in values], np.float64)
-    bad = np.flatnonzero(~np.isfinite(found))
-    if len(bad):
-        i = int(bad[0])
+    if (bad := ~np.isfinite(found)).any():
+        i = int(np.argmax(bad))
+        why = "with a point before its decimals" if isinstance(values[i], str) else "or no row"
         raise UserError(
-            f"{rows.where(i)}: {name} is {str(values[i])[:40]!r}: give a finite number, with a "
-            "point before its decimals"
+            f"{rows.where(i)}: {name} is {str(values[i])[:40]!r}: give a finite number, {why}"
         )
     return found
 
@@ -100,11 +82,21 @@ def _number(value: Any) -> float:
         return float("nan")
 
 
-def _names(rows: Rows, name: str) -> Names:
-    """Names as texts: 1, 1.0 and "1" are the same, as files and data frames mix them."""
+def text_of(value: Any) -> str:
+    """A name as text: 1, 1.0 and "1" are the same, as files and data frames mix them.
+
+    A missing one (None, NaN) is empty.
+    """
+    if value is None or value != value:
+        return ""
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", str(value).strip())
+
+
+def names_of(rows: Rows, name: str) -> Names:
+    """A column as names. Raises UserError for a row without one."""
     values = rows.columns[name]
     try:
-        text = {value: _text(value) for value in dict.fromkeys(values)}
+        text = {value: text_of(value) for value in dict.fromkeys(values)}
     except TypeError:
         i = next(i for i, value in enumerate(values) if isinstance(value, list | dict))
         raise UserError(
@@ -119,19 +111,12 @@ def _names(rows: Rows, name: str) -> Names:
     return Names(np.array(list(number), object), code)
 
 
-def _text(value: Any) -> str:
-    if value is None or value != value:
-        return ""
-    return re.sub(r"^(-?\d+)\.0+$", r"\1", str(value).strip())
-
-
 def _check_once(rows: Rows, names: Mapping[str, Names], key: tuple[str, ...]) -> None:
     """Refuses two rows of one arm, seed and document (and slice)."""
     place = np.zeros(len(names["arm"].code), np.int64)
     for name in key:
-        place = np.unique(
-            place * len(names[name].distinct) + names[name].code, return_inverse=True
-        )[1]
+        own = names[name]
+        place = np.unique(place * len(own.distinct) + own.code, return_inverse=True)[1]
     order = np.argsort(place, kind="stable")
     again = np.flatnonzero(place[order][1:] == place[order][:-1])
     if not len(again):

@@ -5,18 +5,21 @@ Nothing is judged here but whether a file can be read; data/scores.py says what 
 
 import csv
 import glob
+import io
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute
-import pyarrow.csv
 import pyarrow.parquet
 
 from distill_jax.types import UserError
+
+GIVEN = ("{arm}", "{seed}")  # what a path may name
+WILD = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}  # as regular expressions
+LONGEST_FIELD = 2**30  # characters; csv's own limit would refuse a long text
 
 
 class FileTable(NamedTuple):
@@ -31,7 +34,7 @@ class FileTable(NamedTuple):
     rows: Sequence[int]
 
 
-def matching_files(source: str, layout: str) -> Iterator[tuple[Path, dict[str, str]]]:
+def matching_files(source: str, layout: str) -> list[tuple[Path, dict[str, str]]]:
     """Each file of a source, with the arm and the seed that its path names.
 
     layout: of a directory, the pattern below it.
@@ -42,20 +45,23 @@ def matching_files(source: str, layout: str) -> Iterator[tuple[Path, dict[str, s
             f"logs of lm-evaluation-harness, laid out as {layout}"
         )
     if Path(source).is_file():
-        yield Path(source), {}
-        return
-    pattern = f"{source.rstrip('/')}/{layout}" if Path(source).is_dir() else source
-    seen, named, wild = set(), "", ""
-    for part in re.split(r"(\{\w*\}|\*\*/|\*|\?|\[[^]]+\])", pattern):
-        if part in ("{arm}", "{seed}"):
-            named += f"(?P={part[1:-1]})" if part in seen else f"(?P<{part[1:-1]}>[^/]+)"
-            seen.add(part)
+        return [(Path(source), {})]
+    pattern = source
+    if Path(source).is_dir():
+        pattern = f"{glob.escape(source.rstrip('/'))}/{layout}"
+    named = wild = ""
+    for part in re.split(r"(\{\w*\}|\*\*/|\*|\?|\[!?\]?[^]]*\])", pattern):
+        if part in GIVEN:  # the first time a name; then the same again
+            name = part[1:-1]
+            named += f"(?P={name})" if f"(?P<{name}>" in named else f"(?P<{name}>[^/]+)"
             wild += "*"
         elif re.fullmatch(r"\{\w*\}", part):
             raise UserError(f"config.verdict.source has {part}: only {{arm}} and {{seed}} are read")
         else:
-            special = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
-            named += special.get(part) or (part if part.startswith("[") else re.escape(part))
+            if re.fullmatch(r"\[.+\]", part):  # one of some letters
+                named += "[" + re.sub("^!", "^", part[1:]).replace("[", r"\[")
+            else:
+                named += WILD.get(part, re.escape(part))
             wild += part
     matches = [
         (path, re.fullmatch(named, path)) for path in sorted(glob.glob(wild, recursive=True))
@@ -66,7 +72,7 @@ def matching_files(source: str, layout: str) -> Iterator[tuple[Path, dict[str, s
             f"config.verdict.source: no file is {pattern}: give a csv, parquet or jsonl file, a "
             f"glob, or a directory of logs of lm-evaluation-harness, laid out as {layout}"
         )
-    yield from files
+    return files
 
 
 def read_table_file(path: Path) -> FileTable:
@@ -77,6 +83,8 @@ def read_table_file(path: Path) -> FileTable:
         )
     try:
         table = READERS[path.suffix](path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}): convert it to UTF-8") from error
     except (pa.ArrowException, OSError, csv.Error) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} cannot be read ({reason}): write the file again") from error
@@ -87,47 +95,29 @@ def read_table_file(path: Path) -> FileTable:
 
 def _read_csv(path: Path) -> FileTable:
     """Columns as texts without surrounding blanks; quoted fields may hold commas and new lines."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            names = next(csv.reader(file), [])
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start}): convert it to UTF-8") from error
+    csv.field_size_limit(LONGEST_FIELD)
+    text = path.read_bytes().decode("utf-8-sig")
+    # Blank lines are no rows.
+    records = [r for r in csv.reader(io.StringIO(text, newline=""), strict=True) if r]
+    names, *records = records or [[]]
     names = [name.strip() for name in names]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
+    if repeated := [name for name in names if names.count(name) > 1]:
         raise UserError(f"{path} has two columns {repeated[0]!r}: give each column its own name")
     if not names:
         raise UserError(f"{path} is empty: write a header and a row per arm, seed and document")
-    ragged: list[pa.csv.InvalidRow] = []
-
-    def note(row: pa.csv.InvalidRow) -> str:
-        ragged.append(row)
-        return "skip"
-
-    table = pa.csv.read_csv(
-        path,
-        pa.csv.ReadOptions(use_threads=False, skip_rows=1, column_names=names),
-        pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=note),
-        pa.csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
-        ),
-    )
-    if ragged:
-        first = ragged[0]
-        raise UserError(
-            f"{path} row {first.number} has {first.actual_columns} fields and the header has "
-            f"{first.expected_columns}: put texts with commas into double quotes"
-        )
-    columns = {
-        name: pa.compute.utf8_trim_whitespace(table[name]).to_pylist()
-        for name in table.schema.names
-    }
-    return FileTable(path, columns, range(2, len(table) + 2))
+    for number, record in enumerate(records, 2):
+        if len(record) != len(names):
+            raise UserError(
+                f"{path} row {number} has {len(record)} fields and the header has {len(names)}: "
+                "put texts with commas into double quotes"
+            )
+    columns = {name: [r[i].strip() for r in records] for i, name in enumerate(names)}
+    return FileTable(path, columns, range(2, len(records) + 2))
 
 
 def _read_parquet(path: Path) -> FileTable:
     table = pa.parquet.read_table(path, partitioning=None)
-    columns = {name: table[name].to_pylist() for name in table.schema.names}
-    return FileTable(path, columns, range(1, len(table) + 1))
+    return FileTable(path, table.to_pydict(), range(1, len(table) + 1))
 
 
 def _read_jsonl(path: Path) -> FileTable:

@@ -13,7 +13,9 @@ names them, or a directory of logs of lm-evaluation-harness with ARM/SEED/**/sam
   group                         documents of one group (copies, one prompt) count as one
 """
 
+import bisect
 import fnmatch
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from distill_jax.data.lm_eval_logs import SampleLog, is_sample_log, read_sample_log, task_of
-from distill_jax.data.score_columns import Rows, checked_columns, join
+from distill_jax.data.score_columns import Rows, checked_columns
 from distill_jax.data.score_files import FileTable, matching_files, read_table_file
 from distill_jax.types import UserError
 
@@ -65,7 +67,7 @@ def read_scores(source: str, *, metric: str = "", task: str = "") -> ScoreTable:
     task: of logs, a task or a pattern such as mmlu_*; empty: all.
     Raises UserError, with file and row, for whatever is no such table.
     """
-    found = list(matching_files(source, LOGS))
+    found = matching_files(source, LOGS)
     is_log = {_is_log(path) for path, _ in found}
     if len(is_log) > 1:
         raise UserError(f"{source!r} has logs of lm-evaluation-harness and tables: give one kind")
@@ -78,7 +80,7 @@ def read_scores(source: str, *, metric: str = "", task: str = "") -> ScoreTable:
         )
     tables = [_with_path(read_table_file(path), given) for path, given in found]
     total = (metric,) if metric else REQUIRED["total"]
-    rows = join([_picked(table, REQUIRED | {"total": total} | OPTIONAL) for table in tables])
+    rows = _joined([_picked(table, REQUIRED | {"total": total} | OPTIONAL) for table in tables])
     return ScoreTable(checked_columns(rows), tuple(path for path, _ in found))
 
 
@@ -96,9 +98,9 @@ def _read_logs(found: list[tuple[Path, dict[str, str]]], metric: str, task: str)
     for log, _ in logs:
         _check_alike(log, first, next(one for one, _ in logs if one.task == log.task))
     named = REQUIRED | OPTIONAL | {"prompt": ("prompt",)}
-    rows = join([_picked(_with_path(log.table, given), named) for log, given in logs])
+    rows = _joined([_picked(_with_path(log.table, given), named) for log, given in logs])
     if len({log.task for log, _ in logs}) == 1:
-        del rows.columns["slice"]
+        rows = rows._replace(columns={k: v for k, v in rows.columns.items() if k != "slice"})
     notes = _prompts_differ(rows)
     paths = tuple(path for path, _ in chosen)
     better = next((x.higher_is_better for x, _ in logs if x.higher_is_better is not None), None)
@@ -137,6 +139,26 @@ def _with_path(table: FileTable, given: Mapping[str, str]) -> FileTable:
     return table._replace(columns=more | table.columns)
 
 
+def _joined(tables: list[FileTable]) -> Rows:
+    """One file after the other."""
+    names = tables[0].columns
+    for table in tables:
+        if differs := sorted(set(names) ^ set(table.columns)):
+            raise UserError(
+                f"{tables[0].path} and {table.path} differ in the column {differs[0]}: give it in "
+                "all files or in none"
+            )
+    ends = list(itertools.accumulate(len(table.rows) for table in tables))
+
+    def where(i: int) -> str:
+        t = bisect.bisect_right(ends, i)
+        word = "line" if tables[t].path.suffix == ".jsonl" else "row"
+        return f"{tables[t].path} {word} {tables[t].rows[i - ends[t]]}"
+
+    joined = {n: list(itertools.chain(*(t.columns[n] for t in tables))) for n in names}
+    return Rows(joined, where)
+
+
 def _picked(table: FileTable, names: Mapping[str, tuple[str, ...]]) -> FileTable:
     """The columns that count, by their first name of `names`."""
     columns, there = {}, table.columns
@@ -154,15 +176,10 @@ def _picked(table: FileTable, names: Mapping[str, tuple[str, ...]]) -> FileTable
             )
         if own:
             columns[name] = there[own[0]]
-    mean = next((name for name in REQUIRED["total"][1:] if name in there), "")
-    if (
-        mean
-        and "total" not in there
-        and names["total"] == REQUIRED["total"]
-        and "weight" in columns
-    ):
+    mean = [name for name in ("score", "value") if name in there]
+    if mean and "total" not in there and len(names["total"]) > 1 and "weight" in columns:
         raise UserError(
-            f"{table.path} has a column {mean} and weights: name it total if it is the sum over "
+            f"{table.path} has a column {mean[0]} and weights: name it total if it is the sum over "
             "the weight, and multiply it by the weight before if it is the mean"
         )
     return table._replace(columns=columns)

@@ -153,8 +153,8 @@ ADVICE: tuple[Advice, ...] = (
     Advice(
         "labels beside the teacher",
         (Condition("effect_equal_flops", 0.0),),
-        "At equal FLOPs the distilled student is not better than plain fine-tuning (NLL higher by"
-        " {effect_equal_flops:.3f} nats), and labels cost nothing more.",
+        "At equal FLOPs the distilled student is not better than plain fine-tuning (behind by"
+        " {effect_equal_flops:.3f}), and labels cost nothing more.",
         labels(0.5),
         "1503.02531, section 2: a weighted mean of soft and hard targets; 2502.08606: with enough"
         " compute supervised learning catches up",

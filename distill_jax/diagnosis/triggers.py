@@ -44,6 +44,12 @@ def _metric(report: Report, model: str, name: str) -> float | None:
     return _number(_at(_row(report.get("arms"), "arm", model), name)) if value is None else value
 
 
+def _behind(report: Report, student: str) -> float | None:
+    """How much worse than plain fine-tuning the distilled student is at equal FLOPs."""
+    effect = _at(report, "verdict", "equal_flops", "effect")
+    return -effect if effect is not None and _at(report, "measure", "higher_is_better") else effect
+
+
 def _seeds_missing(report: Report, student: str) -> float | None:
     """Of the comparisons that are inconclusive, the one that lacks most."""
     verdicts = [_at(report, "verdict", name) or {} for name in ("equal_steps", "equal_flops")]
@@ -141,9 +147,9 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 TRIGGERS: dict[str, Trigger] = {
-    # Of the verdict: mean NLL minus the baseline's, nats per token; seeds that lack, of the
-    # inconclusive comparison that lacks more.
-    "effect_equal_flops": lambda report, student: _at(report, "verdict", "equal_flops", "effect"),
+    # Of the verdict, in the unit of its measure; and the seeds that lack, of the inconclusive
+    # comparison that lacks more.
+    "effect_equal_flops": _behind,
     "seeds_missing": _seeds_missing,
     "harmed_slices": _harmed,  # how many
     # Of the arm's metrics, nats per token; the gaps are to the teacher.

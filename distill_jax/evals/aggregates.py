@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from distill_jax.evals.calibration import brier, confident_and_wrong, ece, right
+from distill_jax.evals.calibration import confident_and_wrong, ece, right
 from distill_jax.evals.likelihood import perplexity
 from distill_jax.evals.records_file import OF_TEACHER, Columns, Records
 from distill_jax.evals.slices import slice_masks
@@ -20,16 +20,6 @@ from distill_jax.types import Mean
 def accuracy_top1(columns: Columns, prefix: str = "") -> Mean:
     """Share of tokens whose likeliest prediction is the label."""
     return _share(right(columns, prefix))
-
-
-def nll(columns: Columns, prefix: str = "") -> Mean:
-    """-log q(label), in nats per token."""
-    return _mean(columns[prefix + "nll"])
-
-
-def entropy(columns: Columns, prefix: str = "") -> Mean:
-    """Of the predictions, in nats per token."""
-    return _mean(columns[prefix + "entropy"])
 
 
 def overlap_top5(columns: Columns) -> Mean:
@@ -50,12 +40,12 @@ def wrong_to_right(columns: Columns) -> Mean:
 
 
 def acceptance(columns: Columns) -> Mean:
-    """1 - total variation: a drafted token's chance in speculative decoding. 2211.17192, 3.2."""
+    """1 - total variation: acceptance rate in speculative decoding. 2211.17192, section 3.2."""
     return _mean(1.0 - columns["total_variation"].astype(np.float64))
 
 
 def entropy_gap(columns: Columns) -> Mean:
-    """Entropy of the student less that of the teacher, in nats; below 0 it is surer."""
+    """Student entropy minus teacher entropy, in nats; below 0 the student is more confident."""
     student_n = columns["entropy"].astype(np.float64)
     return _mean(student_n - columns[OF_TEACHER + "entropy"].astype(np.float64))
 
@@ -109,23 +99,28 @@ def _mean(value_n: np.ndarray) -> Mean:
     return Mean(value_n.sum(dtype=np.float64), len(value_n))
 
 
+def _mean_of(name: str) -> Callable[..., Mean]:
+    """The mean of a column: records_file.py says what each is."""
+    return lambda columns, prefix="": _mean(columns[prefix + name])
+
+
 def _share(hit_n: np.ndarray) -> Mean:
     return Mean(np.count_nonzero(hit_n), len(hit_n))
 
 
 MODEL_METRICS: dict[str, Callable[..., Mean]] = {
-    "nll": nll,
+    "nll": _mean_of("nll"),
     "accuracy_top1": accuracy_top1,
-    "entropy": entropy,
+    "entropy": _mean_of("entropy"),
     "ece": ece,
-    "brier": brier,
+    "brier": _mean_of("brier"),
     "confident_and_wrong": confident_and_wrong,
 }
 
 PAIR_METRICS: dict[str, Callable[[Columns], Mean]] = {
-    "forward_kl": lambda columns: _mean(columns["forward_kl"]),
-    "reverse_kl": lambda columns: _mean(columns["reverse_kl"]),
-    "agreement_top1": lambda columns: _mean(columns["agreement_top1"]),
+    "forward_kl": _mean_of("forward_kl"),
+    "reverse_kl": _mean_of("reverse_kl"),
+    "agreement_top1": _mean_of("agreement_top1"),
     "overlap_top5": overlap_top5,
     "right_to_wrong": right_to_wrong,
     "wrong_to_right": wrong_to_right,

@@ -1,4 +1,4 @@
-"""Whether a model is right as often as it is sure: reliability, calibration error, Brier score.
+"""Whether a model is right as often as it is confident: reliability and calibration error.
 
 Everything is float64 NumPy over the columns of evals/records_file.py; `prefix` is "" for the model
 itself and "teacher_" for its teacher.
@@ -65,12 +65,6 @@ def confident_and_wrong(columns: Columns, prefix: str = "") -> Mean:
     """Share of all tokens whose top-1 is wrong at a confidence of SURE or more."""
     sure_n = columns[prefix + "confidence"] >= SURE
     return Mean(np.count_nonzero(sure_n & ~right(columns, prefix)), len(sure_n))
-
-
-def brier(columns: Columns, prefix: str = "") -> Mean:
-    """The sum over the vocabulary of (q - [label])², averaged over tokens."""
-    value_n = columns[prefix + "brier"]
-    return Mean(value_n.sum(dtype=np.float64), len(value_n))
 
 
 def right(columns: Columns, prefix: str = "") -> np.ndarray:

@@ -10,31 +10,28 @@ from distill_jax.evals.prompts import Prompts
 from distill_jax.evals.text_measures import TEXT_MEASURES, Ids, Ngrams, Sample, text_metrics
 from distill_jax.models.binding import Model
 from distill_jax.sampling import Continue, generate, make_continue
-from distill_jax.types import Array, Params
+from distill_jax.types import Params
 
 
 class ContinuationPrograms(NamedTuple):
     """What an architecture compiles once; models that differ in parameters alone share it.
 
-    write            the texts that are measured
+    write            greedy, the texts that are measured
     draw             texts at temperature 1, for the exposure gap
     divergence_step  None without a teacher
-    limit            new tokens of a text
     """
 
     write: Continue
     draw: Continue
     divergence_step: DivergenceStep | None
-    limit: int
-    stop_ids: tuple[int, ...]
-    max_positions: int
 
 
 class MeasuredTexts(NamedTuple):
-    """Measures by name (None where absent), and the texts they were taken from, as token ids."""
+    """Measures by name (None where absent), the texts as token ids, and the verifier's scores."""
 
     metrics: dict[str, float | None]
     generated: list[list[int]]
+    scores: list[float] | None
 
 
 def make_continuation_programs(
@@ -43,15 +40,10 @@ def make_continuation_programs(
     *,
     max_new_tokens: int,
     stop_ids: tuple[int, ...],
-    temperature: float = 0.0,
-    divergence: str = "forward_kl",
     cache_dtype: str = "float32",
     block_tokens: int = 256,
 ) -> ContinuationPrograms:
-    """The programs that measure_continuations runs. `teacher`: for the exposure gap, or None.
-
-    divergence: forward_kl (teacher, student) or reverse_kl of that gap; UserError otherwise.
-    """
+    """The programs that measure_continuations runs. `teacher`: for the exposure gap, or None."""
     write, draw = (
         make_continue(
             model,
@@ -60,14 +52,10 @@ def make_continuation_programs(
             stop_ids=stop_ids,
             cache_dtype=cache_dtype,
         )
-        for t in (temperature, 1.0)
+        for t in (0.0, 1.0)
     )
-    divergence_step = teacher and make_divergence_step(
-        model, teacher, divergence, block_tokens=block_tokens
-    )
-    return ContinuationPrograms(
-        write, draw, divergence_step, max_new_tokens, stop_ids, model.config.max_positions
-    )
+    step = teacher and make_divergence_step(model, teacher, block_tokens=block_tokens)
+    return ContinuationPrograms(write, draw, step)
 
 
 def measure_continuations(
@@ -87,13 +75,17 @@ def measure_continuations(
     texts, whatever the batch size. Raises UserError where a prompt does not fit the model.
     """
     write_key, draw_key = (jax.random.fold_in(jax.random.key(seed), i) for i in range(2))
-    generated = _write(programs, programs.write, params, prompts, write_key, batch_size)
+    texts = lambda program, key: generate(
+        program, params, prompts.prompts, key, batch_size=batch_size
+    )
+    generated, limit = texts(programs.write, write_key), programs.write.max_new_tokens
+    scores = None if verify is None else [verify(i, ids) for i, ids in enumerate(generated)]
     sample = Sample(
         generated=generated,
-        limit=programs.limit,
+        limit=limit,
         references=prompts.references,
         answers=prompts.answers,
-        scores=None if verify is None else [verify(i, ids) for i, ids in enumerate(generated)],
+        scores=scores,
         training=training,
     )
     exposure = dict.fromkeys(EXPOSURE)
@@ -103,36 +95,16 @@ def measure_continuations(
             params,
             teacher_params,
             prompts=prompts.prompts,
-            own=_write(programs, programs.draw, params, prompts, draw_key, batch_size),
+            own=texts(programs.draw, draw_key),
             data=prompts.references,
-            limit=programs.limit,
+            limit=limit,
             batch_size=batch_size,
         )
-    return MeasuredTexts(text_metrics(sample) | exposure, generated)
-
-
-def _write(
-    programs: ContinuationPrograms,
-    run: Continue,
-    params: Params,
-    prompts: Prompts,
-    key: Array,
-    batch_size: int,
-) -> list[list[int]]:
-    return generate(
-        run,
-        params,
-        prompts.prompts,
-        key,
-        batch_size=batch_size,
-        max_new_tokens=programs.limit,
-        max_positions=programs.max_positions,
-        stop_ids=programs.stop_ids,
-    )
+    return MeasuredTexts(text_metrics(sample) | exposure, generated, scores)
 
 
 def data_metrics(prompts: Prompts, limit: int, training: Ngrams | None) -> dict[str, float | None]:
-    """The same measures of the data itself, as if a model had written it: what is normal."""
+    """The same measures of the references: the values that data of this kind has."""
     data = prompts.references
     return text_metrics(Sample(data, limit, data, prompts.answers, training=training))
 

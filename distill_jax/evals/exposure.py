@@ -6,19 +6,19 @@ Shapes: types.py.
 from collections.abc import Callable, Sequence
 
 import jax
-import numpy as np
 
 from distill_jax.evals.likelihood import make_eval_step
+from distill_jax.evals.log_likelihoods import padded_batch
 from distill_jax.models.binding import Model
 from distill_jax.objective import live_teacher
 from distill_jax.sampling import PROMPT_STEP
-from distill_jax.types import Batch, Mean, Params, UserError
+from distill_jax.types import Batch, Mean, Params
 
 Ids = Sequence[int]
 # (student_params, teacher_params, batch) -> the divergence of student and teacher, not divided yet
 DivergenceStep = Callable[[Params, Params, Batch], Mean]
 
-# What exposure_gap gives: name -> what it is, which side is good.
+# What exposure_gap gives: name -> what it is, which values are better.
 EXPOSURE: dict[str, tuple[str, str]] = {
     "kl_own": ("divergence from the teacher on the model's own text, nats per token", "lower"),
     "kl_data": ("the same on the data after the same prompts", "lower"),
@@ -26,22 +26,19 @@ EXPOSURE: dict[str, tuple[str, str]] = {
 }
 
 
-def make_divergence_step(
-    student: Model, teacher: Model, name: str, *, block_tokens: int = 256
-) -> DivergenceStep:
-    """Builds divergence_step(params, teacher_params, batch), jitted. Both models run.
+def make_divergence_step(student: Model, teacher: Model, *, block_tokens: int) -> DivergenceStep:
+    """Builds divergence_step(params, teacher_params, batch) -> KL(teacher || student), jitted.
 
-    `name` is forward_kl, KL(teacher || student), or reverse_kl, at temperature 1; UserError
-    otherwise.
+    At temperature 1. Both models run.
     """
-    if name not in ("forward_kl", "reverse_kl"):
-        raise UserError(f"divergence {name!r} is unknown: use forward_kl or reverse_kl")
-    teach = live_teacher(teacher)
-    eval_step = make_eval_step(student, teach, names=(name,), block_tokens=block_tokens)
+    names = ("forward_kl",)
+    eval_step = make_eval_step(
+        student, live_teacher(teacher), names=names, block_tokens=block_tokens
+    )
 
     @jax.jit
     def divergence_step(params, teacher_params, batch):
-        return eval_step(params, (teacher_params,), batch)[name]
+        return eval_step(params, (teacher_params,), batch)["forward_kl"]
 
     return divergence_step
 
@@ -59,10 +56,9 @@ def exposure_gap(
 ) -> dict[str, float | None]:
     """Mean divergence on the model's own continuations, on the data's, and the difference.
 
-    For each prompt the same places count on both sides: as many as the shorter continuation has,
-    so that neither a place nor a prompt weighs more on one side. An own text shorter than `limit`
-    has stopped, and has one place more than tokens: where its stop token stands. At the first
-    place both sides have the same context. All None where nothing counts.
+    For each prompt the same number of positions counts for both continuations, that of the shorter
+    one, so that no prompt weighs more in one mean. A generated text shorter than `limit` has
+    stopped: the position of its stop token counts, too. All None where nothing counts.
     """
     places = [
         min(len(mine) + (len(mine) < limit), len(theirs))
@@ -81,33 +77,17 @@ def exposure_gap(
 
 
 def continuation_batches(
-    prompts: Sequence[Ids],
-    texts: Sequence[Ids],
-    places: Sequence[int],
-    limit: int,
-    batch_size: int,
+    prompts: Sequence[Ids], texts: Sequence[Ids], places: Sequence[int], limit: int, batch_size: int
 ) -> list[Batch]:
     """Prompts with their texts, as rows of one shape.
 
-    After prompt i the first places[i] predictions count. Labels are left at 0: a divergence does
-    not look at them.
+    After prompt i the first places[i] predictions count. A divergence does not look at labels.
     """
     longest = max(map(len, prompts)) + limit - 1
     length = -(-longest // PROMPT_STEP) * PROMPT_STEP
-    rows = -(-len(prompts) // batch_size) * batch_size
-    tokens_BT = np.zeros((rows, length), np.int32)
-    segment_BT = np.zeros((rows, length), np.int32)
-    weight_BT = np.zeros((rows, length), np.float32)
-    for row, (prompt, text, count) in enumerate(zip(prompts, texts, places, strict=True)):
-        if count:
-            ids = [*prompt, *text[: count - 1]]
-            tokens_BT[row, : len(ids)] = ids
-            segment_BT[row, : len(ids)] = 1
-            weight_BT[row, len(ids) - count : len(ids)] = 1
-    position_BT = np.ascontiguousarray(
-        np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length))
-    )
-    labels_BT = np.zeros_like(tokens_BT)
-    whole = Batch(tokens_BT, labels_BT, weight_BT, segment_BT, position_BT, segment_BT - 1)
-    cut = lambda start: jax.tree.map(lambda x: x[start : start + batch_size], whole)
-    return [cut(start) for start in range(0, rows, batch_size)]
+    rows = [
+        ([*prompt, *text[: count - 1], 0] if count else [], count)
+        for prompt, text, count in zip(prompts, texts, places, strict=True)
+    ]
+    starts = range(0, len(rows), batch_size)
+    return [padded_batch(rows[i : i + batch_size], batch_size, length) for i in starts]

@@ -37,7 +37,6 @@ def written(
     stop_ids: tuple[int, ...],
     batch_size: int,
     cache_dtype: str,
-    seed: int = 0,
 ) -> list[str]:
     """The text after each prompt, up to and without the first of its `until` strings.
 
@@ -55,23 +54,15 @@ def written(
                 f" {model.config.max_positions} positions: set max_gen_toks of the task lower"
             )
         members.sort(key=lambda i: len(requests[i].prompt))  # so that rows of a batch are alike
-        run = make_continue(
+        program = make_continue(
             model,
             max_new_tokens=new_tokens,
             temperature=temperature,
             stop_ids=stop_ids,
             cache_dtype=cache_dtype,
         )
-        new = generate(
-            run,
-            params,
-            [requests[i].prompt[-room:] for i in members],
-            jax.random.key(seed),
-            batch_size=batch_size,
-            max_new_tokens=new_tokens,
-            max_positions=model.config.max_positions,
-            stop_ids=stop_ids,
-        )
+        prompts = [requests[i].prompt[-room:] for i in members]
+        new = generate(program, params, prompts, jax.random.key(0), batch_size=batch_size)
         for i, ids in zip(members, new, strict=True):
             texts[i] = _cut(tokenizer.backend.decode(list(ids)), requests[i].until)
     return texts
@@ -165,9 +156,9 @@ def make_lm_eval_model(
 
         def generate_until(self, requests, disable_tqdm=False):
             # An empty prompt begins as a text does.
+            arguments = [request.args for request in requests]
             wanted = [
-                request_of(self.tok_encode(text) or [begin], options)
-                for text, options in _arguments(requests)
+                request_of(self.tok_encode(x) or [begin], options) for x, options in arguments
             ]
             texts = written(
                 model,
@@ -178,8 +169,8 @@ def make_lm_eval_model(
                 batch_size=batch_size,
                 cache_dtype=cache_dtype,
             )
-            for arguments, text in zip(_arguments(requests), texts, strict=True):
-                self.cache_hook.add_partial("generate_until", arguments, text)
+            for own, text in zip(arguments, texts, strict=True):
+                self.cache_hook.add_partial("generate_until", own, text)
             return texts
 
         def apply_chat_template(self, chat_history, add_generation_prompt=True):
@@ -191,7 +182,7 @@ def make_lm_eval_model(
             )
             if add_generation_prompt:
                 return text
-            # The model goes on with the last message, so what closes it is left out.
+            # The model continues the last message, so the tokens that close it are left out.
             last = chat_history[-1]["content"].strip()
             return text[: text.rindex(last) + len(last)]
 
@@ -199,10 +190,6 @@ def make_lm_eval_model(
             return tokenizer.chat_template or ""
 
     return HarnessModel()
-
-
-def _arguments(requests):
-    return [request.args for request in requests]
 
 
 def harness_package() -> Any:

@@ -48,14 +48,12 @@ def evaluate_tasks(
     tasks: Sequence[str],
     *,
     include_path: str | None = None,
-    num_fewshot: int | None = None,
     limit: int | None = None,
-    chat: bool = False,
 ) -> TaskScores:
     """What the harness gives for some tasks.
 
-    include_path: a directory with tasks of one's own. limit: documents per task. chat: prompts in
-    the chat template. Raises UserError for a task that the harness does not know.
+    include_path: a directory with tasks of one's own. limit: documents per task. Raises UserError
+    for a task that the harness does not know.
     """
     harness = harness_package()
     from lm_eval.tasks import TaskManager
@@ -73,9 +71,7 @@ def evaluate_tasks(
         model=lm_eval_model,
         tasks=list(tasks),
         task_manager=manager,
-        num_fewshot=num_fewshot,
         limit=limit,
-        apply_chat_template=chat,
         log_samples=True,
         bootstrap_iters=1000,
     )

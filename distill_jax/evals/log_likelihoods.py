@@ -58,7 +58,8 @@ def log_likelihoods(
     for length, members in sorted(by_length.items(), reverse=True):
         for start in range(0, len(members), batch_size):
             chunk = members[start : start + batch_size]
-            batch = _batch([pairs[i] for i in chunk], batch_size, length)
+            texts = [([*pairs[i][0], *pairs[i][1]], len(pairs[i][1])) for i in chunk]
+            batch = padded_batch(texts, batch_size, length)
             nll_BT, greedy_BT = map(np.asarray, score_step(params, batch))
             counted_BT = batch.weight_BT > 0
             totals = np.where(counted_BT, nll_BT, 0).sum(-1, dtype=np.float64)
@@ -73,16 +74,16 @@ def padded(count: int, max_length: int) -> int:
     return min(max(SHORTEST, 1 << (count - 1).bit_length()), max_length)
 
 
-def _batch(pairs: Sequence[Continued], rows: int, length: int) -> Batch:
+def padded_batch(texts: Sequence[tuple[Sequence[int], int]], rows: int, length: int) -> Batch:
+    """Rows of (ids, counted): the last `counted` predictions of the last length + 1 ids count."""
     empty = lambda dtype: np.zeros((rows, length), dtype)
     tokens_BT, labels_BT, segment_BT = empty(np.int32), empty(np.int32), empty(np.int32)
     weight_BT = empty(np.float32)
-    for row, (context, continuation) in enumerate(pairs):
-        ids = [*context, *continuation][-(length + 1) :]
-        last = len(ids) - 1
-        tokens_BT[row, :last] = ids[:-1]
-        labels_BT[row, :last] = ids[1:]
+    for row, (ids, counted) in enumerate(texts):
+        inputs, labels = ids[-(length + 1) : -1], ids[1:][-length:]
+        last = len(inputs)
+        tokens_BT[row, :last], labels_BT[row, :last] = inputs, labels
         segment_BT[row, :last] = 1
-        weight_BT[row, last - len(continuation) : last] = 1
+        weight_BT[row, last - counted : last] = 1
     position_BT = np.broadcast_to(np.arange(length, dtype=np.int32), tokens_BT.shape)
     return Batch(tokens_BT, labels_BT, weight_BT, segment_BT, position_BT, segment_BT - 1)

@@ -1,4 +1,4 @@
-"""Prompts out of held-out documents, and how the data goes on after them."""
+"""Prompts from held-out documents, and the data's own continuations."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,8 +13,8 @@ class Prompts(NamedTuple):
     """Prompts of held-out documents.
 
     prompts     token ids of each
-    references  how its document goes on, without a stop token
-    answers     whether the reference is all that a reader of the prompt was to write
+    references  the document's continuation, without a stop token
+    answers     whether the reference is a complete answer, so that it may be matched exactly
     documents   the index of its document
     """
 

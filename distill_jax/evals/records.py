@@ -12,14 +12,19 @@ from jax.experimental import multihost_utils
 
 from distill_jax.data.pack import Rows, places
 from distill_jax.evals.records_file import OF_TEACHER
-from distill_jax.evals.token_values import MODEL_VALUES, PAIR_VALUES, make_token_values
+from distill_jax.evals.token_values import (
+    MODEL_VALUES,
+    PAIR_VALUES,
+    check_counted,
+    make_token_values,
+)
 from distill_jax.models.binding import Model
 from distill_jax.objective import Teach
-from distill_jax.types import Array, Batch, Params, UserError
+from distill_jax.types import Array, Batch, Params
 
 RecordStep = Callable[[Params, tuple[Params, ...], Batch], dict[str, Array]]
 
-# accuracy_top1 is left out: top5 and token tell it.
+# accuracy_top1 is left out: it follows from top5 and token.
 OF_MODEL = tuple(name for name in MODEL_VALUES if name != "accuracy_top1")
 RECORDED = (*OF_MODEL, *(OF_TEACHER + name for name in OF_MODEL), *PAIR_VALUES)
 
@@ -74,11 +79,7 @@ def collect(
     if start < len(document_NT):
         raise ValueError(f"the batches hold {start} rows of {len(document_NT)}")
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    if not len(columns["token"]):
-        raise UserError(
-            "the evaluation data holds 0 counted tokens:"
-            " give data.eval_source documents of at least two tokens"
-        )
+    check_counted(len(columns["token"]))
     order = np.lexsort((columns["position"], columns["document"]))
     first = ("document", "position", "token")
     columns = {name: columns[name] for name in first} | columns

@@ -3,7 +3,7 @@
 Several models are timed in one run, turn by turn in a shuffled order, so that a machine that slows
 down slows all of them; ratios are medians over turns, not quotients of medians.
 
-Shapes: types.py; R counts turns and M what a turn measures: the milliseconds to the first token,
+Shapes: types.py; R counts turns and M the values of each turn: milliseconds to the first token,
 then tokens per second at each batch size.
 """
 
@@ -22,12 +22,12 @@ from distill_jax.types import Array, Params, UserError
 
 
 class Cost(NamedTuple):
-    """Of serving one model, or of two models the ratios. Speeds are of all rows together.
+    """What serving one model costs, or the ratios of two models. Speeds add up all rows.
 
     parameters, bytes        numbers in the model, and what they take as they are held
     first_token_ms           from the prompt of one row to its first token
     tokens_per_s             greedy, by batch size
-    cost_per_million_tokens  at the largest batch size, in the currency of the price; None without
+    cost_per_million_tokens  at the largest batch size, in the currency of the price, if any
     """
 
     parameters: float
@@ -38,14 +38,9 @@ class Cost(NamedTuple):
 
     def json(self) -> dict[str, float | None]:
         """As a row of the part `cost` of report.json."""
-        speeds = {f"decode_tokens_per_s_{size}": x for size, x in self.tokens_per_s.items()}
-        return {
-            "parameters": self.parameters,
-            "bytes": self.bytes,
-            "first_token_ms": self.first_token_ms,
-            **speeds,
-            "cost_per_million_tokens": self.cost_per_million_tokens,
-        }
+        values = self._asdict()
+        speeds = values.pop("tokens_per_s").items()
+        return values | {f"decode_tokens_per_s_{size}": speed for size, speed in speeds}
 
 
 class Serving(NamedTuple):
@@ -122,8 +117,8 @@ def compare_serving(
     """Times every model, and divides the model "student" by "teacher" where both are given.
 
     price_per_hour: of the machine that this runs on. Times are medians over `repeats`, their ratios
-    medians of the ratios of a turn, in which both ran one after the other; compilation is over
-    before the first. Raises UserError where prompt and new tokens do not fit a model's positions.
+    medians of the ratios of a turn, in which both ran one after the other; nothing is compiled
+    while it is timed. Raises UserError where prompt and new tokens do not fit a model's positions.
     """
     turns = _turns(
         models, prompt_tokens, new_tokens, batch_sizes, repeats, cache_dtype, seed, clock
@@ -144,7 +139,7 @@ def compare_serving(
     if rows.keys() >= {"teacher", "student"}:
         big, small = rows["teacher"], rows["student"]
         share, size = small.parameters / big.parameters, small.bytes / big.bytes
-        # At one price per hour, what a token costs is as its time is.
+        # At one price per hour, the cost of a token is proportional to its time.
         ratio = cost(share, size, turns["student"] / turns["teacher"], price and 1.0)
     return Serving(rows, ratio, price_per_hour)
 

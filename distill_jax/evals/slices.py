@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from distill_jax.data.encode import Tokenized
-from distill_jax.evals.records_file import Records
+from distill_jax.evals.records_file import OF_TEACHER, Records
 
 ALL = "all"
 DECILES = 10
@@ -21,7 +21,6 @@ FIRST_LENGTHS, LAST_LENGTHS = 64, 16384  # the same of document lengths, in toke
 ENTROPY_BANDS = (0.1, 0.5, 1.0, 2.0, 4.0)  # nats, borders between bands
 KINDS = 20  # of labels; where there are more, the smaller ones are joined
 OTHER = "other"
-TEACHER, TEACHER_NLL, TEACHER_ENTROPY = "teacher", "teacher_nll", "teacher_entropy"
 
 
 class Tokens(NamedTuple):
@@ -63,7 +62,7 @@ def frequency(tokens: Tokens) -> Slicing:
 
 
 def position(tokens: Tokens) -> Slicing:
-    """Where in its document the token stands, by powers of two."""
+    """The position of the token in its document, by powers of two."""
     longest = int(np.max(tokens.document_lengths, initial=1))
     return _by_powers(tokens.position_n, longest, FIRST_POSITIONS, LAST_POSITIONS)
 
@@ -91,7 +90,9 @@ def label(tokens: Tokens) -> Slicing:
 
 def entropy(tokens: Tokens) -> Slicing:
     """How unsure the teacher is, in nats."""
-    names = _ranges([f"{border:g}" for border in ENTROPY_BANDS], unit=" nats")
+    first, *_, last = borders = [f"{border:g}" for border in ENTROPY_BANDS]
+    between = (f"{a}-{b} nats" for a, b in itertools.pairwise(borders))
+    names = (f"below {first} nats", *between, f"{last} nats or more")
     if tokens.entropy_n is None:
         return Slicing(names, None)
     return Slicing(names, np.searchsorted(ENTROPY_BANDS, tokens.entropy_n, side="right"))
@@ -113,7 +114,7 @@ def add_slices(
         columns["document"],
         columns["position"],
         columns["token"],
-        columns.get(TEACHER_ENTROPY),
+        columns.get(OF_TEACHER + "entropy"),
         training_counts_V,
         document_lengths,
         document_labels,
@@ -190,11 +191,6 @@ def _by_powers(value_n: np.ndarray, longest: int, first: int, last: int) -> Slic
     if longest > borders[-1]:
         names.append(f"{starts[-1]} or more")
     return Slicing(tuple(names), np.searchsorted(borders, value_n, side="left"))
-
-
-def _ranges(borders: Sequence[str], unit: str) -> tuple[str, ...]:
-    between = [f"{a}-{b}{unit}" for a, b in itertools.pairwise(borders)]
-    return (f"below {borders[0]}{unit}", *between, f"{borders[-1]}{unit} or more")
 
 
 SLICES: dict[str, Callable[[Tokens], Slicing]] = {

@@ -33,7 +33,7 @@ class Sample(NamedTuple):
 
     generated   one per prompt, without the stop token
     limit       tokens; a generation of this length was cut off before it stopped
-    references  how the data goes on after each prompt, without a stop token; empty: unknown
+    references  the data's continuation of each prompt, without a stop token; empty: unknown
     answers     whether a reference is all that had to be written, so that it may be matched
     scores      0..1 from a verifier, one per prompt; None without a verifier
     training    runs of the training text; None where it is not at hand
@@ -48,7 +48,7 @@ class Sample(NamedTuple):
 
 
 class TextMeasure(NamedTuple):
-    """A measure, what it means, and which side is good: lower, higher, or near the teacher."""
+    """A measure, what it means, and which values are better: lower, higher, or near the teacher."""
 
     function: Callable[[Sample], Mean | None]
     what: str
@@ -123,7 +123,7 @@ def rouge_l(sample: Sample) -> Mean:
 
 
 def memorised(sample: Sample) -> Mean | None:
-    """The share of long runs of generated tokens that stand in the training text, verbatim."""
+    """The share of long runs of generated tokens that occur verbatim in the training text."""
     if sample.training is None:
         return None
     length = sample.training.length
@@ -156,9 +156,9 @@ def index_ngrams(tokens: np.ndarray, offsets: np.ndarray, length: int = 16) -> N
 
 
 def contains(index: Ngrams, runs_MN: np.ndarray) -> np.ndarray:
-    """bool [M]: which runs of tokens [M, index.length] stand in the text.
+    """bool [M]: which runs of tokens [M, index.length] occur in the text.
 
-    Equal hashes only nominate: tokens are compared, so the answer is exact.
+    Equal hashes are only candidates: tokens are compared, so the answer is exact.
     """
     hashes = np.array([_hashes(run, index.length)[0] for run in runs_MN], np.uint64)
     place = np.searchsorted(index.hashes, hashes, "left")

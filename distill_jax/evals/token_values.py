@@ -3,7 +3,7 @@
 A value of one model is a function of a Side and a line in MODEL_VALUES; of the teacher it is
 measured too, under `teacher_` and its name. A value of student and teacher is a function of a Pair
 and a line in PAIR_VALUES. Records keep them all (records.py), training logs some (likelihood.py);
-what is not asked for is not computed. Divergences are at temperature 1, whatever the training used.
+only what is asked for is computed. Divergences are at temperature 1, whatever training used.
 Shapes: types.py.
 """
 
@@ -21,9 +21,9 @@ from distill_jax.losses.tokens import block_length, cut, join
 from distill_jax.losses.vocabulary import head_logits, log_of, softmax
 from distill_jax.models.binding import Model
 from distill_jax.objective import Teach
-from distill_jax.types import Array, Batch, Params
+from distill_jax.types import Array, Batch, Params, UserError
 
-LIKELIEST = 5  # entries of a token that are kept by name
+LIKELIEST = 5  # vocabulary entries kept per token
 
 TokenValues = Callable[[Params, tuple[Params, ...], Batch], dict[str, Array]]
 
@@ -105,7 +105,7 @@ def make_token_values(
     of_teacher = [name for name in of_teacher if name not in MODEL_VALUES]
     of_pair = [name for name in names if name in PAIR_VALUES]
     if unknown := set(names) - {*of_student, *of_teacher, *of_pair}:
-        raise ValueError(f"no such values of a token: {sorted(unknown)}")
+        raise ValueError(f"no such per-token values: {sorted(unknown)}")
 
     def token_values(params, teacher_params, batch):
         hidden = student.apply(params, batch.tokens_BT, batch.segment_BT, batch.position_BT)
@@ -136,10 +136,19 @@ def make_token_values(
     return token_values
 
 
+def check_counted(tokens: int) -> None:
+    """Raises UserError where not one token of the evaluation text counts."""
+    if not tokens:
+        raise UserError(
+            "the evaluation data holds 0 counted tokens:"
+            " give data.eval_source documents of at least two tokens"
+        )
+
+
 def _side(logits_xV: Array, labels_x: Array) -> Side:
     own = softmax(logits_xV, 1.0, None)
-    # One top_k costs a third of an argmax on a CPU. Behind the barrier it stays one: a slice of it
-    # would make XLA sort the whole vocabulary instead, at seven times the cost of this step.
+    # On a CPU top_k costs a third of an argmax. Without the barrier XLA would replace it by a sort
+    # of the whole vocabulary, because its result is sliced later: seven times the cost.
     top_x5 = optimization_barrier(jax.lax.top_k(logits_xV, LIKELIEST)[1])
     return Side(labels_x, log_of(own), own.prob_xV, top_x5)
 

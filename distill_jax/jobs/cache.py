@@ -28,16 +28,8 @@ from distill_jax.objective import live_teacher, partly
 from distill_jax.progress import progress_line, say
 from distill_jax.setup import data, teachers
 from distill_jax.setup.loss import terms_of
-from distill_jax.setup.models import Loaded, check_length, count, load_teacher
-from distill_jax.sharding import (
-    barrier,
-    batch_sharding,
-    batch_ways,
-    check_batch,
-    local_part,
-    local_rows,
-    make_mesh,
-)
+from distill_jax.setup.models import Loaded, check_length, load_teacher, mesh_of, size_line
+from distill_jax.sharding import barrier, batch_sharding, batch_ways, local_part, local_rows
 from distill_jax.types import Batch, Stopped, UserError
 
 SECONDS_BETWEEN_LINES = 20
@@ -58,8 +50,7 @@ class CacheRun(NamedTuple):
 def cache_job(c: ConfigDict, directory: Path) -> None:
     """Writes config.teacher.targets of all training and held-out text into the workdir."""
     kind = c.teacher.targets
-    mesh = make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tensor)
-    check_batch("cache.batch_size", c.cache.batch_size, 1, mesh)
+    mesh = mesh_of(c, "cache")
     at_least("cache.shard_tokens", c.cache.shard_tokens, 1)
     choose("teacher.targets", kind, KINDS)
     choose("cache.dtype", c.cache.dtype, KINDS[kind].dtypes)
@@ -72,7 +63,7 @@ def cache_job(c: ConfigDict, directory: Path) -> None:
     documents, held_out = data.training_documents(c)
     teacher = load_teacher(c, mesh)
     check_length(c, teacher.model.config, c.teacher.path)
-    say(f"teacher: {count(teacher.params) / 1e6:.1f} M parameters, {c.teacher.path}")
+    say(size_line("teacher", teacher))
     texts = [
         data.tokenized(some, teacher.tokenizer, teacher.model.config.vocab)
         for some in (documents, held_out)
@@ -87,7 +78,7 @@ def cache_job(c: ConfigDict, directory: Path) -> None:
 def fill_cache(
     c: ConfigDict, directory: Path, mesh: Mesh, teacher: Loaded, rows: list[Batch]
 ) -> None:
-    """Stores what the teacher gives for the pieces of some rows, and reads it once again."""
+    """Stores the teacher's signals for all pieces of some rows, and reads one batch back."""
     kind = c.teacher.targets
     temperatures = teachers.temperatures_of(terms_of(c))
     compute = _compute(c, teacher, temperatures, mesh)
@@ -129,7 +120,7 @@ def _compute(c: ConfigDict, teacher: Loaded, temperatures: tuple[float, ...], me
 
 
 def _write(run: CacheRun, manifest: Manifest) -> None:
-    """Every piece that is not there yet, a batch at a time; a stop keeps what is done."""
+    """Writes every piece that is not stored yet, batch by batch; a stop keeps what is done."""
     c, directory, process = run.config, run.directory, jax.process_index()
     head = None
     if manifest.kind == "hidden":
@@ -176,7 +167,7 @@ def _batches(
     began = shown = time.monotonic()
     part, seen, owner = local_rows(run.mesh, size), 0, {}
     for i in todo:
-        # A piece that stands in rows of several processes is written by one of them.
+        # Rows of several processes may hold the same piece: only one of them writes it.
         for _, key in pieces[i]:
             owner.setdefault(key, i)
     for start in range(0, len(todo), size):
@@ -197,14 +188,14 @@ def _batches(
 
 
 def _signals(run: CacheRun, chosen: list[Batch]) -> dict[str, np.ndarray]:
-    """The signals of this process's rows of a batch, which rows of padding fill up."""
+    """The signals of this process's rows of a batch, after filling it up with padding rows."""
     size = run.config.cache.batch_size
     batch = data.batch_of(chosen, size, run.mesh)
     return jax.tree.map(local_part, run.compute(run.teacher.params, batch))
 
 
 def _distinct(signals: dict[str, np.ndarray]) -> float:
-    """Entries a token that hold something, where a kind has entries."""
+    """Used entries per token, for kinds that store entries."""
     return float((signals["ids"] >= 0).sum(-1).mean()) if "ids" in signals else 0.0
 
 
@@ -218,26 +209,15 @@ def _head(run: CacheRun) -> tuple[bytes, str]:
 
 
 def _report(run: CacheRun) -> None:
-    """Reads the cache as training will, and says what the stored form loses."""
-    c = run.config
+    """Reads the cache as training will, and prints the KL of the stored form from the teacher."""
+    size, teacher = run.config.cache.batch_size, run.teacher
     cache = open_cache(run.directory)
-    stored = [cache.attach(row) for row in run.rows[: c.cache.batch_size]]
-    batch = data.batch_of(stored, c.cache.batch_size, run.mesh, cache.padding)
-    lost = _lost(run, cache, batch)
-    manifest = cache.manifest
-    say(
-        f"wrote {manifest.pieces:,} pieces, {manifest.tokens:,} tokens to {run.directory};"
-        f" KL(stored || teacher) {lost:.1e} nats per token over the first batch"
-    )
-
-
-def _lost(run: CacheRun, cache, batch: Batch) -> float:
-    """KL of the stored distribution from the teacher's, in nats per token."""
-    teacher, head = run.teacher, cache.head()
-    teach = teachers.cached(cache.manifest, "renormalise")
+    manifest, teach = cache.manifest, teachers.cached(cache.manifest, "renormalise")
+    stored = [cache.attach(row) for row in run.rows[:size]]
+    batch = data.batch_of(stored, size, run.mesh, cache.padding)
 
     @jax.jit
-    def value(params, head, batch):
+    def lost(params, head, batch):
         live = live_teacher(teacher.model)((params,), batch, jax.random.key(0))
         return linear_divergence(
             live.hidden_BTD,
@@ -250,5 +230,9 @@ def _lost(run: CacheRun, cache, batch: Batch) -> float:
             mesh=run.mesh,
         )[1]["forward_kl"]
 
-    mean = value(teacher.params, head, batch)
-    return float(mean.total) / float(mean.count)
+    mean = lost(teacher.params, cache.head(), batch)
+    say(
+        f"wrote {manifest.pieces:,} pieces, {manifest.tokens:,} tokens to {run.directory};"
+        f" KL(stored || teacher) {float(mean.total) / float(mean.count):.1e} nats per token"
+        " over the first batch"
+    )

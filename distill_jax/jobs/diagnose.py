@@ -1,4 +1,4 @@
-"""The job diagnose: where a student differs from its teacher, whoever trained it, and why."""
+"""The job diagnose: where and why any student differs from its teacher."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,18 +30,9 @@ from distill_jax.setup.evaluator import (
     text_of,
 )
 from distill_jax.setup.inputs import Inputs
-from distill_jax.setup.models import (
-    Loaded,
-    Source,
-    check_length,
-    check_tokenizers,
-    count,
-    load_model,
-    load_teacher,
-)
+from distill_jax.setup.models import Loaded, Source, count, load_measured, mesh_of, size_line
 from distill_jax.setup.provenance import provenance
 from distill_jax.setup.teachers import Teachers
-from distill_jax.sharding import check_batch, make_mesh
 from distill_jax.types import UserError
 
 
@@ -53,12 +44,11 @@ def diagnose_job(c: ConfigDict, directory: Path) -> None:
     for key in ("teacher", "student"):
         if not c[key].path:
             raise UserError(f"config.{key}.path is empty: diagnose needs --config.{key}.path=PATH")
-    mesh = make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tensor)
-    check_batch("eval.batch_size", c.eval.batch_size, 1, mesh)
+    mesh = mesh_of(c, "eval")
     documents = data.evaluation_documents(c)
-    models = _models(c, mesh)
+    models = load_measured(c, mesh, c.diagnose.baseline)
     for name, loaded in models.items():
-        say(f"{name}: {count(loaded.params) / 1e6:.1f} M parameters, {loaded.path}")
+        say(size_line(name, loaded))
     evaluator = evaluator_of(c, _inputs(c, mesh, models, documents))
     say(f"text: {data.description(evaluator.held_out)}")
     records = {
@@ -79,21 +69,8 @@ def diagnose_job(c: ConfigDict, directory: Path) -> None:
     say(f"\nreport: {directory / workdir.PAGE}")
 
 
-def _models(c: ConfigDict, mesh: Mesh) -> dict[str, Loaded]:
-    models = {
-        "teacher": load_teacher(c, mesh),
-        "student": load_model(c, c.student.path, c.student.dtype, mesh),
-    }
-    if c.diagnose.baseline:
-        models["baseline"] = load_model(c, c.diagnose.baseline, c.student.dtype, mesh)
-    for loaded in models.values():
-        check_length(c, loaded.model.config, loaded.path)
-        check_tokenizers(loaded.tokenizer, models["teacher"])
-    return models
-
-
 def _inputs(c: ConfigDict, mesh: Mesh, models: dict[str, Loaded], documents) -> Inputs:
-    """The text to look at; how frequent a token is, it says itself where no other text is known."""
+    """The evaluation text, and where token frequencies come from: data.source, or else it."""
     student = models["student"]
     vocab = min(loaded.model.config.vocab for loaded in models.values())
     text = data.tokenized(documents, student.tokenizer, vocab)
@@ -115,17 +92,17 @@ def _report(c, directory, evaluator: Evaluator, models, records, written) -> dic
         ModelRow.teacher(first.path, count(first.params), evaluation),
         ModelRow.of(student.path, count(student.params), evaluation),
     ]
-    facts = provenance(
-        evaluator.mesh,
+    versions = provenance(
+        evaluator.inputs.mesh,
         student.tokenizer,
         teachers.identity(evaluator.teachers),
         {"eval": evaluator.held_out},
     )
     diff = (directory / workdir.CONFIG_DIFF).read_text()
-    # A study needs text to train on, which this job does not.
+    # A study needs text to train on; this job does not.
     command = study_command(flatten(c), flatten(load_base()), str(directory))
     report = report_json(
-        rows, evaluation, [], flatten(c), facts, config_diff=diff,
+        rows, evaluation, [], flatten(c), versions, config_diff=diff,
         study_command=command if c.data.source else None,
     )  # fmt: skip
     baseline = [records["baseline"]] if "baseline" in records else []
@@ -134,7 +111,7 @@ def _report(c, directory, evaluator: Evaluator, models, records, written) -> dic
         baseline,
         names=("student", "baseline"),
         text_of=text_of(student.tokenizer),
-        document_labels=evaluator.labels,
+        document_labels=evaluator.inputs.held_out.tokenized.labels,
         kl_own=written["student"].get("kl_own"),
         kl_data=written["student"].get("kl_data"),
     )._asdict()
@@ -153,7 +130,7 @@ def _lines(report: dict) -> Iterator[str]:
     """What the page says first, for a terminal."""
     found = report["diagnose"]
     if found["half_of_kl_share"] is not None:
-        yield f"\nhalf of the divergence stands on {found['half_of_kl_share']:.1%} of the tokens"
+        yield f"\nhalf of the divergence is on {found['half_of_kl_share']:.1%} of the tokens"
     for row in found["classes"]:
         if row["tokens"]:
             yield f"  {row['class']}: {row['tokens']:,} tokens, {row['share_of_kl']:.1%} of it"

@@ -9,12 +9,7 @@ from distill_jax.config import choose
 from distill_jax.export import export_student
 from distill_jax.progress import say
 from distill_jax.setup.loss import make_recipe
-from distill_jax.setup.models import (
-    load_model,
-    load_only_model,
-    load_teacher,
-    student_tokenizer,
-)
+from distill_jax.setup.models import load_only_model, load_teacher, mesh_of, student_tokenizer
 from distill_jax.setup.training import (
     ARCHITECTURE,
     abstract_state,
@@ -22,13 +17,12 @@ from distill_jax.setup.training import (
     saved_model,
     starter,
 )
-from distill_jax.sharding import make_mesh
 from distill_jax.types import UserError
 
 
 def export_job(c: ConfigDict, directory: Path) -> None:
     """Writes workdir/student: from this run's checkpoints, or else from student.path."""
-    mesh = make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tensor)
+    mesh = mesh_of(c)
     choose("export.checkpoint", c.export.checkpoint, ("latest", "best"))
     if (directory / ARCHITECTURE).exists():
         manager = open_checkpoints(c, directory)
@@ -38,9 +32,8 @@ def export_job(c: ConfigDict, directory: Path) -> None:
         model = saved_model(c, directory)
         abstract, _ = abstract_state(model, starter(c, make_recipe(c)), mesh)
         params = checkpoint.restore(manager, abstract, step).params
-        teacher = load_teacher(c, mesh) if not c.student.path else None
-        read = load_model(c, c.student.path, c.student.dtype, mesh) if c.student.path else teacher
-        tokenizer, where = student_tokenizer(c, teacher or read), f"step {step}"
+        read = load_only_model(c, mesh) if c.student.path else load_teacher(c, mesh)
+        tokenizer, where = student_tokenizer(c, read), f"step {step}"
     else:
         read = load_only_model(c, mesh)
         model, params, tokenizer, where = read.model, read.params, read.tokenizer, read.path

@@ -8,8 +8,7 @@ from ml_collections import ConfigDict
 from distill_jax import workdir
 from distill_jax.progress import say
 from distill_jax.setup import samples
-from distill_jax.setup.models import load_only_model
-from distill_jax.sharding import make_mesh
+from distill_jax.setup.models import load_only_model, mesh_of
 from distill_jax.types import UserError
 
 
@@ -21,19 +20,10 @@ def generate_job(c: ConfigDict, directory: Path) -> None:
             "config.generate.prompts is empty: give texts, as"
             " --config.generate.prompts='(\"Once upon\",)'"
         )
-    mesh = make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tensor)
-    subject = load_only_model(c, mesh)
-    stop_ids = samples.stop_ids(subject.tokenizer, subject.token_ids)
-    lines = samples.sample(
-        c,
-        subject.path,
-        0,
-        subject.model,
-        subject.params,
-        subject.tokenizer,
-        stop_ids,
-        time_it=False,
-    )
+    read = load_only_model(c, mesh_of(c))
+    stop_ids = samples.stop_ids(read.tokenizer, read.token_ids)
+    subject = (read.model, read.params, read.tokenizer, stop_ids)
+    lines = samples.sample(c, read.path, 0, *subject, time_it=False)
     if jax.process_index() == 0:
         workdir.write_lines(directory / workdir.SAMPLES, lines)
     for line in lines:

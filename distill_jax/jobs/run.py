@@ -53,10 +53,9 @@ def run_job(c: ConfigDict, base: ConfigDict, directory: Path) -> None:
 
 JOBS = {
     "train": Job(train_job),
-    # Arms and seeds may be added; margins stand as they were before the first run.
+    # Arms and seeds may be added; margins stay as they were before the first run.
     "study": Job(
-        study_job,
-        frozenset({"study.arms", "study.seeds", "study.gate", "study.price_per_hour"}),
+        study_job, frozenset({"study.arms", "study.seeds", "study.gate", "study.price_per_hour"})
     ),
     "verdict": Job(verdict_job, claims=True),
     "diagnose": Job(diagnose_job),

@@ -18,7 +18,6 @@ from distill_jax.files import written_whole
 from distill_jax.jobs.cache import fill_cache
 from distill_jax.jobs.study_report import BEHAVIOUR, EXAMPLES, TOKENS, write_report
 from distill_jax.jobs.train import finish, read_inputs, start_of, train_student
-from distill_jax.losses.terms import Term
 from distill_jax.progress import say
 from distill_jax.setup import data
 from distill_jax.setup.arm_config import (
@@ -42,18 +41,12 @@ from distill_jax.setup.inputs import UNCOUNTED, Inputs, check, setting_of
 from distill_jax.setup.loss import make_recipe
 from distill_jax.setup.measures import measures_of
 from distill_jax.setup.models import count, load_model
+from distill_jax.setup.teachers import Teachers
 from distill_jax.setup.training import CompiledSteps
 from distill_jax.sharding import barrier
 from distill_jax.study.arms import Arm, arms_of
 from distill_jax.study.flops import steps_for, written
-from distill_jax.study.results import (
-    Key,
-    PlannedArm,
-    RunResult,
-    StudyPlan,
-    looks_with,
-    result_of,
-)
+from distill_jax.study.results import Key, PlannedArm, RunResult, StudyPlan, looks_with, result_of
 from distill_jax.types import Batch, Forbidden, NumbersBrokeDown
 
 PLAN, RESULTS, RESULT = "study.json", "results.jsonl", "result.json"
@@ -65,49 +58,49 @@ def study_job(c: ConfigDict, directory: Path) -> None:
     Raises Forbidden where config.study.gate is set and the verdict forbids shipping.
     """
     check_study(c)
-    recipe, mesh = check(c)
+    _, mesh = check(c)
     ablations = {name: leaves(overrides) for name, overrides in c.study.ablations.items()}
     arms = arms_of(c.study.arms, ablations, flatten(c))
-    inputs = read_inputs(c, recipe.terms, mesh)
+    inputs = read_inputs(c, mesh)
     planned = _planned(c, arms, inputs)
     evaluator = evaluator_of(c, inputs)
     plan = _plan(c, directory, planned, evaluator)
     if jax.process_index() == 0:
         workdir.write_json(directory / PLAN, plan.json())
     say(f"held-out text: {data.description(evaluator.held_out)}")
-    shared = _share(c, directory, inputs, plan, evaluator)
-    evaluator = with_cache(c, evaluator, inputs, shared.cache)
+    shared = _share(c, directory, plan, evaluator)
+    evaluator = with_cache(c, evaluator, shared.cache)
     runs = [(p, seed) for seed in plan.seeds for p in plan.arms]
     steps_by_shape: dict[str, CompiledSteps] = {}
     for n, (p, seed) in enumerate(runs, 1):
-        where = run_directory(directory, p.arm.name, seed)
+        where = _run_directory(directory, p.arm.name, seed)
         title = f"[{n}/{len(runs)}] {p.arm.name}, seed {seed}"
         if (where / RESULT).exists():
             say(f"{title}: done already")
             continue
         say(f"{title}: {p.steps} steps")
-        result = _run(c, where, p, seed, inputs, shared, evaluator, steps_by_shape)
+        result = _run(c, where, p, seed, shared, evaluator, steps_by_shape)
         if jax.process_index() == 0:
             workdir.write_json(where / RESULT, result.json())
             # The exported student stays; what a resumed run would need is not needed any more.
             if (where / workdir.CHECKPOINTS).exists():
                 shutil.rmtree(where / workdir.CHECKPOINTS)
     barrier("arms")
-    ships = write_report(c, directory, plan, _results(directory, runs), evaluator, inputs)
+    ships = write_report(c, directory, plan, _results(directory, runs), evaluator)
     if c.study.gate and not ships:
         raise Forbidden(f"the verdict forbids shipping: see {directory / workdir.PAGE}")
 
 
 def _results(directory: Path, runs: list[tuple[PlannedArm, int]]) -> dict[Key, RunResult]:
     """What every arm x seed left behind, gathered in results.jsonl."""
-    paths = [run_directory(directory, p.arm.name, seed) / RESULT for p, seed in runs]
+    paths = [_run_directory(directory, p.arm.name, seed) / RESULT for p, seed in runs]
     results = [result_of(json.loads(path.read_text())) for path in paths]
     if jax.process_index() == 0:
         workdir.write_lines(directory / RESULTS, [result.json() for result in results])
     return {result.key: result for result in results}
 
 
-def run_directory(directory: Path, arm: str, seed: int) -> Path:
+def _run_directory(directory: Path, arm: str, seed: int) -> Path:
     """The workdir of one arm x seed."""
     return directory / "arms" / arm / f"seed-{seed}"
 
@@ -122,7 +115,7 @@ def _planned(c: ConfigDict, arms: list[Arm], inputs: Inputs) -> tuple[PlannedArm
         recipe, _ = check(mine)
         shape = json.dumps({k: v for k, v in flatten(mine).items() if k not in ("steps", "seed")})
         if shape not in costs:
-            read = _arm_inputs(c, mine, recipe.terms, inputs)
+            read = _arm_inputs(c, mine, inputs)
             costs[shape] = step_flops(setting_of(mine, recipe, Path(), read))
         steps = mine.steps
         if arm.flops_of:
@@ -138,16 +131,12 @@ def _planned(c: ConfigDict, arms: list[Arm], inputs: Inputs) -> tuple[PlannedArm
 
 
 def _arm_inputs(
-    c: ConfigDict,
-    mine: ConfigDict,
-    terms: tuple[Term, ...],
-    inputs: Inputs,
-    evaluator: Evaluator | None = None,
+    c: ConfigDict, mine: ConfigDict, inputs: Inputs, references: Teachers | None = None
 ) -> Inputs:
     """What an arm reads: its own data and teachers where it changes them, else the study's."""
     if reads_its_own(c, mine):
-        return read_inputs(mine, terms, inputs.mesh)
-    return arm_inputs(c, mine, terms, inputs, evaluator and evaluator.teachers)
+        return read_inputs(mine, inputs.mesh)
+    return arm_inputs(c, mine, inputs, references)
 
 
 def _plan(
@@ -165,21 +154,16 @@ def _plan(
         fixed_seeds=s.fixed_seeds,
         measure=measure,
         secondary=tuple(secondary),
-        margin=s.margin,
-        slice_margin=s.slice_margin,
-        confidence=s.confidence,
         slices=evaluator.slices,
         prompts=len(evaluator.prompts.prompts) if evaluator.prompts else 0,
-        new_tokens=s.new_tokens,
         held_out_sha256=evaluator.held_out.fingerprint,
+        **{key: s[key] for key in ("margin", "slice_margin", "confidence", "new_tokens")},
     )
 
 
-def _share(
-    c: ConfigDict, directory: Path, inputs: Inputs, plan: StudyPlan, evaluator: Evaluator
-) -> Shared:
+def _share(c: ConfigDict, directory: Path, plan: StudyPlan, evaluator: Evaluator) -> Shared:
     """The pruned start of each seed, and the teacher's signals in a cache."""
-    starts = {}
+    starts, inputs = {}, evaluator.inputs
     if c.student.init == "prune":
         longest = max(plan.arms, key=lambda planned: planned.steps)
         starts = {seed: _start(c, directory, inputs, seed, longest) for seed in plan.seeds}
@@ -222,8 +206,8 @@ def _start(c: ConfigDict, directory: Path, inputs: Inputs, seed: int, longest: P
     target.parent.mkdir(parents=True, exist_ok=True)
     whole = written_whole(target) if jax.process_index() == 0 else nullcontext(target)
     with whole as part:
-        ids, dtype = setting.token_ids, c.student.dtype
-        export_student(part, model.config, params, setting.tokenizer, ids, dtype=dtype)
+        of = (model.config, params, inputs.tokenizer, inputs.token_ids)
+        export_student(part, *of, dtype=c.student.dtype)
     barrier(f"start of seed {seed}")
     return str(target)
 
@@ -233,7 +217,6 @@ def _run(
     where: Path,
     p: PlannedArm,
     seed: int,
-    inputs: Inputs,
     shared: Shared,
     evaluator: Evaluator,
     steps_by_shape: dict[str, CompiledSteps],
@@ -247,7 +230,7 @@ def _run(
     result = RunResult(p.arm.name, seed, p.steps, p.step_flops, place)
     if not (where / workdir.REPORT).exists():
         recipe = make_recipe(mine)
-        read = _arm_inputs(c, mine, recipe.terms, inputs, evaluator)
+        read = _arm_inputs(c, mine, evaluator.inputs, evaluator.teachers)
         setting = setting_of(mine, recipe, where, read, evaluator.teachers)
         try:
             model, params = train_student(setting, steps_by_shape)
@@ -263,7 +246,7 @@ def _run(
 
 def _measured(c: ConfigDict, where: Path, evaluator: Evaluator, result: RunResult) -> RunResult:
     """The result with every number; writes the per-token records and the texts."""
-    student = load_model(c, str(where / workdir.STUDENT), c.student.dtype, evaluator.mesh)
+    student = load_model(c, str(where / workdir.STUDENT), c.student.dtype, evaluator.inputs.mesh)
     records = measure_tokens(c, student, evaluator)
     written, tasks = measure_texts(c, student, evaluator), task_scores(c, student)
     if jax.process_index() == 0:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from distill_jax import workdir
 from distill_jax.config import flatten
 from distill_jax.evals.continuations import data_metrics
+from distill_jax.evals.document_totals import document_groups
 from distill_jax.evals.lm_eval_tasks import TaskExamples, examples_of
 from distill_jax.evals.records_file import Records, read_records
 from distill_jax.evals.serving import compare_serving
@@ -49,26 +50,29 @@ def write_report(
     plan: StudyPlan,
     results: Mapping[Key, RunResult],
     evaluator: Evaluator,
-    inputs: Inputs,
 ) -> bool:
     """Writes report.json and report.html of all finished runs; gives whether the student may ship.
 
     Every process takes part in what runs a model, and decides alike.
     """
+    inputs = evaluator.inputs
     say("measuring what the teacher writes, and what serving costs")
-    written = {
-        "teacher": _teacher_texts(c, directory, evaluator).metrics,
-        "data": _data_measures(c, evaluator),
-    }
+    written = {"teacher": _teacher_texts(c, directory, evaluator).metrics}
+    if evaluator.prompts is not None:
+        new = c.study.new_tokens
+        written["data"] = data_metrics(evaluator.prompts, new, evaluator.training)
     done = [key for key, result in results.items() if result.failed is None]
     where = {key: directory / result.workdir for key, result in results.items()}
     lines = {key: workdir.read_lines(where[key] / workdir.METRICS) for key in done}
     records = {key: read_records(where[key] / TOKENS) for key in done}
     measured = _measured(plan, where, records, evaluator)
-    invalid = _mismatch(inputs) or _unmeasured(plan, measured)
+    invalid = _mismatch(inputs)
+    if not measured[0].scores.arms:
+        invalid = f"no run has a value of {plan.measure.name}: see why in results.jsonl"
+    plan = plan._replace(measure=measured[0].measure)  # with the unit and direction of a task
     first, kd = evaluator.teachers.first, plan.by_name.get(TREATMENT)
     versions = provenance(
-        evaluator.mesh,
+        inputs.mesh,
         inputs.tokenizer,
         teachers.identity(evaluator.teachers),
         {"train": inputs.training, "eval": evaluator.held_out},
@@ -85,7 +89,7 @@ def write_report(
                 cost=_cost(c, directory, evaluator, where, done),
                 teacher_parameters=first and count(first.params),
                 text_of=text_of(inputs.tokenizer),
-                document_labels=evaluator.labels,
+                document_labels=inputs.held_out.tokenized.labels,
                 config=flatten(c),
                 config_diff=(directory / workdir.CONFIG_DIFF).read_text(),
                 provenance=versions,
@@ -94,35 +98,30 @@ def write_report(
             )
         )
     )
-    table = study_table(report)
-    report["table"] = table
-    ships = report["verdict"]["ships"]
+    report["table"] = study_table(report)
     if jax.process_index() == 0:
         workdir.write_json(directory / workdir.PROVENANCE, versions)
         workdir.write_json(directory / workdir.REPORT, report)
         workdir.write_text(directory / workdir.PAGE, page(report))
         for name, text in svg_files(report).items():
             workdir.write_text(directory / name, text)
-    say(table)
+    say(report["table"])
     say(f"\nreport: {directory / workdir.PAGE}")
-    return ships
+    return report["verdict"]["ships"]
 
 
 def _measured(
-    plan: StudyPlan,
-    where: Mapping[Key, Path],
-    records: Mapping[Key, Records],
-    evaluator: Evaluator,
+    plan: StudyPlan, where: Mapping[Key, Path], records: Mapping[Key, Records], evaluator: Evaluator
 ) -> list[Measured]:
-    """The scores of every measure that has any, the registered one first."""
-    found = []
+    """The scores of the registered measure, then of every other measure that has any."""
+    found, groups = [], document_groups(evaluator.inputs.held_out.tokenized)
     for measure in (plan.measure, *plan.secondary):
         if measure.name in COLUMNS:
             column = COLUMNS[measure.name]
-            scores = token_scores(measure, column, records, evaluator.groups)
+            scores = token_scores(measure, column, records, groups)
         else:
             scores = example_scores(measure, _examples(measure, where, records))
-        if scores.scores.arms:
+        if scores.scores.arms or measure is plan.measure:
             found.append(scores)
     return found
 
@@ -139,8 +138,9 @@ def _examples(
             values = np.array([text.score for text in texts], np.float64)
             found[key] = TaskExamples(SCORER, "score", True, names, prompts, values)
             continue
-        rows = json.loads((where[key] / EXAMPLES).read_text())
-        # A task's first metric stands for it, unless the measure names another: TASK/METRIC.
+        path = where[key] / EXAMPLES
+        rows = json.loads(path.read_text()) if path.exists() else ()
+        # A task is measured by its first metric, unless the measure names another: TASK/METRIC.
         own = [
             row for row in rows if measure.name in (row["task"], f"{row['task']}/{row['metric']}")
         ]
@@ -149,14 +149,8 @@ def _examples(
     return found
 
 
-def _unmeasured(plan: StudyPlan, measured: Sequence[Measured]) -> str | None:
-    if measured and measured[0].measure.name == plan.measure.name:
-        return None
-    return f"no run has a value of {plan.measure.name}: see why the runs in results.jsonl failed"
-
-
 def _teacher_texts(c: ConfigDict, directory: Path, evaluator: Evaluator) -> Written:
-    """What the teacher writes, measured once a study."""
+    """What the teacher writes, measured once per study."""
     path = directory / "teacher" / BEHAVIOUR
     if path.exists() or evaluator.teachers.first is None or evaluator.prompts is None:
         return read_written(path)
@@ -188,12 +182,6 @@ def _sample(model: str, step: int, prompt: str, text: str) -> dict[str, Any]:
     return {"model": model, "step": step, "prompt": prompt, "text": text}
 
 
-def _data_measures(c: ConfigDict, evaluator: Evaluator) -> dict[str, float | None]:
-    if evaluator.prompts is None:
-        return {}
-    return data_metrics(evaluator.prompts, c.study.new_tokens, evaluator.training)
-
-
 def _cost(
     c: ConfigDict,
     directory: Path,
@@ -201,7 +189,7 @@ def _cost(
     where: Mapping[Key, Path],
     done: Sequence[Key],
 ) -> dict | None:
-    """What teacher and student cost to serve, measured once, one after the other."""
+    """What teacher and student cost to serve, measured once per study and price."""
     path = directory / SERVING
     price = c.study.price_per_hour or None
     if path.exists():
@@ -211,7 +199,9 @@ def _cost(
     students = [where[key] for key in done if key[0] == TREATMENT]
     if not students:
         return None
-    student = load_model(c, str(students[0] / workdir.STUDENT), c.export.dtype, evaluator.mesh)
+    student = load_model(
+        c, str(students[0] / workdir.STUDENT), c.export.dtype, evaluator.inputs.mesh
+    )
     models = {"student": (student.model, student.params)}
     if evaluator.teachers.first is not None:
         models["teacher"] = evaluator.teachers.first.model, evaluator.teachers.first.params

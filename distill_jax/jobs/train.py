@@ -11,7 +11,6 @@ from distill_jax import checkpoint, workdir
 from distill_jax.config import flatten, load_base
 from distill_jax.export import export_student
 from distill_jax.loop import train
-from distill_jax.losses.terms import Term
 from distill_jax.models.binding import Model
 from distill_jax.progress import say
 from distill_jax.report.page import page
@@ -19,7 +18,8 @@ from distill_jax.report.run import report_json, study_command
 from distill_jax.report.tables import model_rows, samples_text, text_table
 from distill_jax.setup import data, samples, student, teachers
 from distill_jax.setup.inputs import Inputs, Setting, check, description, inputs_of, setting_of
-from distill_jax.setup.models import count
+from distill_jax.setup.loss import terms_of
+from distill_jax.setup.models import count, size_line
 from distill_jax.setup.provenance import provenance
 from distill_jax.setup.training import (
     ARCHITECTURE,
@@ -39,11 +39,11 @@ from distill_jax.types import Params
 def train_job(c: ConfigDict, directory: Path) -> None:
     """Trains, exports the student and writes the report; a finished run says so again."""
     if (directory / workdir.REPORT).exists():
-        say(f"{directory} is done (to train anew, give another --workdir)\n")
+        say(f"{directory} is done (to train again, give another --workdir)\n")
         say(json.loads((directory / workdir.REPORT).read_text())["table"])
         return
     recipe, mesh = check(c)
-    inputs = read_inputs(c, recipe.terms, mesh)
+    inputs = read_inputs(c, mesh)
     setting = setting_of(c, recipe, directory, inputs)
     say(description(setting))
     model, params = train_student(setting, {})
@@ -51,12 +51,12 @@ def train_job(c: ConfigDict, directory: Path) -> None:
         say(line)
 
 
-def read_inputs(c: ConfigDict, terms: tuple[Term, ...], mesh: Mesh) -> Inputs:
+def read_inputs(c: ConfigDict, mesh: Mesh) -> Inputs:
     """Reads the text and the teachers, and tokenizes."""
     documents, held_out = data.training_documents(c)
-    found = teachers.load_teachers(c, terms, mesh)
+    found = teachers.load_teachers(c, terms_of(c), mesh)
     for one in found.loaded:
-        say(f"teacher: {count(one.params) / 1e6:.1f} M parameters, {one.path}")
+        say(size_line("teacher", one))
     return inputs_of(c, mesh, found, documents, held_out)
 
 
@@ -67,19 +67,19 @@ def train_student(
 
     steps_by_shape: those of earlier runs, by what shapes them; this run's are added.
     """
-    c, directory = setting.config, setting.directory
+    c, directory, mesh = setting.config, setting.directory, setting.inputs.mesh
     manager = open_checkpoints(c, directory)
     begin = starter(c, setting.recipe)
     if manager.latest_step() is None:
         model, params = start_of(setting)
         if jax.process_index() == 0:
             workdir.write_json(directory / ARCHITECTURE, architecture(model))
-        _, shardings = abstract_state(model, begin, setting.mesh)
+        _, shardings = abstract_state(model, begin, mesh)
         state = jax.jit(begin, out_shardings=shardings)(params)
         del params
     else:
         model = saved_model(c, directory)
-        abstract, shardings = abstract_state(model, begin, setting.mesh)
+        abstract, shardings = abstract_state(model, begin, mesh)
         state = checkpoint.restore(manager, abstract)
         say(f"resuming from step {int(state.step)} of {c.steps}")
     say(f"student: {count(state.params) / 1e6:.1f} M parameters")
@@ -93,7 +93,7 @@ def train_student(
 
 def start_of(setting: Setting) -> tuple[Model, Params]:
     """The student before its first step."""
-    c = setting.config
+    c, inputs, mesh = setting.config, setting.inputs, setting.inputs.mesh
     if c.student.init == "prune":
         p = c.student.prune
         say(
@@ -102,41 +102,37 @@ def start_of(setting: Setting) -> tuple[Model, Params]:
         )
     # Pruning asks no teacher, and may look at text that a cache has nothing for.
     rows = data.plain(setting.training.rows)
-    calibration = lambda: data.calibration_batches(c, rows, setting.mesh)
-    teacher = setting.teachers.first
-    return student.make_student(c, setting.source, teacher, setting.mesh, calibration)
+    calibration = lambda: data.calibration_batches(c, rows, mesh)
+    return student.make_student(c, inputs.source, inputs.teachers.first, mesh, calibration)
 
 
 def _begin_files(setting: Setting, model: Model, params: Params) -> None:
     """The files a fresh run begins with: provenance, and what teacher and student write before."""
-    teacher, lines = setting.teachers.first, []
+    inputs, lines = setting.inputs, []
+    teacher = inputs.teachers.first
     if teacher is not None:
         lines += _samples(setting, "teacher", 0, teacher.model, teacher.params)
     lines += _samples(setting, "student before", 0, model, params)
     parts = {"train": setting.training, "eval": setting.held_out}
-    facts = provenance(setting.mesh, setting.tokenizer, teachers.identity(setting.teachers), parts)
+    versions = provenance(inputs.mesh, inputs.tokenizer, teachers.identity(inputs.teachers), parts)
     if jax.process_index() == 0:
-        workdir.write_json(setting.directory / workdir.PROVENANCE, facts)
+        workdir.write_json(setting.directory / workdir.PROVENANCE, versions)
         workdir.write_lines(setting.directory / workdir.SAMPLES, lines)
 
 
 def _samples(setting: Setting, name: str, step: int, model: Model, params: Params) -> list[dict]:
-    c, tokenizer, stop_ids = setting.config, setting.tokenizer, setting.stop_ids
-    return samples.sample(c, name, step, model, params, tokenizer, stop_ids, time_it=True)
+    inputs = setting.inputs
+    subject = (model, params, inputs.tokenizer, inputs.stop_ids)
+    return samples.sample(setting.config, name, step, *subject, time_it=True)
 
 
 def finish(setting: Setting, model: Model, params: Params) -> tuple[str, ...]:
     """Writes the exported student, the samples and the report; gives what a person reads then."""
-    c, directory, teacher = setting.config, setting.directory, setting.teachers.first
+    c, directory, inputs = setting.config, setting.directory, setting.inputs
+    teacher = inputs.teachers.first
     after = _samples(setting, "student after", c.steps, model, params)
-    export_student(
-        directory / workdir.STUDENT,
-        model.config,
-        params,
-        setting.tokenizer,
-        setting.token_ids,
-        dtype=c.export.dtype,
-    )
+    target, of = directory / workdir.STUDENT, (model.config, params, inputs.tokenizer)
+    export_student(target, *of, inputs.token_ids, dtype=c.export.dtype)
     if jax.process_index():
         return ()
     written = workdir.read_lines(directory / workdir.SAMPLES)
@@ -147,15 +143,15 @@ def finish(setting: Setting, model: Model, params: Params) -> tuple[str, ...]:
     speeds = {line["model"]: line["tokens_per_s"] for line in lines}
     sizes = [count(teacher.params) if teacher else None, *[count(params)] * 2]
     rows = model_rows(sizes, [evaluations[0], evaluations[-1]], speeds)
-    facts = json.loads((directory / workdir.PROVENANCE).read_text())
+    versions = json.loads((directory / workdir.PROVENANCE).read_text())
     last = {k: v for k, v in evaluations[-1].items() if k.startswith("eval/")}
     diff = (directory / workdir.CONFIG_DIFF).read_text()
     command = study_command(flatten(c), flatten(load_base()), str(directory))
     report = report_json(
-        rows, last, lines, flatten(c), facts, history=history, config_diff=diff,
+        rows, last, lines, flatten(c), versions, history=history, config_diff=diff,
         study_command=command,
     )  # fmt: skip
     workdir.write_text(directory / workdir.PAGE, page(report))
     workdir.write_json(directory / workdir.REPORT, report)
-    where = f"\nstudent: {directory / workdir.STUDENT}\nreport:  {directory / workdir.PAGE}"
+    where = f"\nstudent: {target}\nreport:  {directory / workdir.PAGE}"
     return samples_text(lines), text_table(rows), where

@@ -4,6 +4,7 @@ import hashlib
 import platform
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from distill_jax.report.verdict import verdict_page, verdict_report, verdict_tex
 from distill_jax.study.paired import Incomparable
 from distill_jax.study.rules import NLL, Rules
 from distill_jax.study.table import read_table
-from distill_jax.study.verdict import TEACHER, Comparison, Verdict, judge, judge_all, verdict
+from distill_jax.study.verdict import TEACHER, Comparison, Verdict, judge_all, verdict
 from distill_jax.types import Forbidden, UserError
 
 OF_STUDY = ("study.confidence", "study.gate")  # keys that count here, too
@@ -41,8 +42,7 @@ def verdict_job(c: ConfigDict, directory: Path) -> None:
         f"{'higher' if rules.higher_is_better else 'lower'} is better; arms {', '.join(arms)}"
     )
     names = {"treatment": v.treatment, "baseline": v.baseline}
-    compared = _rows_of(scores.columns, (v.treatment, v.baseline, TEACHER))
-    main = verdict(compared, **names, **rules._asdict())
+    main = verdict(scores.columns, **names, **rules._asdict())
     others = [arm for arm in arms if arm not in (v.treatment, v.baseline, TEACHER)]
     report = verdict_report(
         main,
@@ -129,33 +129,24 @@ def _check_likelihoods(scores: ScoreTable, higher: bool | None) -> None:
 
 def _against_treatment(
     columns: dict[str, np.ndarray], others: list[str], treatment: str, rules: Rules
-) -> list[Verdict]:
+) -> tuple[Verdict, ...]:
     """Further arms, each against the treatment, with Holm over them."""
-    comparable, found = [], {}
+    questions = []
     for arm in others:
+        read = invalid = None
         try:
-            read, _ = read_table(_rows_of(columns, (arm, treatment)), (arm, treatment), None)
-            comparable.append(Comparison(read, arm, treatment, rules))
+            read, _ = read_table(columns, (arm, treatment), None)
         except Incomparable as error:
-            found[arm] = judge(None, arm, treatment, rules, invalid=str(error))
-    for one, judged in zip(comparable, judge_all(comparable), strict=True):
-        found[one.treatment] = judged
-    return [found[arm] for arm in others]
+            invalid = str(error)
+        questions.append(Comparison(read, arm, treatment, rules, invalid=invalid))
+    return judge_all(questions)
 
 
-def _rows_of(columns: dict[str, np.ndarray], arms: tuple[str, ...]) -> dict[str, np.ndarray]:
-    rows = np.isin(columns["arm"].astype(str), arms)
-    return {name: column[rows] for name, column in columns.items()}
-
-
-def _provenance(scores: ScoreTable) -> dict[str, str]:
-    """Versions and hashes of the files."""
+def _provenance(scores: ScoreTable) -> dict[str, Any]:
+    """Versions, and the sha256 of every file."""
     return {
         "distill_jax": __version__,
         "python": platform.python_version(),
         **{f"package.{name}": metadata.version(name) for name in PACKAGES},
-        **{
-            f"sha256 of {path}": hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in scores.files
-        },
+        "files": {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in scores.files},
     }

@@ -60,6 +60,16 @@ DEFAULT_WEIGHTS = {
     "blocks/feed_forward/down": block_weight("mlp.down_proj", "ffn_down"),
 }
 
+# Entries of a config.json that several families' variants share.
+TIED_AND_UNTIED = {
+    "tied": {"tie_word_embeddings": True},
+    "untied": {"tie_word_embeddings": False},
+}
+ALTERNATING = {
+    "sliding_window": 5,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
+
 
 class Gguf(NamedTuple):
     """The conventions of a family's GGUF files.
@@ -67,11 +77,15 @@ class Gguf(NamedTuple):
     entries(metadata without the architecture's prefix, common config.json dict) -> further entries
         of the family's config.json.
     hf_array(parameter path, stored array, config) -> array as Hugging Face stores it.
+    variants: as in Family, those that such a file can express.
     """
 
     architecture: str
     entries: Callable[[dict, dict], dict] = lambda metadata, raw: {}
-    hf_array: Callable[[str, np.ndarray, ModelConfig], np.ndarray] = lambda path, x, config: x
+    hf_array: Callable[[str, np.ndarray, ModelConfig], np.ndarray] = lambda path, array, config: (
+        array
+    )
+    variants: dict[str, dict] = TIED_AND_UNTIED
 
 
 class Family(NamedTuple):
@@ -79,14 +93,17 @@ class Family(NamedTuple):
 
     from_hf   config.json dict -> ModelConfig; UserError for a feature that the decoder lacks.
     to_hf     the inverse.
+    variants  name -> entries of a config.json: the small architectures that the tests run over, on
+              top of the sizes in tests/models/conftest.py (3 blocks; texts of 24 tokens).
     weights   parameter path ("blocks/attention/query") -> Weight; a model has a subset of them.
     sharding  (regular expression that matches a whole path, mesh axes of its dimensions), first
               match wins; the leading block axis is included.
-    gguf      None: this family has no GGUF architecture of its own.
+    gguf      None: there are no GGUF files of this family's own.
     """
 
     from_hf: Callable[[dict], ModelConfig]
     to_hf: Callable[[ModelConfig], dict]
+    variants: dict[str, dict]
     weights: dict[str, Weight] = DEFAULT_WEIGHTS
     sharding: list[tuple[str, tuple[str | None, ...]]] = DEFAULT_SHARDING
     gguf: Gguf | None = None

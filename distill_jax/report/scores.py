@@ -4,12 +4,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from distill_jax.data.score_columns import WHOLE
 from distill_jax.evals.document_totals import document_totals
 from distill_jax.evals.lm_eval_tasks import TaskExamples
 from distill_jax.evals.records_file import Records
 from distill_jax.study.arms import TREATMENT
 from distill_jax.study.comparisons import Measured
-from distill_jax.study.paired import WHOLE, Arm, Scores
+from distill_jax.study.paired import Arm, Scores
 from distill_jax.study.results import Key, Measure
 
 

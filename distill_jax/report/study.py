@@ -15,10 +15,11 @@ from distill_jax.diagnosis.triggers import trigger_values
 from distill_jax.evals.aggregates import by_slice, flips
 from distill_jax.evals.continuations import behaviour_section
 from distill_jax.evals.records_file import Records
+from distill_jax.report.verdict import slice_dict, verdict_dict
 from distill_jax.study.arms import EQUAL_STEPS, TREATMENT
 from distill_jax.study.comparisons import StudyVerdicts
 from distill_jax.study.results import Key, RunResult, StudyPlan
-from distill_jax.study.verdict import ships, slice_rows, verdict_dict
+from distill_jax.study.verdict import ships
 from distill_jax.study.wording import Verdict
 
 SLICED = ("nll", "forward_kl", "accuracy_top1", "agreement_top1", "ece")
@@ -58,9 +59,11 @@ def study_report(study: Study) -> dict[str, Any]:
     plan, verdicts = study.plan, study.verdicts
     steps, flops = verdicts.equal_steps, verdicts.equal_flops
     ship = ships(steps, flops)
-    rows = slice_rows(steps, "equal_steps")
-    if flops is not None:
-        rows += slice_rows(flops, "equal_flops")
+    rows = [
+        {"comparison": name, **slice_dict(row)}
+        for name, v in (("equal_steps", steps), ("equal_flops", flops))
+        for row in (v.slices if v else ())
+    ]
     teacher = _teacher_metrics(study) or None
     report = {
         "schema": 1,

@@ -92,7 +92,7 @@ def study_table(report: dict[str, Any]) -> str:
 
 
 def verdict_lines(report: dict[str, Any]) -> list[str]:
-    """A line for each comparison, and whether the student is fit to ship."""
+    """A line for each comparison and warning, and whether the student is fit to ship."""
     verdict = report["verdict"]
     if verdict is None:
         return ["no verdict"]
@@ -100,7 +100,15 @@ def verdict_lines(report: dict[str, Any]) -> list[str]:
     for one in report["comparisons"]:
         arm = one["treatment"] if one["treatment"] in ARMS else f"ablation {one['treatment']}"
         named.append((f"{arm} against {one['baseline']}", one))
+    named += [
+        (f"by {one['measure']}, {one['treatment']} against {one['baseline']}", one)
+        for one in report["secondary"]
+    ]
     lines = [f"{name}: {one['label']}. {one['reason']}" for name, one in named]
+    main = [verdict[name] for name in COMPARISONS if verdict[name]]
+    lines += [
+        f"warning: {text}" for text in dict.fromkeys(w for one in main for w in one["warnings"])
+    ]
     return [*lines, f"fit to ship: {'yes' if verdict['ships'] else 'no'}"]
 
 

@@ -5,13 +5,32 @@ from typing import Any
 
 import numpy as np
 
+from distill_jax.data.score_columns import WHOLE
 from distill_jax.progress import table
 from distill_jax.report import charts
 from distill_jax.report.page import finite, render
-from distill_jax.study.paired import WHOLE
-from distill_jax.study.verdict import Verdict, flat, ships, verdict_dict
+from distill_jax.study.slice_harm import SliceEffect
+from distill_jax.study.verdict import Verdict, ships
 
 SCHEMA = 1  # version of the structure that verdict.schema.json describes
+
+
+def slice_dict(row: SliceEffect) -> dict[str, Any]:
+    """A slice's row of the forest plot as JSON takes it."""
+    values = row._asdict()
+    values["low"], values["high"] = values.pop("interval")
+    return values
+
+
+def verdict_dict(v: Verdict) -> dict[str, Any]:
+    """The verdict as JSON takes it, without the rows of its slices."""
+    values = v._asdict() | {"warnings": list(v.warnings)}
+    values["low"], values["high"] = values.pop("interval")
+    values["detectable_low"], values["detectable_high"] = values.pop("minimum_detectable_range")
+    kept = ("slice", "effect", "low", "high", "adjusted_p")
+    values["failures"] = [{name: slice_dict(f)[name] for name in kept} for f in v.failures]
+    del values["slices"]
+    return values
 
 
 def verdict_report(
@@ -43,7 +62,7 @@ def verdict_report(
             "comparisons": [verdict_dict(other) for other in others],
             "arms": arms,
             "seeds": seeds,
-            "slices": [flat(row) for row in main.slices],
+            "slices": [slice_dict(row) for row in main.slices],
             "notes": list(notes),
             "config": dict(config),
             "provenance": dict(provenance),

@@ -6,10 +6,11 @@ import jax
 from ml_collections import ConfigDict
 
 from distill_jax.config import at_least, check_keys, flatten
-from distill_jax.losses.terms import CROSS_ENTROPY, Term, needs_teacher
+from distill_jax.losses.terms import CROSS_ENTROPY, needs_teacher
 from distill_jax.setup import data, teachers
 from distill_jax.setup.inputs import Inputs, Setting
 from distill_jax.setup.loss import terms_of
+from distill_jax.setup.measures import SCORER
 from distill_jax.setup.models import bind_config, student_source, without_knowledge
 from distill_jax.setup.student import student_config
 from distill_jax.setup.teachers import Teachers
@@ -18,25 +19,30 @@ from distill_jax.study.arms import Arm
 from distill_jax.study.flops import program_flops
 from distill_jax.types import UserError
 
-# Keys that decide what a run reads; an arm that changes none of them shares what the study read.
+# Keys that decide what a run reads: an arm that changes none of them shares what the study read.
 READ = ("data.", "teacher.path", "teacher.more", "teacher.dtype", "mesh.")
 
 
 class Shared(NamedTuple):
-    """What the arms of a study have in common: a cache of the teacher, a start of each seed."""
+    """What arms share: the directory of a teacher cache (or none), and the student of each seed."""
 
     cache: str
     starts: dict[int, str]
 
 
 def check_study(c: ConfigDict) -> None:
-    """Raises UserError for what makes a study meaningless before anything is read."""
+    """Raises UserError for settings that make no study; reads nothing."""
     s = c.study
     at_least("study.seeds", s.seeds, 1)
     for key in ("margin", "slice_margin", "prompts", "price_per_hour"):
         at_least(f"study.{key}", s[key], 0)
     for key in ("prompt_tokens", "new_tokens"):
         at_least(f"study.{key}", s[key], 1)
+    if s.measure == SCORER and not s.prompts:
+        raise UserError(
+            "config.study.measure is scorer and config.study.prompts is 0: give prompts, whose"
+            " continuations the scorer judges"
+        )
     if not 0.5 <= s.confidence < 1:
         raise UserError(f"config.study.confidence is {s.confidence}: use 0.5 to less than 1")
     if not c.teacher.path and not c.teacher.cache:
@@ -52,7 +58,8 @@ def arm_config(
     """
     mine = c.copy_and_resolve_references()
     with mine.unlocked():
-        del mine.study, mine.diagnose  # no keys of a training run: they may change afterwards
+        # No keys of a training run: they may change afterwards.
+        del mine.study, mine.diagnose, mine.verdict
     mine.job, mine.seed, mine.generate.prompts = "train", seed, ()
     if arm.labels_alone:
         for name, term in mine.terms.items():
@@ -86,17 +93,13 @@ def reads_its_own(c: ConfigDict, mine: ConfigDict) -> bool:
 
 
 def arm_inputs(
-    c: ConfigDict,
-    mine: ConfigDict,
-    terms: tuple[Term, ...],
-    inputs: Inputs,
-    references: Teachers | None = None,
+    c: ConfigDict, mine: ConfigDict, inputs: Inputs, references: Teachers | None = None
 ) -> Inputs:
     """The study's inputs with an arm's own student, and its own teacher where it differs.
 
     references: the study's teachers with the cache that it has made, which is not opened again.
     """
-    found = inputs.teachers
+    found, terms = inputs.teachers, terms_of(mine)
     if not needs_teacher(terms):
         found = found._replace(cache=None, head=None)
     elif mine.teacher.init != c.teacher.init:
@@ -123,10 +126,10 @@ def step_flops(setting: Setting) -> int:
     Counted from the traced step, before any weight of the student is made. Where only a cache is
     at hand and no teacher, what the cache once cost is not known and not counted.
     """
-    c, mesh = setting.config, setting.mesh
-    model = bind_config(c, student_config(c, setting.source), c.student.dtype)
+    c, inputs, mesh = setting.config, setting.inputs, setting.inputs.mesh
+    model = bind_config(c, student_config(c, inputs.source), c.student.dtype)
     state, shardings = abstract_state(model, starter(c, setting.recipe), mesh)
     step = compiled_steps(setting, model, shardings).train_step
-    _, teacher_params = teachers.teach_of(c, setting.teachers, setting.recipe.terms, model, mesh)
+    _, teacher_params = teachers.teach_of(c, inputs.teachers, setting.recipe.terms, model, mesh)
     _, batch = next(data.training_batches(c, setting.training.rows, mesh, 0))
     return program_flops(step, state, teacher_params, batch, jax.random.key(0))

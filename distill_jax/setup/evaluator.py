@@ -1,4 +1,4 @@
-"""What every arm is measured by: one teacher, one held-out text, one set of prompts."""
+"""The teacher, held-out text and prompts that every model of a study is measured with."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from distill_jax.config import flatten
 from distill_jax.data.tokenizer import Tokenizer
 from distill_jax.diagnosis.overrides import AdviceInputs
 from distill_jax.evals import continuations
-from distill_jax.evals.document_totals import document_groups
 from distill_jax.evals.lm_eval_model import make_lm_eval_model
 from distill_jax.evals.lm_eval_tasks import TaskScores, evaluate_tasks
 from distill_jax.evals.prompts import Prompts, prompts_of
@@ -31,7 +29,7 @@ from distill_jax.sharding import batch_ways
 
 
 class Continuation(NamedTuple):
-    """A prompt, what the model wrote after it, how the data goes on, and what the scorer says."""
+    """A prompt, the model's continuation, the data's continuation, and the scorer's score."""
 
     prompt: str
     text: str
@@ -59,98 +57,81 @@ def read_written(path: Path) -> Written:
 
 
 class Evaluator(NamedTuple):
-    """What the models of a study, or one model alone, are measured by.
+    """What models are measured with; programs: compiled ones, by purpose and architecture."""
 
-    programs: compiled once by what they measure and the shape of the model.
-    """
-
-    mesh: Mesh
-    teachers: Teachers
+    inputs: Inputs
+    teachers: Teachers  # those of the inputs, or a cache of them
     held_out: data.Data
     counts_V: np.ndarray  # of training labels
-    lengths: np.ndarray  # tokens of each held-out document
-    labels: tuple[str, ...]
-    groups: np.ndarray  # what identifies the text of each held-out document
     slices: tuple[str, ...]
     prompts: Prompts | None
     training: Ngrams
-    stop_ids: tuple[int, ...]
     scorer: Scorer | None
     programs: dict[Any, Any]
 
 
 def evaluator_of(c: ConfigDict, inputs: Inputs) -> Evaluator:
     """Everything that does not depend on the model that is measured."""
-    found, text = inputs.teachers, inputs.held_out.tokenized
-    counts_V = training_counts(inputs.training.tokenized)
-    lengths = np.diff(text.offsets)
-    stop_ids = samples.stop_ids(inputs.tokenizer, inputs.token_ids)
-    prompts = None
+    found, text, training = inputs.teachers, inputs.held_out.tokenized, inputs.training.tokenized
+    counts_V, prompts = training_counts(training), None
     if c.study.prompts:
         prompts = prompts_of(
             text,
             count=c.study.prompts,
             prompt_tokens=c.study.prompt_tokens,
             new_tokens=c.study.new_tokens,
-            stop_ids=stop_ids,
+            stop_ids=inputs.stop_ids,
             max_positions=inputs.source.config.max_positions,
         )
-    names = registered(
-        text, training_counts_V=counts_V, with_teacher=teachers.measure_of(c, found)[0] is not None
-    )
-    training = inputs.training.tokenized
+    taught = teachers.measure_of(c, found)[0] is not None
     return Evaluator(
-        inputs.mesh,
+        inputs,
         found,
         held_out_of(c, inputs, found),
         counts_V,
-        lengths,
-        text.labels,
-        document_groups(text),
-        tuple(names),
+        registered(text, training_counts_V=counts_V, with_teacher=taught),
         prompts,
         index_ngrams(training.tokens, training.offsets),
-        stop_ids,
         load_scorer(c.study.scorer) if c.study.scorer else None,
         {},
     )
 
 
-def with_cache(c: ConfigDict, evaluator: Evaluator, inputs: Inputs, cache: str) -> Evaluator:
-    """The same evaluator, whose teacher does not run any more because a cache has what it says."""
+def with_cache(c: ConfigDict, evaluator: Evaluator, cache: str) -> Evaluator:
+    """The same evaluator, which reads the teacher's outputs from a cache where there is one."""
     if not cache:
         return evaluator
-    mine = c.copy_and_resolve_references()
+    mine, inputs = c.copy_and_resolve_references(), evaluator.inputs
     mine.teacher.cache = cache
-    found = teachers.read_cache(mine, evaluator.teachers, terms_of(mine), evaluator.mesh)
+    found = teachers.read_cache(mine, evaluator.teachers, terms_of(mine), inputs.mesh)
     return evaluator._replace(teachers=found, held_out=held_out_of(mine, inputs, found))
 
 
 def measure_tokens(c: ConfigDict, subject: Loaded, evaluator: Evaluator) -> Records:
     """One pass over the held-out text: the records of every counted token."""
     key = ("tokens", subject.model.config)
+    teach, teacher_params = teachers.measure_of(c, evaluator.teachers)
+    mesh, text = evaluator.inputs.mesh, evaluator.inputs.held_out.tokenized
     if key not in evaluator.programs:
-        teach, _ = teachers.measure_of(c, evaluator.teachers)
-        size = c.model.block_tokens * batch_ways(evaluator.mesh)
+        size = c.model.block_tokens * batch_ways(mesh)
         evaluator.programs[key] = make_record_step(subject.model, teach, block_tokens=size)
-    _, teacher_params = teachers.measure_of(c, evaluator.teachers)
     columns = collect(
         evaluator.programs[key],
         subject.params,
         teacher_params,
-        data.held_out_batches(c, evaluator.held_out.rows, evaluator.mesh),
+        data.held_out_batches(c, evaluator.held_out.rows, mesh),
         evaluator.held_out.rows,
     )
     return add_slices(
         columns,
         training_counts_V=evaluator.counts_V,
-        document_lengths=evaluator.lengths,
-        document_labels=evaluator.labels,
+        document_lengths=np.diff(text.offsets),
+        document_labels=text.labels,
     )
 
 
 def measure_texts(c: ConfigDict, subject: Loaded, evaluator: Evaluator) -> Written:
-    """What a model writes after the prompts, and its measures; no prompts, no measures."""
+    """What a model writes after the prompts, with its measures; nothing without prompts."""
     if evaluator.prompts is None:
         return Written()
     teacher = evaluator.teachers.first
@@ -162,7 +143,7 @@ def measure_texts(c: ConfigDict, subject: Loaded, evaluator: Evaluator) -> Writt
             subject.model,
             teacher and teacher.model,
             max_new_tokens=c.study.new_tokens,
-            stop_ids=evaluator.stop_ids,
+            stop_ids=evaluator.inputs.stop_ids,
             cache_dtype=c.model.compute_dtype,
             block_tokens=c.model.block_tokens,
         )
@@ -170,12 +151,10 @@ def measure_texts(c: ConfigDict, subject: Loaded, evaluator: Evaluator) -> Writt
     shown = [
         tuple(map(decode, pair)) for pair in zip(prompts.prompts, prompts.references, strict=True)
     ]
-    scores: dict[int, float] = {}
 
     def verify(i: int, ids: Sequence[int]) -> float:
         prompt, reference = shown[i]
-        scores[i] = evaluator.scorer(prompt, decode(ids), reference)
-        return scores[i]
+        return evaluator.scorer(prompt, decode(ids), reference)
 
     measured = continuations.measure_continuations(
         evaluator.programs[key],
@@ -187,9 +166,10 @@ def measure_texts(c: ConfigDict, subject: Loaded, evaluator: Evaluator) -> Writt
         batch_size=c.generate.batch_size,
         seed=c.seed,
     )
+    scores = measured.scores or [None] * len(shown)
     texts = tuple(
-        Continuation(prompt, decode(text), reference, scores.get(i))
-        for i, ((prompt, reference), text) in enumerate(zip(shown, measured.generated, strict=True))
+        Continuation(prompt, decode(ids), reference, score)
+        for (prompt, reference), ids, score in zip(shown, measured.generated, scores, strict=True)
     )
     return Written(measured.metrics, texts)
 

@@ -13,13 +13,13 @@ from distill_jax.setup.loss import Recipe, make_recipe
 from distill_jax.setup.models import (
     Source,
     check_tokenizers,
+    mesh_of,
     student_source,
     student_tokenizer,
 )
 from distill_jax.setup.teachers import Teachers
-from distill_jax.sharding import check_batch, make_mesh
 
-# Keys that change how a run is shown and guarded, and not what it computes.
+# Keys that a rerun may change: they change what is shown and guarded, not what is computed.
 UNCOUNTED = {"log.every", "log.tensorboard", "log.wandb_project", "watchdog_s", "data.prefetch"}
 
 
@@ -39,23 +39,23 @@ class Inputs(NamedTuple):
         first = self.teachers.first
         return self.source.read.token_ids if self.source.read else first.token_ids if first else {}
 
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The tokens that end a text of the student's."""
+        return samples.stop_ids(self.tokenizer, self.token_ids)
+
 
 class Setting(NamedTuple):
     """What the parts of one training run share.
 
-    teachers are those that teach; references are what held-out text is compared with.
+    inputs.teachers teach; references are what held-out text is compared with.
     """
 
     config: ConfigDict
     directory: Path
-    mesh: Mesh
     recipe: Recipe
-    teachers: Teachers
+    inputs: Inputs
     references: Teachers
-    source: Source
-    tokenizer: Tokenizer
-    token_ids: dict[str, Any]
-    stop_ids: tuple[int, ...]
     training: data.Data
     held_out: data.Data
 
@@ -69,18 +69,11 @@ def check(c: ConfigDict) -> tuple[Recipe, Mesh]:
     student.check(c)
     samples.check(c)
     teachers.check(c, recipe.terms)
-    mesh = make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tensor)
-    check_batch("data.batch_size", c.data.batch_size, c.data.microbatches, mesh)
-    check_batch("eval.batch_size", c.eval.batch_size, 1, mesh)
-    return recipe, mesh
+    return recipe, mesh_of(c, "data", "eval")
 
 
 def inputs_of(
-    c: ConfigDict,
-    mesh: Mesh,
-    found: Teachers,
-    documents: list[Document],
-    held_out: list[Document],
+    c: ConfigDict, mesh: Mesh, found: Teachers, documents: list[Document], held_out: list[Document]
 ) -> Inputs:
     """Reads the student's architecture and tokenizer, checks all models, tokenizes the text."""
     source = student_source(c, found.first)
@@ -99,26 +92,21 @@ def setting_of(
     inputs: Inputs,
     references: Teachers | None = None,
 ) -> Setting:
-    """The rows of a run's seed with what a cache has for them; references: the teachers by default.
+    """Packs the rows of a run's seed, with cached signals if any. references: default the teachers.
 
     Raises UserError where a cache lacks a row that the run reads.
     """
-    references, ids = references or inputs.teachers, inputs.token_ids
+    found, references = inputs.teachers, references or inputs.teachers
     training = data.packed(c, inputs.training, seed=c.seed)
-    if inputs.teachers.cache is not None:
+    if found.cache is not None:
         read = data.rows_read(c, training.rows)
-        training = data.with_cache(
-            c, inputs.teachers.cache, inputs.tokenizer, inputs.teachers.first, training, read
-        )
+        training = data.with_cache(c, found.cache, inputs.tokenizer, found.first, training, read)
     held_out = held_out_of(c, inputs, references)
-    return Setting(
-        c, directory, inputs.mesh, recipe, inputs.teachers, references, inputs.source,
-        inputs.tokenizer, ids, samples.stop_ids(inputs.tokenizer, ids), training, held_out,
-    )  # fmt: skip
+    return Setting(c, directory, recipe, inputs, references, training, held_out)
 
 
 def held_out_of(c: ConfigDict, inputs: Inputs, references: Teachers) -> data.Data:
-    """The held-out rows, with what a cache of the references has for them."""
+    """The held-out rows, with the signals of the references' cache if they have one."""
     held_out = data.packed(c, inputs.held_out, seed=None)
     if references.cache is None:
         return held_out
@@ -128,10 +116,8 @@ def held_out_of(c: ConfigDict, inputs: Inputs, references: Teachers) -> data.Dat
 
 def description(setting: Setting) -> str:
     """What a run will read, in lines."""
-    lines = [
-        f"training text: {data.description(setting.training)}",
-        f"held-out text: {data.description(setting.held_out)}",
-    ]
-    if setting.teachers.cache is not None:
-        lines.insert(0, f"teacher cache: {setting.teachers.cache.manifest.kind} signals")
-    return "\n".join(lines)
+    cache = setting.inputs.teachers.cache
+    return (f"teacher cache: {cache.manifest.kind} signals\n" if cache else "") + (
+        f"training text: {data.description(setting.training)}\n"
+        f"held-out text: {data.description(setting.held_out)}"
+    )

@@ -13,18 +13,19 @@ COLUMNS = {LIKELIHOOD: "nll", KL: "forward_kl"}  # of the per-token records
 def measures_of(c: ConfigDict) -> tuple[Measure, ...]:
     """Every measure that the config asks for, config.study.measure first.
 
-    Which side of a task's metric is better is known once it has run. Raises UserError for a
-    measure that the config does not measure.
+    The unit and direction of a task are known only once it has run. Raises UserError for a measure
+    that the config does not measure.
     """
     known = [Measure(LIKELIHOOD, NLL)]
     if c.teacher.path or c.teacher.cache:
         known.append(Measure(KL, NLL))
     if c.study.scorer:
-        known.append(Measure(SCORER, "score per text", higher_is_better=True))
+        known.append(Measure(SCORER, "score per example", higher_is_better=True))
     known += [Measure(task, "score per example", higher_is_better=True) for task in c.eval.tasks]
     by_name = {measure.name: measure for measure in known}
-    # TASK/METRIC names one metric of a task.
-    name = c.study.measure.split("/", 1)[0]
+    task = c.study.measure.split("/", 1)[0]
+    # TASK/METRIC names one metric of a task; the other measures have no metrics to choose from.
+    name = task if task in c.eval.tasks else c.study.measure
     first = by_name[choose("study.measure", name, by_name)]
     rest = tuple(measure for measure in known if measure != first)
     return (first._replace(name=c.study.measure), *rest)

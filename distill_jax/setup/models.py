@@ -17,7 +17,7 @@ from distill_jax.models.families import FAMILIES, family_of
 from distill_jax.models.load import load_checkpoint, resolve
 from distill_jax.models.weights import Checkpoint
 from distill_jax.models.weights import fingerprint as weights_fingerprint
-from distill_jax.sharding import parameter_shardings, place
+from distill_jax.sharding import check_batch, make_mesh, parameter_shardings, place
 from distill_jax.types import Params, UserError
 
 TEACHER = 3  # the stream of random numbers for a teacher without knowledge
@@ -41,6 +41,15 @@ class Source(NamedTuple):
 
     config: ModelConfig
     read: Checkpoint | None
+
+
+def mesh_of(c: ConfigDict, *parts: str) -> Mesh:
+    """The mesh over all devices. Raises UserError where it does not divide a part's batch_size."""
+    mesh = make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tensor)
+    for part in parts:
+        microbatches = c[part].get("microbatches", 1)
+        check_batch(f"{part}.batch_size", c[part].batch_size, microbatches, mesh)
+    return mesh
 
 
 def bind_config(c: ConfigDict, config: ModelConfig, dtype: str) -> Model:
@@ -70,6 +79,22 @@ def load_only_model(c: ConfigDict, mesh: Mesh) -> Loaded:
     if not path:
         raise UserError("config.student.path is empty: give --config.student.path=PATH")
     return load_model(c, path, c.student.dtype if c.student.path else c.teacher.dtype, mesh)
+
+
+def load_measured(c: ConfigDict, mesh: Mesh, baseline: str = "") -> dict[str, Loaded]:
+    """`teacher` where both paths are given, `student`, and `baseline` where a path is given.
+
+    Raises UserError where tokenizers differ, or where a row is longer than a model's positions.
+    """
+    teacher = load_teacher(c, mesh) if c.student.path else None
+    models = {"teacher": teacher} if teacher else {}
+    models["student"] = load_only_model(c, mesh)
+    if baseline:
+        models["baseline"] = load_model(c, baseline, c.student.dtype, mesh)
+    for loaded in models.values():
+        check_length(c, loaded.model.config, loaded.path)
+        check_tokenizers(loaded.tokenizer, teacher)
+    return models
 
 
 def load_teacher(c: ConfigDict, mesh: Mesh) -> Loaded | None:
@@ -152,6 +177,11 @@ def check_length(c: ConfigDict, config: ModelConfig, name: str) -> None:
             f"config.data.seq_len is {c.data.seq_len} and {name} has {config.max_positions}"
             f" positions: use at most {config.max_positions}"
         )
+
+
+def size_line(name: str, loaded: Loaded) -> str:
+    """How large a model is and where it is from, for a reader."""
+    return f"{name}: {count(loaded.params) / 1e6:.1f} M parameters, {loaded.path}"
 
 
 def count(params: Params) -> int:

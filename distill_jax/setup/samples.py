@@ -34,34 +34,22 @@ def sample(
 ) -> list[dict[str, Any]]:
     """Continues config.generate.prompts: one line per prompt, for samples.jsonl.
 
-    `time_it` does it twice, and gives the tokens/s of all prompts of the second, compiled time.
+    With `time_it` it runs twice; tokens_per_s are those of the second, compiled run, all prompts.
     """
     texts = list(c.generate.prompts)
     if not texts:
         return []
     prompts = [prompt_ids(tokenizer, text) for text in texts]
-    run = make_continue(
+    program = make_continue(
         model,
         max_new_tokens=c.generate.max_new_tokens,
         temperature=c.generate.temperature,
         stop_ids=stop_ids,
         cache_dtype=c.model.compute_dtype,
     )
-
-    def once() -> list[list[int]]:
-        return generate(
-            run,
-            params,
-            prompts,
-            jax.random.key(c.seed),
-            batch_size=c.generate.batch_size,
-            max_new_tokens=c.generate.max_new_tokens,
-            max_positions=model.config.max_positions,
-            stop_ids=stop_ids,
-        )
-
-    new = once()
-    speed = None
+    key, size = jax.random.key(c.seed), c.generate.batch_size
+    once = lambda: generate(program, params, prompts, key, batch_size=size)
+    new, speed = once(), None
     if time_it:
         began = time.monotonic()
         tokens = sum(len(ids) for ids in once())

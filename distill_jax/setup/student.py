@@ -27,10 +27,9 @@ def check(c: ConfigDict) -> None:
     p = c.student.prune
     choose("student.prune.block_criterion", p.block_criterion, BLOCK_CRITERIA)
     choose("student.prune.neuron_criterion", p.neuron_criterion, NEURON_CRITERIA)
-    at_least("student.prune.ridge", p.ridge, 0)
-    at_least("student.prune.attention_ridge", p.attention_ridge, 0)
-    at_least("student.prune.calibration_tokens", p.calibration_tokens, 1)
-    at_least("student.prune.ranking_tokens", p.ranking_tokens, 1)
+    least = {"ridge": 0, "attention_ridge": 0, "calibration_tokens": 1, "ranking_tokens": 1}
+    for key, value in least.items():
+        at_least(f"student.prune.{key}", p[key], value)
 
 
 def make_student(

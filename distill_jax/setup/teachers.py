@@ -199,18 +199,14 @@ def _top_k(c, temperatures, block_tokens):
 
 
 def _sampled(c, temperatures, block_tokens):
-    def part(targets, batch, key):
-        uniform = _uniforms(c, batch, key)
-        return partial_targets.sampled(targets, uniform, block_tokens=block_tokens)
-
-    return part
+    of = partial(partial_targets.sampled, block_tokens=block_tokens)
+    return lambda targets, batch, key: of(targets, _uniforms(c, batch, key))
 
 
 def _sampled_renormalised(c, temperatures, block_tokens):
-    of = partial(partial_targets.sampled_renormalised, temperatures=temperatures)
-    return lambda targets, batch, key: of(
-        targets, _uniforms(c, batch, key), block_tokens=block_tokens
-    )
+    options = {"temperatures": temperatures, "block_tokens": block_tokens}
+    of = partial(partial_targets.sampled_renormalised, **options)
+    return lambda targets, batch, key: of(targets, _uniforms(c, batch, key))
 
 
 def _uniforms(c, batch, key) -> jax.Array:

@@ -88,8 +88,8 @@ def saved_model(c: ConfigDict, directory: Path) -> Model:
 
 def compiled_steps(setting: Setting, model: Model, shardings: TrainState | None) -> CompiledSteps:
     """The jitted steps of a run, not yet compiled."""
-    c, recipe, mesh = setting.config, setting.recipe, setting.mesh
-    teach, _ = teachers.teach_of(c, setting.teachers, recipe.terms, model, mesh)
+    c, recipe, mesh = setting.config, setting.recipe, setting.inputs.mesh
+    teach, _ = teachers.teach_of(c, setting.inputs.teachers, recipe.terms, model, mesh)
     train_step = train_step_of(c, recipe, model, teach, mesh, shardings)
     compared, _ = teachers.measure_of(c, setting.references)
     block_tokens = c.model.block_tokens * batch_ways(mesh)
@@ -105,13 +105,13 @@ def run_of(
     on_start: Callable[[Params], None],
 ) -> Run:
     """Everything the loop needs. on_start(params): called before the first step of a fresh run."""
-    c, mesh = setting.config, setting.mesh
-    _, teacher_params = teachers.teach_of(c, setting.teachers, setting.recipe.terms, model, mesh)
+    c, mesh, found = setting.config, setting.inputs.mesh, setting.inputs.teachers
+    _, teacher_params = teachers.teach_of(c, found, setting.recipe.terms, model, mesh)
     _, reference_params = teachers.measure_of(c, setting.references)
 
     def measure(params: Params) -> dict[str, float]:
         batches = data.held_out_batches(c, setting.held_out.rows, mesh)
-        return evaluate(steps.eval_step, params, reference_params, batches).named()
+        return evaluate(steps.eval_step, params, reference_params, batches)
 
     return Run(
         workdir=setting.directory,

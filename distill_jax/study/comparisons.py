@@ -8,7 +8,7 @@ import numpy as np
 from distill_jax.study.arms import EQUAL_FLOPS, EQUAL_STEPS, TREATMENT
 from distill_jax.study.paired import Scores
 from distill_jax.study.results import Measure, StudyPlan
-from distill_jax.study.rules import INVALID, Rules
+from distill_jax.study.rules import Rules
 from distill_jax.study.verdict import Comparison, judge, judge_all
 from distill_jax.study.wording import Verdict
 
@@ -47,31 +47,33 @@ def judge_study(
     invalid: a reason, known to the caller, why nothing can be compared.
     """
     first, *rest = measured
-    rules = _rules(plan, first.measure)
-    decide = lambda baseline: judge(
-        first.scores,
-        TREATMENT,
-        baseline,
-        rules,
-        teacher_E=first.teacher_E,
-        invalid=invalid or _left_out(first, TREATMENT, baseline),
-    )
-    main = (TREATMENT, EQUAL_STEPS, EQUAL_FLOPS)
-    others = [(first, arm, TREATMENT, rules) for arm in plan.by_name if arm not in main]
-    others_judged = _family(others, invalid)
+    rules = _rules(plan, first)
+
+    def ask(
+        one: Measured, treatment: str, baseline: str, rules: Rules, teacher_E=None
+    ) -> Comparison:
+        left_out = [one.left_out[arm] for arm in (treatment, baseline) if arm in one.left_out]
+        reason = next(iter(left_out), None) if invalid is None else invalid
+        return Comparison(one.scores, treatment, baseline, rules, teacher_E, reason)
+
+    main = lambda baseline: judge(ask(first, TREATMENT, baseline, rules, first.teacher_E))
+    others = [arm for arm in plan.by_name if arm not in (TREATMENT, EQUAL_STEPS, EQUAL_FLOPS)]
     alone = {"margin": 0.0, "slice_margin": 0.0, "registered": ()}
-    questions = [
-        (one, TREATMENT, EQUAL_STEPS, _rules(plan, one.measure)._replace(**alone)) for one in rest
-    ]
+    secondary = judge_all(
+        [ask(one, TREATMENT, EQUAL_STEPS, _rules(plan, one)._replace(**alone)) for one in rest]
+    )
     return StudyVerdicts(
-        decide(EQUAL_STEPS),
-        decide(EQUAL_FLOPS) if EQUAL_FLOPS in plan.by_name else None,
-        others_judged,
-        tuple(zip((one.measure for one in rest), _family(questions, invalid), strict=True)),
+        main(EQUAL_STEPS),
+        main(EQUAL_FLOPS) if EQUAL_FLOPS in plan.by_name else None,
+        judge_all([ask(first, arm, TREATMENT, rules) for arm in others]),
+        tuple(zip((one.measure for one in rest), secondary, strict=True)),
     )
 
 
-def _rules(plan: StudyPlan, measure: Measure) -> Rules:
+def _rules(plan: StudyPlan, measured: Measured) -> Rules:
+    measure = measured.measure
+    # Scores of examples have no slices: then none is tested, and none is missed.
+    slices = plan.slices if len(measured.scores.slices) > 1 else ()
     return Rules(
         margin=plan.margin,
         slice_margin=plan.slice_margin,
@@ -79,29 +81,6 @@ def _rules(plan: StudyPlan, measure: Measure) -> Rules:
         higher_is_better=measure.higher_is_better,
         unit=measure.unit,
         look=plan.look,
-        registered=plan.slices,
-        known=plan.slices,
-    )
-
-
-def _left_out(measured: Measured, *arms: str) -> str | None:
-    return next((measured.left_out[arm] for arm in arms if arm in measured.left_out), None)
-
-
-def _family(
-    questions: Sequence[tuple[Measured, str, str, Rules]], invalid: str | None
-) -> tuple[Verdict, ...]:
-    """Verdicts with Holm over those that can be answered."""
-    reasons = [invalid or _left_out(one, *arms) for one, *arms, _ in questions]
-    able = [
-        Comparison(one.scores, treatment, baseline, rules)
-        for (one, treatment, baseline, rules), reason in zip(questions, reasons, strict=True)
-        if reason is None
-    ]
-    answers = iter(judge_all(able))
-    return tuple(
-        next(answers)
-        if reason is None
-        else Verdict(INVALID, reason, treatment=treatment, baseline=baseline, unit=one.measure.unit)
-        for (one, treatment, baseline, _), reason in zip(questions, reasons, strict=True)
+        registered=slices,
+        known=slices,
     )

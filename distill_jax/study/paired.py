@@ -13,11 +13,11 @@ import numpy as np
 from distill_jax.study.rules import Rules
 from distill_jax.types import UserError
 
-WHOLE = "all"  # the slice that is the whole document
 ROUNDING = 1e-6  # of a total, that sums of its parts may be wrong by
 SAME_SCORE = 1e-5  # of the spread between documents: scores this near are the same number
 GRADED_COPIES = 10, 0.95  # documents that tell copies, and the share that must agree
-DISCRETE_COPIES = 50, 0.998
+DISCRETE_COPIES = 50, 1.0
+WARNED_COPIES = 10, 0.99
 
 
 class Incomparable(UserError):
@@ -58,6 +58,7 @@ class Paired(NamedTuple):
 
     units      names of documents or groups.
     documents  how many documents have weight.
+    warnings   on seeds with nearly the same scores.
     """
 
     slices: tuple[str, ...]
@@ -66,6 +67,7 @@ class Paired(NamedTuple):
     total_PRU: np.ndarray
     weight_PU: np.ndarray
     documents: int
+    warnings: tuple[str, ...] = ()
 
 
 def check_same_weights(weight_PRE, expected_PE, arm, first, seeds, slices) -> None:
@@ -82,6 +84,12 @@ def check_same_weights(weight_PRE, expected_PE, arm, first, seeds, slices) -> No
                 f"documents of {arm} seed {seed} differ from {first} in slice {slices[p]}: "
                 "evaluate all arms on the same held-out documents"
             )
+
+
+def check_some_weight(weight_xE: np.ndarray, arm: str) -> None:
+    """Refuses an arm that nothing was measured of."""
+    if not weight_xE.any():
+        raise Incomparable(f"no document of arm {arm} has weight in slice all: its mask is empty")
 
 
 def check_numbers(value_PRE, name: str, arm: str, seeds, lowest: float = -math.inf) -> None:
@@ -113,37 +121,41 @@ def check_slices(value_PxE: np.ndarray, slices: tuple[str, ...], what: str) -> N
         )
 
 
-def check_copied_seeds(arm: Arm, weight_PE: np.ndarray, name: str) -> None:
-    """Refuses two seeds with the same records: the variance over seeds would be near 0.
+def check_copied_seeds(arm: Arm, weight_PE: np.ndarray, name: str) -> tuple[str, ...]:
+    """Refuses two seeds with the same scores: the variance over seeds would be near 0.
 
-    Honest seeds never give the same graded scores (a likelihood): 10 documents whose score is not
-    the most common one, 95% of them alike, are copies. Scores of few values (right or wrong) do
-    agree by chance, and the more the better the model is: only the documents with another score
-    than the most common one count, and at least 50 of them must agree, all but 0.2%. Even if
-    each had a chance of only 10% to turn out otherwise, 50 would agree in 0.5% of honest studies.
-    So all right, or few wrong, is never refused. Copies that were evaluated with other rounding
-    than float32's are not recognised.
+    Only the documents that can tell are counted: those where the two differ, or whose score is not
+    the most common one. So all right, or few wrong, is never refused.
+    Graded scores (a likelihood) never agree by chance: 10 such documents, 95% of them alike, are
+    copies. Scores of few values (right or wrong) do agree, and the more the less the seeds change:
+    there at least 50 must agree without exception. Returns a warning where 10 do, 99% of them, as
+    honest seeds that hardly change an answer may have it.
+    Copies that were evaluated with other rounding than float32's are not recognised.
     """
     has_E = weight_PE[0] > 0
     score_RE = arm.total_PRE[0][:, has_E] / weight_PE[0, has_E]
     low, high = np.quantile(score_RE[0], [0.25, 0.75])
     near = SAME_SCORE * (high - low) + 1e-12 * np.abs(score_RE).max()
     step = 2 * near or 1.0
+    warned: list[str] = []
     for a, first_E in enumerate(score_RE):
         levels, place_E = np.unique(np.round(first_E / step), return_inverse=True)
         common = levels[np.argmax(np.bincount(place_E))] * step
         same_RE = np.abs(score_RE[a + 1 :] - first_E) <= near
         tells_RE = ~same_RE | (np.abs(first_E - common) > step)
         for b, (same_E, tells_E) in enumerate(zip(same_RE, tells_RE, strict=True), a + 1):
-            tell = np.count_nonzero(tells_E)
+            tell, alike = np.count_nonzero(tells_E), np.count_nonzero(same_E & tells_E)
             graded = 2 * (len(levels) - 1) >= tell
             least, share = GRADED_COPIES if graded else DISCRETE_COPIES
-            if tell < least or np.count_nonzero(same_E & tells_E) < share * tell:
-                continue
-            raise Incomparable(
-                f"seeds {arm.seeds[a]} and {arm.seeds[b]} of arm {name} have the same scores: "
-                "train each seed by itself, and list each once"
-            )
+            seeds = f"seeds {arm.seeds[a]} and {arm.seeds[b]} of arm {name} have the same scores"
+            if tell >= least and alike >= share * tell:
+                raise Incomparable(f"{seeds}: train each seed by itself, and list each once")
+            if tell >= WARNED_COPIES[0] and alike >= WARNED_COPIES[1] * tell and not graded:
+                warned.append(
+                    f"{seeds} in {alike} of the {tell} documents that can tell them apart: check "
+                    "that each seed was trained by itself"
+                )
+    return tuple(warned[:1])
 
 
 def check_teacher(teacher_xE, baseline_RE, name: str, rules: Rules) -> None:
@@ -190,18 +202,17 @@ def pair(
         )
     weight_PE, slices = scores.weight_PE, scores.slices
     check_numbers(weight_PE[:, None], "weight", treatment, arms[0].seeds)
-    if not (weight := weight_PE[0].sum()):
-        raise Incomparable(
-            f"no document of arm {treatment} has weight in slice all: its mask is empty"
-        )
+    check_some_weight(weight_PE[0], treatment)
     check_slices(weight_PE, slices, "weight")
+    warnings: list[str] = []
     for name, arm in zip(names, arms, strict=True):
         lowest = rules.lowest - ROUNDING * float(weight_PE.max())
         check_numbers(arm.total_PRE, "total", name, arm.seeds, lowest)
         if rules.lowest == 0:
             check_slices(arm.total_PRE, slices, "score")
-        check_copied_seeds(arm, weight_PE, name)
+        warnings += check_copied_seeds(arm, weight_PE, name)
     if teacher_E is not None:
+        weight = weight_PE[0].sum()
         check_teacher(teacher_E / weight, arms[1].total_PRE[0] / weight, baseline, rules)
     order = [arms[1].seeds.index(seed) for seed in arms[0].seeds]
     total_PRE = rules.sign * (arms[0].total_PRE - arms[1].total_PRE[:, order])
@@ -214,4 +225,4 @@ def pair(
     else:
         weight_PU = weight_PE
     documents = int(np.count_nonzero(weight_PE[0]))
-    return Paired(slices, arms[0].seeds, units, total_PRE, weight_PU, documents)
+    return Paired(slices, arms[0].seeds, units, total_PRE, weight_PU, documents, tuple(warnings))

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from distill_jax.study.paired import Incomparable, Scores, pair
+from distill_jax.study.paired import Incomparable, Paired, Scores, pair
 from distill_jax.study.rules import (
     HELPS,
     INCONCLUSIVE,
@@ -40,8 +40,7 @@ from distill_jax.study.rules import (
     level_at,
     registered_slices,
 )
-from distill_jax.study.slice_harm import SliceEffect, failures_of, in_units, slice_effects
-from distill_jax.study.stability import deciding_ones
+from distill_jax.study.slice_harm import failures_of, in_units, slice_effects
 from distill_jax.study.table import read_table
 from distill_jax.study.uncertainty import (
     Spread,
@@ -53,21 +52,34 @@ from distill_jax.study.uncertainty import (
     spread_of,
     variance_factor,
 )
-from distill_jax.study.wording import Verdict, sentence, warnings
+from distill_jax.study.warnings import warnings_of
+from distill_jax.study.wording import Verdict, sentence
 from distill_jax.types import UserError
 
 TEACHER = "teacher"
-ONE_TOKEN_SHARE = 0.9  # of documents with one counted token, from which on tokens are suspected
-ONE_TOKEN_DOCUMENTS = 20  # fewer documents than this are not suspected
 
 
 class Comparison(NamedTuple):
-    """One of several questions that are asked of a study at once."""
+    """A question that is asked of a study.
 
-    scores: Scores
+    scores     None where `invalid` is given.
+    teacher_E  the teacher's totals of whole documents, where it has to be better than the baseline.
+    invalid    a reason, known to the caller, why nothing can be compared.
+    """
+
+    scores: Scores | None
     treatment: str
     baseline: str
     rules: Rules
+    teacher_E: np.ndarray | None = None
+    invalid: str | None = None
+
+    def paired(self) -> tuple[Paired, Spread]:
+        """What is compared, and the spread of its mean. Raises Incomparable."""
+        if self.invalid is not None:
+            raise Incomparable(self.invalid)
+        paired = pair(self.scores, self.treatment, self.baseline, self.rules, self.teacher_E)
+        return paired, spread_of(paired.total_PRU[0], paired.weight_PU[0])
 
 
 def verdict(
@@ -109,38 +121,26 @@ def verdict(
             invalid = str(error)
     if scores is not None and teacher in set(scores.arms) - {treatment, baseline}:
         teacher_E = scores.arms[teacher].total_PRE[0, 0]
-    return judge(scores, treatment, baseline, judged_by, teacher_E=teacher_E, invalid=invalid)
+    return judge(Comparison(scores, treatment, baseline, judged_by, teacher_E, invalid))
 
 
-def judge(
-    scores: Scores | None,
-    treatment: str,
-    baseline: str,
-    rules: Rules,
-    *,
-    teacher_E: np.ndarray | None = None,
-    invalid: str | None = None,
-    alpha: float | None = None,
-) -> Verdict:
-    """The verdict on arrays. Raises UserError for rules outside their range.
+def judge(one: Comparison, alpha: float | None = None) -> Verdict:
+    """The verdict on arrays. alpha: the level to spend; None: that of the rules' look.
 
-    teacher_E  the teacher's totals of whole documents, where it has to be better than the baseline.
-    invalid    a reason, known to the caller, why nothing can be compared.
-    alpha      the level to spend; None: that of the rules' look.
+    Raises UserError for rules outside their range.
     """
-    check_rules(rules, treatment, baseline)
-    alpha = level_at(rules.look, 1 - rules.confidence) if alpha is None else alpha
+    rules = one.rules
+    check_rules(rules, one.treatment, one.baseline)
+    at_look = level_at(rules.look, 1 - rules.confidence)
+    alpha = at_look if alpha is None else alpha
     said = ("margin", "slice_margin", "unit", "higher_is_better", "look")
     about = {name: getattr(rules, name) for name in said}
-    about |= {"treatment": treatment, "baseline": baseline, "confidence": 1 - alpha}
+    about |= {"treatment": one.treatment, "baseline": one.baseline, "confidence": 1 - alpha}
     try:
-        if invalid is not None:
-            raise Incomparable(invalid)
-        names = registered_slices(rules, scores.slices)
-        paired = pair(scores, treatment, baseline, rules, teacher_E)
+        names = registered_slices(rules, one.scores.slices) if one.scores else ()
+        paired, spread = one.paired()
     except Incomparable as error:
         return Verdict(INVALID, str(error), **about)
-    spread = spread_of(paired.total_PRU[0], paired.weight_PU[0])
     slices = slice_effects(paired, names, rules, 1 - alpha)
     enough = spread.known and spread.seeds >= rules.minimum_seeds
     bounds = interval(spread, 1 - alpha)
@@ -150,8 +150,8 @@ def judge(
         label = NEW_FAILURE + failures[0].slice
     effect, bounds = in_units(spread.effect, bounds, rules.sign)
     detectable, detectable_range = detectable_effect(spread, rules.margin, alpha)
-    spent = alpha / level_at(rules.look, 1 - rules.confidence)
-    next_alpha = spent * level_at(rules.look and rules.look + 1, 1 - rules.confidence)
+    # The next look spends less of the level, and the same part of it for one of several questions.
+    next_level = 1 - alpha / at_look * level_at(rules.look and rules.look + 1, 1 - rules.confidence)
     v = Verdict(
         label,
         "",
@@ -159,21 +159,17 @@ def judge(
         bounds,
         detectable,
         detectable_range,
-        seeds_needed(spread, rules, 1 - next_alpha) if mean_label == INCONCLUSIVE else None,
+        seeds_needed(spread, rules, next_level) if mean_label == INCONCLUSIVE else None,
         failures,
         spread.seeds,
         spread.documents,
         spread.effective_documents,
         slices,
+        warnings_of(one.scores, paired, spread, rules, mean_label if enough else None, alpha),
         **about,
     )
     copies = paired.documents - spread.documents
-    deciding = deciding_ones(paired, spread, mean_label, rules.margin, alpha) if enough else []
-    one_token = one_token_share(scores, rules)
-    return v._replace(
-        reason=sentence(v, spread, rules, copies, 1 - next_alpha),
-        warnings=warnings(v, spread, deciding, one_token),
-    )
+    return v._replace(reason=sentence(v, spread, rules, copies, next_level))
 
 
 def judge_all(comparisons: Sequence[Comparison]) -> tuple[Verdict, ...]:
@@ -192,10 +188,9 @@ def judge_all(comparisons: Sequence[Comparison]) -> tuple[Verdict, ...]:
         if (one.rules.confidence, one.rules.look) != (rules.confidence, rules.look):
             raise UserError("comparisons of one family differ in confidence or look: give one")
         try:
-            paired = pair(*one)
+            _, spread = one.paired()
         except Incomparable:
             continue
-        spread = spread_of(paired.total_PRU[0], paired.weight_PU[0])
         if spread.known and spread.seeds >= one.rules.minimum_seeds:
             m = one.rules.margin
             p_of[i] = 2 * min(p_below(spread, -m), p_above(spread, m))
@@ -205,18 +200,7 @@ def judge_all(comparisons: Sequence[Comparison]) -> tuple[Verdict, ...]:
         levels[i] = alpha / left
         stopped = stopped or p_of[i] > levels[i]
         left -= not stopped
-    return tuple(judge(*one, alpha=levels.get(i, alpha)) for i, one in enumerate(comparisons))
-
-
-def one_token_share(scores: Scores, rules: Rules) -> float:
-    """The share of documents that look like tokens of longer texts; 0 where none are suspected.
-
-    Only a likelihood is suspected: an example that is right or wrong has one weight by nature.
-    """
-    weight_E = scores.weight_PE[0][scores.weight_PE[0] > 0]
-    share = float(np.mean(weight_E <= 1))
-    suspected = len(weight_E) >= ONE_TOKEN_DOCUMENTS and share >= ONE_TOKEN_SHARE
-    return share if rules.unit == NLL and scores.group_E is None and suspected else 0.0
+    return tuple(judge(one, levels.get(i, alpha)) for i, one in enumerate(comparisons))
 
 
 def detectable_effect(spread: Spread, margin: float, alpha: float):
@@ -229,9 +213,9 @@ def detectable_effect(spread: Spread, margin: float, alpha: float):
 
 
 def seeds_needed(spread: Spread, rules: Rules, confidence: float) -> int | None:
-    """The fewest seeds that tell an effect of 0 from the margin; None where no number does.
+    """The fewest seeds that rule out the margin if the true effect is 0; None where none do.
 
-    Below the minimum that many are needed in any case, before anything else can be said.
+    With fewer seeds than the minimum, that many are needed in any case.
     """
     found = None
     if spread.known and rules.margin > 0:
@@ -250,26 +234,3 @@ def ships(equal_steps: Verdict, equal_flops: Verdict | None) -> bool:
     study.
     """
     return all(v.label == HELPS for v in (equal_steps, equal_flops) if v is not None)
-
-
-def flat(row: SliceEffect) -> dict[str, Any]:
-    """A slice's row as JSON takes it."""
-    values = row._asdict()
-    values["low"], values["high"] = values.pop("interval")
-    return values
-
-
-def slice_rows(v: Verdict, comparison: str) -> list[dict[str, Any]]:
-    """The rows of the forest plot. comparison: equal_steps or equal_flops."""
-    return [{"comparison": comparison, **flat(row)} for row in v.slices]
-
-
-def verdict_dict(v: Verdict) -> dict[str, Any]:
-    """The verdict as JSON takes it."""
-    values = {name: value for name, value in v._asdict().items() if name != "slices"}
-    values["low"], values["high"] = values.pop("interval")
-    values["detectable_low"], values["detectable_high"] = values.pop("minimum_detectable_range")
-    values["warnings"] = list(v.warnings)
-    kept = ("slice", "effect", "low", "high", "adjusted_p")
-    values["failures"] = [{name: flat(f)[name] for name in kept} for f in v.failures]
-    return values

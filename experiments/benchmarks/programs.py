@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from distill_jax.losses.divergences import DIVERGENCES, divergence
+from distill_jax.losses.divergences import divergence
 from distill_jax.losses.fused import linear_divergence
 from distill_jax.losses.partial_targets import top_k
 from distill_jax.losses.terms import CROSS_ENTROPY, Term, make_plan
@@ -31,16 +31,6 @@ LEARNING_RATE, BETAS, EPSILON, DECAY = 1e-4, (0.9, 0.95), 1e-8, 0.1
 def optimizer() -> optax.GradientTransformation:
     """AdamW on every parameter, without clipping."""
     return optax.adamw(LEARNING_RATE, *BETAS, eps=EPSILON, weight_decay=DECAY)
-
-
-def divergence_terms(name: str) -> tuple[Term, ...]:
-    """One divergence alone, with its default parameters."""
-    return (Term(name, 1.0),)
-
-
-def elementwise(name: str) -> bool:
-    """Whether a divergence is a sum over vocabulary entries, each on its own."""
-    return DIVERGENCES[name].row is None
 
 
 def loss_and_gradients(terms: tuple[Term, ...]):
@@ -99,7 +89,7 @@ def naive(pair: Pair) -> Setup:
     student, teacher = pair.student, pair.teacher
 
     def loss(params, teachers, batch, key, n_tokens, *, terms):
-        # One log-softmax a side serves both terms, without a floor: the naive form at its fastest.
+        # One log-softmax per model serves both terms, without a floor: the fastest naive form.
         log_q_BTV = jax.nn.log_softmax(logits(student, params, batch))
         log_p_BTV = jax.lax.stop_gradient(jax.nn.log_softmax(logits(teacher, teachers[0], batch)))
         divergence_BT = divergence("forward_kl", log_q_BTV, log_p_BTV)

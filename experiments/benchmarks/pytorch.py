@@ -115,7 +115,7 @@ def _turned(torch, x, cos, sin):
 
 
 def _tensors(torch, params: Params) -> dict:
-    """The package's parameters as PyTorch keeps them: matrices [out, in], a dict a block."""
+    """The package's parameters as PyTorch keeps them: matrices [out, in], one dict per block."""
     tensor = lambda x: torch.from_numpy(np.array(x))
     matrix = lambda x: torch.from_numpy(np.array(np.swapaxes(x, -1, -2), order="C"))
     stacked = {}

@@ -7,7 +7,6 @@ import numpy as np
 
 from distill_jax.losses.divergences import DIVERGENCES
 from experiments.benchmarks.contenders import PARTS, PEAKS, PRODUCTS
-from experiments.benchmarks.programs import elementwise
 from experiments.benchmarks.shapes import Shape
 from experiments.benchmarks.timing import Sample
 
@@ -57,7 +56,7 @@ class Ratio(NamedTuple):
 
 
 def paired(spec: Spec, shape: str, seconds: Seconds) -> Ratio | None:
-    """One ratio a round, over the rounds that timed everything; None where there is none."""
+    """One ratio per round, over the rounds that timed everything; None where there is none."""
     names = spec.top + spec.bottom
     if any(name not in seconds for name in names):
         return None
@@ -107,12 +106,11 @@ def loss_specs(shape: Shape, seconds: Seconds) -> list[Spec]:
     floor = min(timed, key=lambda name: np.median([wall for wall, _ in seconds[name].values()]))
     width = shape.student.width
     over = f"loss ÷ its matrix products, width {width}: "
-    specs = [
-        Spec(f"{over}forward_kl with CE", ("loss",), (floor,), FORWARD_KL_LIMIT.get(width)),
-    ]
+    specs = [Spec(f"{over}forward_kl with CE", ("loss",), (floor,), FORWARD_KL_LIMIT.get(width))]
     for name in DIVERGENCES:
-        limit = ELEMENTWISE_LIMIT.get(width) if elementwise(name) else None
-        what = f"{over}{name}" + ("" if elementwise(name) else " (by row)")
+        elementwise = DIVERGENCES[name].row is None
+        limit = ELEMENTWISE_LIMIT.get(width) if elementwise else None
+        what = f"{over}{name}" + ("" if elementwise else " (by row)")
         specs.append(Spec(what, (f"loss_{name}",), (floor,), limit))
     return specs
 

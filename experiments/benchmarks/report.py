@@ -1,4 +1,4 @@
-"""Results as JSON lines, a Markdown table and plots. One file of lines a shape; all are shown."""
+"""Results as JSON lines, a Markdown table and plots. One file per shape; the table shows all."""
 
 import json
 import os
@@ -117,8 +117,8 @@ def plots(shape: str, lines: list[dict]) -> dict[str, str]:
     seconds = []
     for name, rounds in _seconds(lines).items():
         wall = [wall for wall, _ in rounds.values()]
-        low, high = np.percentile(wall, (25, 75))
-        seconds.append(Bar(name, float(np.median(wall)), float(low), float(high)))
+        low, middle, high = np.percentile(wall, (25, 50, 75)).tolist()
+        seconds.append(Bar(name, middle, low, high))
     out = {}
     if ratios:
         title = f"{shape}: ratios (whiskers: 95% interval; dashed: limit)"

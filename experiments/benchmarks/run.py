@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--shape", nargs="+", default=list(SHAPES), help=f"of {', '.join(SHAPES)}")
     own.add_argument("--contenders", nargs="+", default=list(NAMES), help=f"of {', '.join(NAMES)}")
     own.add_argument("--rounds", type=int, default=15, help="most rounds, at least 2")
-    own.add_argument("--seconds", type=float, default=900, help="of timed rounds a shape")
+    own.add_argument("--seconds", type=float, default=900, help="of timed rounds per shape")
     own.add_argument("--seed", type=int, default=0, help="of inputs and of the order in a round")
     own.add_argument("--memory", action="store_true", help="also each contender's process peak")
     own.add_argument("--out", type=Path, default=RESULTS, help="directory of the results")

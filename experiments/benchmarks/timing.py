@@ -1,4 +1,4 @@
-"""Contenders timed in turn: every round runs all of them once, in an order drawn anew."""
+"""Contenders timed in turn: every round runs all of them once, in a new random order."""
 
 import gc
 import time
@@ -19,7 +19,7 @@ class Program(NamedTuple):
     run              does its work once, waits for it, and gives what the tests look at; None once
                    it has been timed
     compile_seconds  tracing and compiling; None where nothing is compiled
-    temporary_bytes  temporaries of the compiled program; None where nothing tells
+    temporary_bytes  temporaries of the compiled program; None where unknown
     flops            floating-point operations of its matrix products; None where not counted
     """
 

@@ -1,4 +1,4 @@
-"""Bytes a token and lost information of every kind of teacher cache, by the job cache itself."""
+"""Bytes per token and lost information of every kind of teacher cache, by the job cache itself."""
 
 import argparse
 import json

@@ -85,6 +85,19 @@ def test_arm_and_seed_may_stand_in_the_path(tmp_path, kind, pattern):
     )
 
 
+@pytest.mark.parametrize("pattern", ["run[12]-{seed}.csv", "run[!3]-?.csv", "*[!3]-{seed}.csv"])
+def test_a_glob_means_what_it_means_elsewhere(tmp_path, pattern):
+    folder = tmp_path / "a[1]"
+    folder.mkdir()
+    for number in (1, 2, 3):
+        for seed in (0, 1):
+            write(folder / f"run{number}-{seed}.csv", [r for r in ROWS if r["seed"] == seed][:1])
+    with pytest.raises(UserError, match=r"run2-0\.csv row 2 repeats .*run1-0\.csv row 2"):
+        read_scores(f"{tmp_path}/a[[]1]/{pattern}")
+    write_logs(folder, right_or_wrong(documents=3, seeds=1))
+    assert len(read_scores(str(folder)).files) == 2
+
+
 def test_names_of_columns_that_users_have(tmp_path):
     rows = [
         {"arm": row["arm"], "seed": row["seed"], "doc_id": row["document"], "score": row["total"]}
@@ -165,6 +178,8 @@ BAD = {
         "s.jsonl", '{"arm":"kd","seed":0,"document":1,"total":null}'),
     "s.jsonl line 1: document is a list": (
         "s.jsonl", '{"arm":"kd","seed":0,"document":[1],"total":1}'),
+    "s.jsonl line 1: total is '[1]'": (
+        "s.jsonl", '{"arm":"kd","seed":0,"document":1,"total":[1]}'),
     "s.csv row 2: seed is empty": ("s.csv", HEADER + "kd,,a,1\n"),
     "s.csv row 3: weight is -2": (
         "s.csv", "arm,seed,document,total,weight\nkd,0,a,1,2\nkd,0,b,1,-2\n"),

@@ -320,6 +320,12 @@ def test_an_empty_report_has_no_values():
     assert "late_fall" not in trigger_values(report(), student="another")
 
 
+def test_behind_is_positive_whichever_side_is_better():
+    measure = {"name": "arc", "unit": "share", "higher_is_better": True}
+    assert trigger_values(report() | {"measure": measure})["effect_equal_flops"] == -0.03
+    assert trigger_values({"measure": measure}) == {}
+
+
 def test_a_curve_without_resolution_says_nothing():
     said = lambda *points: trigger_values({"curves": [curve("kd", *points)]})
     assert "late_fall" not in said((0, 4.0), (10, 3.0), (40, 2.0))

@@ -54,7 +54,9 @@ def test_every_metric_equals_numpy(pair, name):
     batch = tiny.batch()
     values, weight = oracle(pair, batch)[name], batch.weight_BT
     expected = (values * weight).sum() / weight.sum()
-    np.testing.assert_allclose(measure(pair, [batch]).means[name], expected, rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        measure(pair, [batch])[f"eval/{name}"], expected, rtol=2e-5, atol=1e-6
+    )
 
 
 def test_batches_blocks_and_padding_change_nothing(pair):
@@ -67,20 +69,19 @@ def test_batches_blocks_and_padding_change_nothing(pair):
         measure(pair, [batch, empty]),
         measure(pair, [batch], block_tokens=12),
     ):
-        assert other.tokens == whole.tokens == int(batch.weight_BT.sum())
-        for name, value in whole.means.items():
-            np.testing.assert_allclose(other.means[name], value, rtol=1e-5, atol=1e-7)
+        assert other["eval/tokens"] == whole["eval/tokens"] == int(batch.weight_BT.sum())
+        for name, value in whole.items():
+            np.testing.assert_allclose(other[name], value, rtol=1e-5, atol=1e-7)
 
 
 def test_a_model_alone_has_no_measure_against_a_teacher(pair):
     step = make_eval_step(pair[0], None, block_tokens=16)
     alone = evaluate(step, pair[2], (), [tiny.batch()])
-    assert set(alone.means) == {name for name in LOGGED if name in MODEL_VALUES}
-    np.testing.assert_allclose(
-        alone.means["nll"], measure(pair, [tiny.batch()]).means["nll"], rtol=1e-6
-    )
-    named = alone.named()
-    np.testing.assert_allclose(np.log(named["eval/perplexity"]), named["eval/nll"], rtol=1e-12)
+    known = {f"eval/{name}" for name in LOGGED if name in MODEL_VALUES}
+    assert set(alone) == known | {"eval/perplexity", "eval/tokens"}
+    nll = alone["eval/nll"]
+    np.testing.assert_allclose(nll, measure(pair, [tiny.batch()])["eval/nll"], rtol=1e-6)
+    np.testing.assert_allclose(np.log(alone["eval/perplexity"]), nll, rtol=1e-12)
 
 
 def test_only_what_is_asked_for_is_computed_and_an_unknown_name_is_an_error(pair):
@@ -97,17 +98,17 @@ def test_only_what_is_asked_for_is_computed_and_an_unknown_name_is_an_error(pair
     assert [selects(p) for p in (one, alone, program("agreement_top1"))] == [False, False, True]
     assert work(alone) < 0.8 * work(one)
     assert work(one) < work(both)
-    with pytest.raises(ValueError, match=r"no such values of a token: \['perplexity'\]"):
+    with pytest.raises(ValueError, match=r"no such per-token values: \['perplexity'\]"):
         program("perplexity")
 
 
 def test_a_model_against_itself(pair):
     student, _, params, _ = pair
     step = make_eval_step(student, live_teacher(student), block_tokens=16)
-    same = evaluate(step, params, (params,), [tiny.batch()]).means
-    assert same["agreement_top1"] == 1.0
-    assert abs(same["forward_kl"]) < 1e-6
-    assert same["nll"] == same["teacher_nll"]
+    same = evaluate(step, params, (params,), [tiny.batch()])
+    assert same["eval/agreement_top1"] == 1.0
+    assert abs(same["eval/forward_kl"]) < 1e-6
+    assert same["eval/nll"] == same["eval/teacher_nll"]
 
 
 def test_nothing_to_count_is_an_error_and_not_zero(pair):

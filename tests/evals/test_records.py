@@ -171,9 +171,9 @@ def test_training_and_study_measure_the_same(teacher_vocab):
     found = reference(teacher_vocab)
     assert known.tokens == len(found["token"])
     for name in ("nll", "teacher_nll", "forward_kl", "reverse_kl", "agreement_top1"):
-        np.testing.assert_allclose(found[name].mean(), known.means[name], rtol=1e-5)
+        np.testing.assert_allclose(found[name].mean(), known[f"eval/{name}"], rtol=1e-5)
     right = found["top5"][:, 0] == found["token"]
-    np.testing.assert_allclose(right.mean(), known.means["accuracy_top1"], rtol=1e-6)
+    np.testing.assert_allclose(right.mean(), known["eval/accuracy_top1"], rtol=1e-6)
 
 
 def test_a_model_alone_and_beside_itself():

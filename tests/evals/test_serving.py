@@ -71,14 +71,10 @@ def test_what_is_timed_is_greedy_generation(models):
     programs = serving_programs(model, prompt_tokens=6, new_tokens=19, cache_dtype="float32")
     first, cache = programs.prefill(params, prompts)
     rest = programs.decode(params, first, cache)
-    never = (10**6,)
     run = make_continue(
-        model, max_new_tokens=20, temperature=0.0, stop_ids=never, cache_dtype="float32"
+        model, max_new_tokens=20, temperature=0.0, stop_ids=(10**6,), cache_dtype="float32"
     )
-    texts = generate(
-        run, params, prompts.tolist(), jax.random.key(0), batch_size=64, max_new_tokens=20,
-        max_positions=64, stop_ids=never,
-    )  # fmt: skip
+    texts = generate(run, params, prompts.tolist(), jax.random.key(0), batch_size=64)
     assert np.column_stack([first, rest]).tolist() == texts
 
 

@@ -62,7 +62,7 @@ def test_a_cache_of_hidden_states_needs_no_teacher_and_serves_any_seed_and_mesh(
     alone += [f"--config.teacher.cache={caches / 'hidden'}", "--config.seed=3"]
     out = said(cli.run(f"--workdir={tmp_path / 'one'}", *alone))
     assert "teacher" in out
-    said(cli.run(f"--workdir={tmp_path / 'eight'}", *alone, "--config.mesh.fsdp=4",
+    said(cli.run_process(f"--workdir={tmp_path / 'eight'}", *alone, "--config.mesh.fsdp=4",
                  "--config.mesh.tensor=2", devices=8))  # fmt: skip
     np.testing.assert_allclose(losses(tmp_path / "eight"), losses(tmp_path / "one"), rtol=1e-5)
 

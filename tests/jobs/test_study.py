@@ -30,7 +30,7 @@ def said(done, code=0):
 def study(flags, tmp_path_factory):
     """A finished study of the four arms."""
     root = tmp_path_factory.mktemp("study") / "s"
-    out = said(cli.run(f"--workdir={root}", *flags, *STUDY, timeout=600))
+    out = said(cli.run(f"--workdir={root}", *flags, *STUDY))
     return root, out
 
 
@@ -133,7 +133,7 @@ def test_a_study_killed_at_any_time_goes_on(study, flags, tmp_path):
         process.wait()
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "s").glob("arms/*/*/result.json")}
     assert kept
-    said(cli.run(f"--workdir={tmp_path / 's'}", *flags, *STUDY, timeout=600))
+    said(cli.run(f"--workdir={tmp_path / 's'}", *flags, *STUDY))
     assert all(p.stat().st_mtime_ns == at for p, at in kept.items())
     for arm in ARMS:
         for seed in (0, 1):
@@ -179,7 +179,56 @@ def test_what_is_kept_of_a_study_quotes_nobody(study, tmp_path):
     assert (tmp_path / "results.jsonl").read_text() == (study[0] / "results.jsonl").read_text()
 
 
-def test_more_seeds_may_be_added_and_other_margins_may_not(study, flags, tmp_path):
+def test_a_study_may_be_judged_by_a_scorer(flags, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def length(prompt, text, reference):\n    return len(text)\n"
+    )
+    out = said(
+        cli.run(
+            f"--workdir={tmp_path / 's'}", *flags, *STUDY, "--config.steps=2",
+            "--config.study.arms=('kd','sft')", "--config.study.measure=scorer",
+            f"--config.study.scorer={tmp_path / 'mine.py'}:length",
+        )
+    )  # fmt: skip
+    found = report(tmp_path / "s")
+    unit = "score per example"
+    assert found["measure"] == {"name": "scorer", "unit": unit, "higher_is_better": True}
+    assert found["verdict"]["equal_steps"]["unit"] == unit
+    assert [row["measure"] for row in found["secondary"]] == ["nll", "kl_to_teacher"]
+    assert {row["unit"] for row in found["secondary"]} == {"nats per token"}
+    assert unit in out
+
+
+def test_a_study_whose_runs_all_break_down_says_so(flags, tmp_path):
+    out = said(
+        cli.run(
+            f"--workdir={tmp_path / 's'}", *flags, *STUDY, "--config.study.seeds=1",
+            "--config.study.arms=('kd','sft')", "--config.study.prompts=0",
+            "--config.optim.learning_rate=1e38", "--config.optim.max_skipped=1", timeout=600,
+        )
+    )  # fmt: skip
+    found = report(tmp_path / "s")["verdict"]["equal_steps"]
+    assert found["label"] == "INVALID"
+    assert "no run has a value of nll" in found["reason"]
+    assert found["reason"] in out
+
+
+def test_seeds_may_be_added_which_counts_as_a_look_and_not_taken_away(study, flags, tmp_path):
+    root = tmp_path / "s"
+    shutil.copytree(study[0], root)
+    again = (f"--workdir={root}", *flags, *STUDY, "--config.study.arms=('kd','sft')")
+    assert report(root)["verdict"]["equal_steps"]["look"] == 1
+    out = said(cli.run(*again, "--config.study.seeds=3"))
+    assert out.count("done already") == 4
+    assert json.loads((root / "study.json").read_text())["looks"] == [[0, 1], [0, 1, 2]]
+    assert report(root)["verdict"]["equal_steps"]["look"] == 2
+    fewer = cli.run(*again)
+    assert fewer.returncode == 2
+    (line,) = fewer.stderr.splitlines()
+    assert "seeds can be added and not taken away" in line
+
+
+def test_another_margin_may_not_be_given_later(study, flags, tmp_path):
     shutil.copytree(study[0], tmp_path / "s")
     lowered = cli.run(f"--workdir={tmp_path / 's'}", *flags, *STUDY, "--config.study.margin=0.5")
     assert lowered.returncode == 2
@@ -216,7 +265,7 @@ def test_an_ablation_of_a_config_file_is_an_arm(flags, tmp_path):
     out = said(
         cli.run(
             f"--workdir={tmp_path / 's'}", *flags, *small, "--config.study.seeds=1",
-            "--config.study.arms=('kd','sft','hot')", config=f"{file}:study", timeout=600,
+            "--config.study.arms=('kd','sft','hot')", config=f"{file}:study",
         )
     )  # fmt: skip
     assert "hot-temperature=4.0" in out

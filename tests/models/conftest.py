@@ -13,7 +13,6 @@ import transformers
 from distill_jax.models import huggingface
 from distill_jax.models.binding import bind
 from distill_jax.models.families import FAMILIES
-from tests.models.variants import VARIANTS
 
 SIZES = {
     "vocab_size": 61,
@@ -30,8 +29,8 @@ SIZES = {
 }
 CASES = {
     f"{name}-{variant}": (name, entries)
-    for name in FAMILIES
-    for variant, entries in VARIANTS[name].items()
+    for name, family in FAMILIES.items()
+    for variant, entries in family.variants.items()
 }
 TOKENS_BT = np.random.default_rng(0).integers(0, SIZES["vocab_size"], (2, 24))
 

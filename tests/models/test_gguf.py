@@ -15,7 +15,6 @@ from distill_jax.models.binding import bind
 from distill_jax.models.families import FAMILIES
 from distill_jax.models.weights import flatten
 from distill_jax.types import UserError
-from tests.models.variants import GGUF_VARIANTS
 
 INTERLEAVED = ("llama",)  # architectures whose query and key rows are stored in pairs
 OFFSET_NORMS = ("gemma3",)  # architectures whose norms are stored with 1 added
@@ -24,7 +23,7 @@ GGUF_CASES = {
     f"{name}-{variant}": (name, entries)
     for name, family in FAMILIES.items()
     if family.gguf
-    for variant, entries in GGUF_VARIANTS[name].items()
+    for variant, entries in family.gguf.variants.items()
 }
 
 

@@ -326,6 +326,8 @@ def test_the_table_of_a_study_has_a_line_an_arm_and_both_verdicts():
     assert "at equal FLOPs: INCONCLUSIVE." in text
     assert "\nrandom_teacher against kd: WORSE. kd is" in text
     assert "\nablation narrow.v2 against kd: WORSE. kd is" in text
+    assert "\nby kl_to_teacher, kd against sft: HELPS. kd is" in text
+    assert text.count("\nwarning: 3 seeds miss a bad run") == 1
     assert lines[-1] == "fit to ship: no"
 
 

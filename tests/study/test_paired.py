@@ -18,6 +18,14 @@ def right(rng, shape, chance):
     return (rng.random(shape) < chance).astype(float)
 
 
+def changed(score_ASD, answers):
+    """With other answers of each seed: documents 0, 1, ... of seed 0, and so on."""
+    for s in range(score_ASD.shape[1]):
+        part = slice(s * answers, (s + 1) * answers)
+        score_ASD[:, s, part] = 1 - score_ASD[:, s, part]
+    return score_ASD
+
+
 SCORES = {
     "likelihood": lambda rng: rng.exponential(2, (2, 3, 200)),
     "likelihood, a third certain": lambda rng: np.where(
@@ -39,6 +47,7 @@ HONEST = SCORES | {
     "few wrong, the same ones": lambda rng: np.tile(right(rng, 500, 0.95), (2, 3, 1)),
     "few documents, the same scores": lambda rng: np.tile(right(rng, 40, 0.5), (2, 3, 1)),
     "six documents": lambda rng: rng.exponential(2, (2, 3, 6)),
+    "one answer of 500 changed": lambda rng: changed(np.tile(right(rng, 500, 0.5), (2, 3, 1)), 1),
 }
 
 
@@ -59,6 +68,22 @@ def test_copied_seeds_are_refused(kind, arm):
         name = ("kd", "sft")[arm]
         with pytest.raises(Incomparable, match=f"seeds 0 and 2 of arm {name}"):
             paired(score_ASD)
+
+
+@pytest.mark.parametrize(("answers", "warned"), [(0, True), (1, True), (10, False)])
+@pytest.mark.parametrize("documents", [90, 500])
+def test_nearly_equal_answers_are_warned_of_alone(answers, warned, documents):
+    rng = np.random.default_rng(54)
+    score_ASD = changed(np.tile(right(rng, documents, 0.5), (2, 3, 1)), answers)
+    if answers == 1 and documents == 90:
+        warned = False  # 2 of about 46 are less than 99%
+    if answers == 0 and documents == 500:
+        with pytest.raises(Incomparable, match="seeds 0 and 1 of arm kd have the same scores"):
+            paired(score_ASD)
+        return
+    found = paired(score_ASD).warnings
+    assert len(found) == (2 if warned else 0)
+    assert all("seeds 0 and 1 of arm" in text for text in found)
 
 
 def test_seeds_are_paired_by_name_and_groups_added_up():

@@ -10,7 +10,14 @@ from distill_jax.models.config_json import (
     write_common,
     write_layer_types,
 )
-from distill_jax.models.family import DEFAULT_WEIGHTS, Family, Gguf, block_weight
+from distill_jax.models.family import (
+    ALTERNATING,
+    DEFAULT_WEIGHTS,
+    TIED_AND_UNTIED,
+    Family,
+    Gguf,
+    block_weight,
+)
 from distill_jax.types import UserError
 
 
@@ -102,9 +109,24 @@ def _hf_array(path, array, config):
     return array - np.float32(1.0) if path.endswith("norm") else array
 
 
+_LINEAR_ROPE = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000.0}
+_LINEAR = {
+    "rope_parameters": {"full_attention": _LINEAR_ROPE},
+    "final_logit_softcapping": 3.0,
+}
+_VARIANTS = {
+    name: {**ALTERNATING, **entries}
+    for name, entries in {**TIED_AND_UNTIED, "linear": _LINEAR}.items()
+}
+# Not in GGUF files: it is the width of a head in all but the 62-block model.
+_GGUF_VARIANTS = {
+    name: {**entries, "query_pre_attn_scalar": 16} for name, entries in _VARIANTS.items()
+}
+
 GEMMA3 = Family(
-    _from_hf,
-    _to_hf,
+    from_hf=_from_hf,
+    to_hf=_to_hf,
     weights=_WEIGHTS,
-    gguf=Gguf("gemma3", entries=_gguf_entries, hf_array=_hf_array),
+    gguf=Gguf("gemma3", entries=_gguf_entries, hf_array=_hf_array, variants=_GGUF_VARIANTS),
+    variants=_VARIANTS,
 )

@@ -1,7 +1,7 @@
 """Llama 2 and 3, SmolLM2."""
 
 from distill_jax.models.config_json import read_common, write_common
-from distill_jax.models.family import Family, Gguf
+from distill_jax.models.family import TIED_AND_UNTIED, Family, Gguf
 from distill_jax.types import UserError
 
 
@@ -42,4 +42,33 @@ def _hf_array(path, array, config):
     return pairs.swapaxes(1, 2).reshape(array.shape)
 
 
-LLAMA = Family(_from_hf, _to_hf, gguf=Gguf("llama", entries=_gguf_entries, hf_array=_hf_array))
+_BIAS = {"attention_bias": True}
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+# GGUF files leave out what is the same in all real models.
+_REAL_LLAMA3_ROPE = {
+    "rope_parameters": {
+        **_LLAMA3_ROPE,
+        "rope_theta": 500_000.0,
+        "original_max_position_embeddings": 8192,
+    },
+    "max_position_embeddings": 16_384,
+}
+
+LLAMA = Family(
+    from_hf=_from_hf,
+    to_hf=_to_hf,
+    gguf=Gguf(
+        "llama",
+        entries=_gguf_entries,
+        hf_array=_hf_array,
+        variants={**TIED_AND_UNTIED, "bias": _BIAS, "rope3": _REAL_LLAMA3_ROPE},
+    ),
+    variants={**TIED_AND_UNTIED, "bias": _BIAS, "rope3": {"rope_parameters": _LLAMA3_ROPE}},
+)

@@ -12,7 +12,7 @@ from distill_jax.models.config_json import (
     write_common,
     write_layer_types,
 )
-from distill_jax.models.family import Family
+from distill_jax.models.family import TIED_AND_UNTIED, Family
 
 
 def _from_hf(raw):
@@ -37,4 +37,12 @@ def _to_hf(config):
     )
 
 
-MISTRAL = Family(_from_hf, _to_hf)
+MISTRAL = Family(
+    from_hf=_from_hf,
+    to_hf=_to_hf,
+    variants={
+        **TIED_AND_UNTIED,
+        "window": {"sliding_window": 5},
+        "global": {"sliding_window": None, "head_dim": None},
+    },
+)

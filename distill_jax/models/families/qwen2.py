@@ -6,7 +6,7 @@ from distill_jax.models.config_json import (
     write_common,
     write_layer_types,
 )
-from distill_jax.models.family import Family, Gguf
+from distill_jax.models.family import ALTERNATING, TIED_AND_UNTIED, Family, Gguf
 
 
 def read_qwen(raw, **own):
@@ -34,4 +34,5 @@ QWEN2 = Family(
     from_hf=lambda raw: read_qwen(raw, family="qwen2", qkv_bias=True),
     to_hf=lambda config: write_qwen(config, architecture="Qwen2ForCausalLM"),
     gguf=Gguf("qwen2"),
+    variants={**TIED_AND_UNTIED, "window": {"use_sliding_window": True, **ALTERNATING}},
 )

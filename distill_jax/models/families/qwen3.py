@@ -1,7 +1,7 @@
 """Qwen 3: Qwen 2 with norms on queries and keys instead of biases."""
 
 from distill_jax.models.families.qwen2 import read_qwen, write_qwen
-from distill_jax.models.family import Family, Gguf
+from distill_jax.models.family import TIED_AND_UNTIED, Family, Gguf
 
 
 def _from_hf(raw):
@@ -14,4 +14,9 @@ def _to_hf(config):
     return write_qwen(config, architecture="Qwen3ForCausalLM", attention_bias=config.qkv_bias)
 
 
-QWEN3 = Family(_from_hf, _to_hf, gguf=Gguf("qwen3"))
+QWEN3 = Family(
+    from_hf=_from_hf,
+    to_hf=_to_hf,
+    gguf=Gguf("qwen3"),
+    variants=TIED_AND_UNTIED,
+)
