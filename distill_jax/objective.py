@@ -107,7 +107,7 @@ def cached_teacher(
     return teach
 
 
-def partly(teach: Teach, part: Callable[[Projected, Batch, Array], Targets]) -> Teach:
+def partial_teacher(teach: Teach, part: Callable[[Projected, Batch, Array], Targets]) -> Teach:
     """A teacher that runs in the step, reduced by `part` to some entries of its distribution."""
     return lambda teacher_params, batch, key: part(teach(teacher_params, batch, key), batch, key)
 

@@ -15,7 +15,7 @@ from distill_jax.objective import (
     live_teacher,
     mixed_teachers,
     objective,
-    partly,
+    partial_teacher,
     teacher_targets,
 )
 from distill_jax.step import init_state, make_train_step
@@ -104,7 +104,7 @@ def test_draws_do_not_depend_on_micro_batches(models):
         uniform = partial_targets.uniforms(key, batch.tokens_BT, batch.segment_BT, 9)
         return partial_targets.sampled(targets, uniform, block_tokens=8)
 
-    teach = partly(live_teacher(models[1]), part)
+    teach = partial_teacher(live_teacher(models[1]), part)
     run = partial(steps, models, make_plan(FORWARD, 1), teach, (models[4],), 2)
     (whole, seen), (split, other) = run(), run(microbatches=4)
     for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(split.params), strict=True):

@@ -65,7 +65,7 @@ def to_record(kind: str, key: bytes, signals: Signals, form: dict[str, Any]) -> 
 
 
 def _check(signals, form):
-    """Raises for values that would not be stored exactly."""
+    """Raises for values that a record cannot hold."""
     for name, value in signals.items():
         # -inf is valid for a logit (an entry of probability 0) and for a rest (there is none).
         allowed = (value == -np.inf) & (name in ("logits", "rest"))

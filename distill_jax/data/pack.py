@@ -71,10 +71,10 @@ def empty_row(seq_len: int) -> Batch:
 def pack(tokenized: Tokenized, *, seq_len: int, seed: int | None) -> Rows:
     """Packs documents into rows of `seq_len` inputs, each piece where it leaves the least space.
 
-    With a seed, pieces are placed from long to short, equal lengths in random order; with enough
-    short pieces, a few tenths of a percent of the rows stay empty. With None they are placed in the
-    order of the documents, for evaluation. Documents of one token predict nothing and are in no
-    row. Raises UserError if all are such.
+    With a seed, pieces are placed from long to short, equal lengths in random order; rows are then
+    full to within a few tenths of a percent, given enough short pieces. With None they are placed
+    in the order of the documents, for evaluation. Documents of one token predict nothing and are in
+    no row. Raises UserError if all are such.
     """
     documents, starts, lengths = _pieces(tokenized, seq_len)
     if not len(lengths):

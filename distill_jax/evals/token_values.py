@@ -16,7 +16,7 @@ from jax.lax import optimization_barrier
 
 from distill_jax.evals.records_file import OF_TEACHER
 from distill_jax.losses.divergences import DIVERGENCES
-from distill_jax.losses.targets import take_apart, whole_logits
+from distill_jax.losses.targets import split_targets, whole_logits
 from distill_jax.losses.tokens import block_length, cut, join
 from distill_jax.losses.vocabulary import head_logits, log_of, softmax
 from distill_jax.models.binding import Model
@@ -114,7 +114,7 @@ def make_token_values(
         if teach is not None:
             # Whole distributions are compared, so nothing is drawn.
             targets = teach(teacher_params, batch, jax.random.key(0))
-            kind, teacher_tokens, heads = take_apart(targets, 2**31 - 1)
+            kind, teacher_tokens, heads = split_targets(targets, 2**31 - 1)
 
         def measure(inputs):
             hidden_xD, tokens, labels_x = inputs

@@ -24,7 +24,7 @@ from distill_jax.data.cache_writer import (
 )
 from distill_jax.losses.fused import linear_divergence
 from distill_jax.losses.terms import Term
-from distill_jax.objective import live_teacher, partly
+from distill_jax.objective import live_teacher, partial_teacher
 from distill_jax.progress import progress_line, say
 from distill_jax.setup import data, teachers
 from distill_jax.setup.loss import terms_of
@@ -104,7 +104,7 @@ def _compute(c: ConfigDict, teacher: Loaded, temperatures: tuple[float, ...], me
     """The jitted function from a batch to the signals of a kind."""
     teach, kind = live_teacher(teacher.model), c.teacher.targets
     if kind != "hidden":
-        teach = partly(teach, teachers.part_of(c, temperatures, batch_ways(mesh)))
+        teach = partial_teacher(teach, teachers.part_of(c, temperatures, batch_ways(mesh)))
     key = jax.random.fold_in(jax.random.key(c.seed), STREAM)
 
     def compute(params, batch):

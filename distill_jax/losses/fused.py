@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.lax import optimization_barrier
 from jax.sharding import Mesh, PartitionSpec
 
-from distill_jax.losses.targets import FixedTargets, distribution, prepare, take_apart
+from distill_jax.losses.targets import FixedTargets, distribution, prepare, split_targets
 from distill_jax.losses.terms import Term, needs_teacher
 from distill_jax.losses.token_loss import token_loss
 from distill_jax.losses.tokens import block_length, cut, join, weighted_mean
@@ -84,7 +84,7 @@ def linear_divergence(
     head, vocab = (unembed.weight_DV, unembed.bias_V), unembed.weight_DV.shape[1]
     teacher, tokens, heads, shared = None, (), (), vocab
     if targets is not None:
-        teacher, tokens, heads = take_apart(targets, vocab)
+        teacher, tokens, heads = split_targets(targets, vocab)
         shared = teacher.shared
     if not needs_teacher(terms):
         teacher, tokens, heads = None, (), ()

@@ -137,7 +137,7 @@ def symbol_losses(
         log_p = jnp.concatenate([log_p, symbols.log_rest_x[..., None]], -1)
 
     def compare(log_q):
-        return [_known(term, symbols, log_q, log_p) for term in terms]
+        return [_at_symbols(term, symbols, log_q, log_p) for term in terms]
 
     values, pull = jax.vjp(compare, log_q)
     gradient = None
@@ -145,16 +145,16 @@ def symbol_losses(
         (g,) = pull([w * jnp.ones_like(v) for w, v in zip(weights, values, strict=True)])
         gradient = _in_logits(g, q, log_q, rest, place, ids.shape[-1])
     for i, term in enumerate(terms):
-        if _apart(term, symbols):
+        if _is_unmergeable(term, symbols):
             more, more_gradient = _outside(term, weights[i], q, outside, axis, with_gradient)
             values[i] += more
             gradient = gradient + more_gradient if with_gradient else None
     return values, gradient
 
 
-def _known(term, symbols, log_q, log_p):
+def _at_symbols(term, symbols, log_q, log_p):
     """A term at the symbols, without the rest where _outside adds that entry by entry."""
-    if _apart(term, symbols):
+    if _is_unmergeable(term, symbols):
         log_q, log_p = log_q[..., :-1], log_p[..., :-1]
     return divergence(term.name, log_q, log_p, **term.arguments)
 
@@ -186,7 +186,7 @@ def _outside(term, weight, q, outside, axis, with_gradient):
     return total, joint - q.prob_xV * summed(joint, axis)
 
 
-def _apart(term: Term, symbols: Symbols) -> bool:
+def _is_unmergeable(term: Term, symbols: Symbols) -> bool:
     """Whether entries without teacher probability cannot be merged into one symbol.
 
     f-divergences, homogeneous in (q, p), allow merging; alpha_beta with a + b != 1 does not.

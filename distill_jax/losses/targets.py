@@ -31,7 +31,7 @@ class FixedTargets(NamedTuple):
     policy: str = ""
 
 
-def take_apart(targets: Targets, student_vocab: int) -> tuple[FixedTargets, Any, Any]:
+def split_targets(targets: Targets, student_vocab: int) -> tuple[FixedTargets, Any, Any]:
     """(static part, arrays [B, T, ..], heads of teachers). Raises UserError for a bad mixture."""
     if isinstance(targets, TopK):
         shared = min(student_vocab, targets.vocab)

@@ -21,6 +21,7 @@ from distill_jax.models.binding import Model
 from distill_jax.models.context import local_flags
 from distill_jax.models.prune_blocks import BLOCK_CRITERIA, SummedNll
 from distill_jax.models.refit import NEURON_CRITERIA, Sums, ridge_of
+from distill_jax.models.transformer import Block
 from distill_jax.types import Array, Batch, Params, UserError
 
 
@@ -194,10 +195,9 @@ class _BlockFunctions(NamedTuple):
 
 
 def _block_functions(model: Model) -> _BlockFunctions:
-    bound = model.block
+    call = lambda function: jax.jit(lambda params, *xs: function(model.block(params), *xs))
 
-    def block(params, x_BTD, context, local):
-        one = bound(params)
+    def block(one, x_BTD, context, local):
         return one.feed_forward(one.attend(x_BTD, context, local))
 
     def sums(a_BTF, x_BTD, y_BTD, mask_BT, matrix_FD, bias_D):
@@ -217,19 +217,17 @@ def _block_functions(model: Model) -> _BlockFunctions:
         return sums(a_BTF, x_BTD, y_BTD, mask_BT, half["output"], half.get("output_bias"))
 
     def feed_forward_sums(params, x_BTD, y_BTD, mask_BT):
-        a_BTF = bound(params).feed_forward.activations(x_BTD)
+        a_BTF = model.block(params).feed_forward.activations(x_BTD)
         return sums(a_BTF, x_BTD, y_BTD, mask_BT, params["feed_forward"]["down"], None)
 
     return _BlockFunctions(
         embed=jax.jit(model.embed),
         context=jax.jit(model.context),
-        block=jax.jit(block),
-        attend=jax.jit(lambda params, x, context, local: bound(params).attend(x, context, local)),
-        feed_forward=jax.jit(lambda params, x, context, local: bound(params).feed_forward(x)),
-        head_outputs=jax.jit(
-            lambda params, x, context, local: bound(params).head_outputs(x, context, local)
-        ),
-        attention_back=jax.jit(lambda params, a, x: x + bound(params).attention.project_back(a)),
+        block=call(block),
+        attend=call(Block.attend),
+        feed_forward=call(lambda one, x, context, local: one.feed_forward(x)),
+        head_outputs=call(Block.head_outputs),
+        attention_back=call(lambda one, a, x: x + one.attention.project_back(a)),
         attention_sums=jax.jit(attention_sums),
         feed_forward_sums=jax.jit(feed_forward_sums),
     )

@@ -17,7 +17,13 @@ from distill_jax.losses.sparse import check_partial_terms
 from distill_jax.losses.targets import SPACES
 from distill_jax.losses.terms import CROSS_ENTROPY, Term, needs_teacher
 from distill_jax.models.binding import Model
-from distill_jax.objective import Teach, cached_teacher, live_teacher, mixed_teachers, partly
+from distill_jax.objective import (
+    Teach,
+    cached_teacher,
+    live_teacher,
+    mixed_teachers,
+    partial_teacher,
+)
 from distill_jax.setup.models import Loaded, check_length, load_model, load_teacher
 from distill_jax.sharding import batch_ways, place_whole
 from distill_jax.types import UserError
@@ -124,7 +130,7 @@ def teach_of(
         return mixed_teachers(models, _weights(c), c.teacher.mix), params
     teach = live_teacher(models[0])
     if c.teacher.targets != "hidden":
-        teach = partly(teach, part_of(c, temperatures_of(terms), batch_ways(mesh)))
+        teach = partial_teacher(teach, part_of(c, temperatures_of(terms), batch_ways(mesh)))
     return teach, params
 
 
