@@ -37,7 +37,7 @@ def prompts_of(
 
     A text gives its first prompt_tokens and what follows them. A document with a prompt gives all
     of that prompt, whatever its length, and the completion or the assistant's first turn; those
-    that leave no room for new_tokens among max_positions are passed over. References are cut at
+    that leave no room for new_tokens among max_positions are skipped. References are cut at
     new_tokens. Raises UserError where no document can give a prompt.
     """
     splits = {}

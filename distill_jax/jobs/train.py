@@ -100,14 +100,14 @@ def start_of(setting: Setting) -> tuple[Model, Params]:
             f"pruning to {p.blocks or 'all'} blocks and {p.neurons or 'all'} neurons per block"
             f" by {p.calibration_tokens:,} tokens"
         )
-    # Pruning asks no teacher, and may look at text that a cache has nothing for.
+    # Pruning needs no teacher signals, and may read rows that a cache does not hold.
     rows = data.plain(setting.training.rows)
     calibration = lambda: data.calibration_batches(c, rows, mesh)
     return student.make_student(c, inputs.source, inputs.teachers.first, mesh, calibration)
 
 
 def _begin_files(setting: Setting, model: Model, params: Params) -> None:
-    """The files a fresh run begins with: provenance, and what teacher and student write before."""
+    """Writes provenance, and what teacher and student write before the first step."""
     inputs, lines = setting.inputs, []
     teacher = inputs.teachers.first
     if teacher is not None:
@@ -127,7 +127,7 @@ def _samples(setting: Setting, name: str, step: int, model: Model, params: Param
 
 
 def finish(setting: Setting, model: Model, params: Params) -> tuple[str, ...]:
-    """Writes the exported student, the samples and the report; gives what a person reads then."""
+    """Writes the exported student, the samples and the report; gives the lines to print."""
     c, directory, inputs = setting.config, setting.directory, setting.inputs
     teacher = inputs.teachers.first
     after = _samples(setting, "student after", c.steps, model, params)

@@ -33,7 +33,7 @@ Part = Callable[..., Any]
 
 
 class Teachers(NamedTuple):
-    """What teaches in a run. `loaded`: the models of teacher.path and teacher.more, in order."""
+    """The teachers of a run. `loaded`: the models of teacher.path and teacher.more, in order."""
 
     loaded: tuple[Loaded, ...]
     cache: Cache | None
@@ -42,7 +42,7 @@ class Teachers(NamedTuple):
 
     @property
     def first(self) -> Loaded | None:
-        """The teacher that texts, tables and pruning take."""
+        """The teacher that texts, tables and pruning use."""
         return self.loaded[0] if self.loaded else None
 
 
@@ -61,8 +61,8 @@ def check(c: ConfigDict, terms: tuple[Term, ...]) -> None:
         )
     if t.cache and (t.more or t.path == AVERAGE):
         raise UserError(
-            "config.teacher.cache holds one teacher: leave config.teacher.more empty and"
-            " config.teacher.path another than average"
+            "config.teacher.cache holds one teacher: leave config.teacher.more empty, and do not"
+            " set config.teacher.path to average"
         )
     if t.weights and (len(t.weights) != len(paths) or not min(t.weights) > 0):
         raise UserError(
@@ -75,8 +75,8 @@ def check(c: ConfigDict, terms: tuple[Term, ...]) -> None:
         )
     if t.targets != "hidden" and not t.cache and len(paths) > 1:
         raise UserError(
-            f"config.teacher.targets {t.targets} is of one teacher and config.teacher.more names"
-            " others: use hidden"
+            f"config.teacher.targets {t.targets} needs a single teacher and config.teacher.more"
+            " names others: use hidden"
         )
     if not t.cache:
         _check_part(c, t.targets, temperatures_of(terms), terms)
@@ -106,7 +106,7 @@ def load_teachers(c: ConfigDict, terms: tuple[Term, ...], mesh: Mesh) -> Teacher
 
 
 def read_cache(c: ConfigDict, teachers: Teachers, terms: tuple[Term, ...], mesh: Mesh) -> Teachers:
-    """The same models, whose signals a cache has. Raises UserError where it cannot serve a term."""
+    """The same models with the cache. Raises UserError where it cannot serve a term."""
     cache = open_cache(Path(c.teacher.cache))
     form = cache.manifest.form
     _check_part(c, cache.manifest.kind, tuple(form["temperatures"]), terms)
@@ -117,7 +117,7 @@ def read_cache(c: ConfigDict, teachers: Teachers, terms: tuple[Term, ...], mesh:
 def teach_of(
     c: ConfigDict, teachers: Teachers, terms: tuple[Term, ...], student: Model, mesh: Mesh
 ) -> tuple[Teach | None, tuple]:
-    """What the loss asks for its targets, and the parameters it takes; nothing without a term."""
+    """The function that gives the loss its targets, and its parameters; None where no term asks."""
     if not needs_teacher(terms):
         return None, ()
     if teachers.cache is not None:
@@ -135,7 +135,7 @@ def teach_of(
 
 
 def measure_of(c: ConfigDict, teachers: Teachers) -> tuple[Teach | None, tuple]:
-    """The whole distribution that evaluation compares with, and its parameters."""
+    """The function that gives whole distributions for evaluation, and its parameters."""
     if teachers.cache is not None and teachers.cache.manifest.kind == "hidden":
         return _of_cache(teachers, "")
     if not teachers.loaded:
