@@ -14,6 +14,7 @@ WORSE = "WORSE"
 INCONCLUSIVE = "INCONCLUSIVE"
 NEW_FAILURE = "NEW FAILURE MODE IN "  # and the slice
 NLL = "nats per token"
+FEWEST_DIFFERING = 10  # documents on which arms differ, below which nothing is ruled out
 MOST_LOOKS = 40
 MINIMUM_DOCUMENTS = 50  # effective ones, below which a slice is not tested
 MINIMUM_WEIGHT = 150  # tokens or examples
@@ -105,11 +106,16 @@ def level_at(look: int | None, alpha: float) -> float:
     return alpha * (0.8 if look == 1 else 0.1 * 0.5 ** (look - 2))
 
 
-def decide(bounds: tuple[float, float], margin: float) -> str:
-    """The label of an interval alone; negative is better."""
+def decide(bounds: tuple[float, float], margin: float, differing: int) -> str:
+    """The label of an interval; negative is better.
+
+    differing: documents on which the arms differ. Where they are few (answers that are right or
+    wrong), the interval is too narrow to rule an improvement out.
+    """
     low, high = bounds
     if high < -margin:
         return HELPS
     if low > margin:
         return WORSE
-    return NO_BETTER if low >= -margin else INCONCLUSIVE
+    enough = low >= -margin and differing >= FEWEST_DIFFERING
+    return NO_BETTER if enough else INCONCLUSIVE

@@ -42,6 +42,7 @@ class Spread(NamedTuple):
     interaction_variance  the part of document_variance that is in seed_variance too.
     document_dof          degrees of freedom of document_variance.
     skewness              of the mean over documents; negative: a few gain far more than others.
+    differing             units on which the arms have different scores in any seed.
     """
 
     effect: float
@@ -53,6 +54,7 @@ class Spread(NamedTuple):
     interaction_variance: float
     document_dof: float
     skewness: float
+    differing: int
 
     @property
     def known(self) -> bool:
@@ -107,7 +109,8 @@ def spread_of(total_RU: np.ndarray, weight_U: np.ndarray) -> Spread:
             by_both = float(np.sum((residual_RU - residual_U) ** 2)) / (seeds * (seeds - 1))
             interaction = min(by_both * correction, document_variance)
     variances = seed_variance, document_variance, interaction
-    return Spread(effect, seeds, documents, effective, *variances, dof, skewness)
+    differing = int(np.count_nonzero((total_RU != 0).any(axis=0)))
+    return Spread(effect, seeds, documents, effective, *variances, dof, skewness, differing)
 
 
 def skewness_of(residual_U: np.ndarray, share_U: np.ndarray) -> float:

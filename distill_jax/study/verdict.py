@@ -10,7 +10,8 @@ and documents alone (uncertainty.py). m is the margin, the smallest difference t
   NO BETTER               no part of the interval lies beyond m on the better side: an improvement
                           worth having is excluded. With m = 0 only equal arms reach it, since no
                           number of documents excludes an arbitrarily small improvement.
-  INCONCLUSIVE            anything else, and always with fewer seeds than the minimum.
+  INCONCLUSIVE            anything else, and always with fewer seeds than the minimum. NO BETTER
+                          also takes 10 documents on which the arms differ.
   NEW FAILURE MODE IN x   harm beyond the slice margin on a registered slice x, even where the mean
                           helps. WORSE stays WORSE: its failures are listed and named.
 
@@ -32,6 +33,7 @@ from distill_jax.study.rules import (
     INCONCLUSIVE,
     INVALID,
     NEW_FAILURE,
+    NLL,
     WORSE,
     Rules,
     check_rules,
@@ -86,6 +88,12 @@ def verdict(
     *,
     treatment: str = "kd",
     baseline: str = "sft",
+    margin: float,
+    slice_margin: float,
+    confidence: float = 0.95,
+    minimum_seeds: int = 3,
+    higher_is_better: bool = False,
+    unit: str = NLL,
     teacher: str | None = TEACHER,
     invalid: str | None = None,
     **rules: Any,
@@ -98,11 +106,11 @@ def verdict(
               hash of the text, are one piece of evidence). Numbers and names in any mixture.
     teacher   the arm that has to be better than the baseline, if it is there; None: no such rule.
     invalid   a reason, known to the caller, why nothing can be compared.
-    **rules   those of Rules, where they are described: margin and slice_margin have to be given;
-              confidence=0.95, minimum_seeds=3, higher_is_better=False, unit and others may be.
+    **rules   the others of Rules, where the arguments above are described too.
     Raises UserError for arguments outside their range and for what is no such table.
     """
-    judged_by = Rules(**rules)
+    first = (margin, slice_margin, confidence, minimum_seeds, higher_is_better, unit)
+    judged_by = Rules(*first, **rules)
     check_rules(judged_by, treatment, baseline)
     if invalid is not None:
         return judge(Comparison(None, treatment, baseline, judged_by, invalid=invalid))
@@ -147,7 +155,7 @@ def judge(one: Comparison, alpha: float | None = None) -> Verdict:
     slices = slice_effects(paired, names, rules, 1 - alpha)
     enough = spread.known and spread.seeds >= rules.minimum_seeds
     bounds = interval(spread, 1 - alpha)
-    label = mean_label = decide(bounds, rules.margin) if enough else INCONCLUSIVE
+    label = mean_label = decide(bounds, rules.margin, spread.differing) if enough else INCONCLUSIVE
     failures = failures_of(slices, rules.sign) if enough else ()
     if failures and label != WORSE:
         label = NEW_FAILURE + failures[0].slice

@@ -73,7 +73,9 @@ def deciding_ones(
         without = spread_of(total, weight)
         if without.known:
             half = half_width(without._replace(seeds=spread.seeds), alpha / 2)
-            other = decide((without.effect - half, without.effect + half), margin)
+            other = decide(
+                (without.effect - half, without.effect + half), margin, without.differing
+            )
             found += [(name, other)] if other != label else []
     return found
 

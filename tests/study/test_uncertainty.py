@@ -149,7 +149,7 @@ def test_what_documents_are_called_and_their_order_move_nothing():
 
 def spread(seeds=3, seed_variance=1e-4, document_variance=1e-4, interaction=2e-5, effect=-0.1):
     return Spread(
-        effect, seeds, 100, 80.0, seed_variance, document_variance, interaction, 60.0, 0.0
+        effect, seeds, 100, 80.0, seed_variance, document_variance, interaction, 60.0, 0.0, 100
     )
 
 

@@ -595,3 +595,29 @@ def test_arrays_and_tables_are_judged_alike():
     assert isinstance(scores, Scores)
     by_table = decide(as_table(nll_ASD, weight_D), margin=0.01)
     assert judge(Comparison(scores, "kd", "sft", Rules(0.01, 0.0))) == by_table
+
+
+@pytest.mark.parametrize("documents", [25, 60])
+def test_a_few_answers_that_differ_rule_nothing_out(documents):
+    """Right or wrong on few examples: an interval near zero width is luck, not knowledge."""
+    r, false = np.random.default_rng(7), 0
+    for _ in range(60):
+        # The true improvement is exactly the margin.
+        luck = r.random((3, documents))
+        right = {"sft": luck < 0.9, "kd": luck < 0.95}
+        rows = [
+            (arm, seed, document, float(values[seed, document]))
+            for arm, values in right.items()
+            for seed in range(3)
+            for document in range(documents)
+        ]
+        columns = zip(*rows, strict=True)
+        table = dict(zip(("arm", "seed", "document", "total"), columns, strict=True))
+        table["weight"] = np.ones(len(rows))
+        v = verdict(
+            table, margin=0.05, slice_margin=0.05, higher_is_better=True, unit="share right"
+        )
+        false += v.label == "NO BETTER"
+        if v.label == "INCONCLUSIVE" and v.interval[0] is not None and v.interval[1] < 0.05:
+            assert "it takes to rule an improvement out" in v.reason
+    assert false <= 4
