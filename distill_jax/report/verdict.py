@@ -1,5 +1,6 @@
 """report.json and report.html of a verdict on anybody's scores (verdict.schema.json)."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -78,40 +79,29 @@ def run_means(
     The arms of `first` come first.
     """
     whole = columns["slice"] == WHOLE
-    arms, arm_n = np.unique(columns["arm"][whole], return_inverse=True)
-    seeds, seed_n = np.unique(columns["seed"][whole], return_inverse=True)
-    shape = len(arms), len(seeds)
-    place = np.ravel_multi_index((arm_n, seed_n), shape)
-    sums = lambda values: np.bincount(place, values, arms.size * seeds.size).reshape(shape)
-    total, weight = sums(columns["total"][whole]), sums(columns["weight"][whole])
-    rows = np.bincount(place, minlength=arms.size * seeds.size).reshape(shape)
-    order = sorted(range(len(arms)), key=lambda a: (_rank(arms[a], first), arms[a]))
-    about = [
-        {
-            "arm": arms[a],
-            "seeds": int(np.count_nonzero(rows[a])),
-            "documents": int(rows[a].max()),
-            "mean": _ratio(total[a].sum(), weight[a].sum()),
-        }
-        for a in order
-    ]
-    by_seed = sorted(range(len(seeds)), key=lambda s: (not seeds[s].isdigit(), len(seeds[s]), s))
-    means = [
-        {
-            "seed": seeds[s],
-            "means": {arms[a]: _ratio(total[a, s], weight[a, s]) for a in order if rows[a, s]},
-        }
-        for s in by_seed
-    ]
-    return about, means
+    arm_n, seed_n, total_n, weight_n = (
+        columns[name][whole] for name in ("arm", "seed", "total", "weight")
+    )
+    present = set(arm_n)
+    arms = [arm for arm in dict.fromkeys((*first, *sorted(present))) if arm in present]
+    seeds = sorted(set(seed_n), key=lambda seed: (not seed.isdigit(), len(seed), seed))
+    place = {key: (arm_n == key[0]) & (seed_n == key[1]) for key in itertools.product(arms, seeds)}
+    rows = {key: np.flatnonzero(own_n) for key, own_n in place.items() if own_n.any()}
+    about = []
+    for arm in arms:
+        own = [found for (of, _), found in rows.items() if of == arm]
+        mean = _mean(total_n, weight_n, np.concatenate(own))
+        documents = max(len(found) for found in own)
+        about.append({"arm": arm, "seeds": len(own), "documents": documents, "mean": mean})
+    mean_of = lambda seed: {
+        arm: _mean(total_n, weight_n, rows[arm, seed]) for arm in arms if (arm, seed) in rows
+    }
+    return about, [{"seed": seed, "means": mean_of(seed)} for seed in seeds]
 
 
-def _rank(name: str, first: Sequence[str]) -> int:
-    return first.index(name) if name in first else len(first)
-
-
-def _ratio(total: float, weight: float) -> float | None:
-    return float(total / weight) if weight else None
+def _mean(total_n: np.ndarray, weight_n: np.ndarray, rows: np.ndarray) -> float | None:
+    weight = weight_n[rows].sum()
+    return float(total_n[rows].sum() / weight) if weight else None
 
 
 def verdict_page(report: dict[str, Any]) -> str:
