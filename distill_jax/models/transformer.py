@@ -158,9 +158,10 @@ class EmbeddingAndHead(nnx.Module):
         keys = jax.random.split(key)
         self.embedding = _matrix(keys[0], config.vocab, config.width, config, dtype)
         self.final_norm = _norm_weight(config.width, config, dtype)
-        self.head = None
-        if not config.tied:
-            self.head = _matrix(keys[1], config.width, config.vocab, config, dtype)
+        # Assigned once: NNX refuses a parameter in the place of None.
+        self.head = (
+            None if config.tied else _matrix(keys[1], config.width, config.vocab, config, dtype)
+        )
 
     def embed(self, tokens_BT, compute_dtype):
         """[B, T, D]. A token id outside the vocabulary gives NaN, not another token's row."""
