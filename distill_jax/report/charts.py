@@ -173,20 +173,22 @@ def reliability(report: dict[str, Any], names: Sequence[str] = ()) -> Markup | N
 
 def retention(report: dict[str, Any]) -> Markup | None:
     """What each size keeps: the share of the teacher's accuracy, or the NLL where it is absent."""
-    arms, teacher = report["arms"] or (), report["teacher"]
+    arms = {i: arm for i, arm in enumerate(report["arms"] or ()) if arm["nll"]}  # that finished
+    teacher = report["teacher"]
     if not arms:
         return None
     look = arm_styles(report)
     right = {m: (v.get("accuracy_top1") or {}).get("mean") for m, v in report["metrics"].items()}
     top = (teacher or {}).get("accuracy_top1")
-    share = svg.finite(top) and top > 0 and all(svg.finite(right.get(a["arm"])) for a in arms)
+    measured = all(svg.finite(right.get(arm["arm"])) for arm in arms.values())
+    share = svg.finite(top) and top > 0 and measured
     quality = lambda arm: right[arm["arm"]] / top if share else arm["nll"]["mean"]
     points = [
         svg_models.Point(
             Text(arm["arm"], f"arms.{i}.arm"), look[arm["arm"]], arm["parameters"],
             quality(arm),
         )
-        for i, arm in enumerate(arms)
+        for i, arm in arms.items()
     ]  # fmt: skip
     if teacher:
         y = 1.0 if share else teacher.get("nll")

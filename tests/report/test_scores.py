@@ -60,6 +60,7 @@ def test_token_scores_equal_a_loop_over_tokens(column):
 
 def test_copies_of_a_document_have_one_group():
     once = make_text(documents=9)
+    once.trained[: once.offsets[1]] = 0  # a document without scores moves the places of the others
     text = with_copies(once)
     records = {("kd", 0): records_of(text)}
     scores = token_scores(NLL, "nll", records, document_groups(text)).scores

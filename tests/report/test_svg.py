@@ -170,6 +170,16 @@ def test_bins_without_tokens_have_no_dot():
         assert y(float(dot.get("cy"))) == pytest.approx(one["accuracy"], abs=2e-3)
 
 
+def test_an_arm_of_which_no_run_finished_is_left_out_of_the_retention():
+    lost = copy.deepcopy(STUDY)
+    name = lost["arms"][0]["arm"]
+    lost["arms"][0]["nll"], lost["metrics"][name] = None, {}
+    assert f"{name}, " in charts.retention(STUDY).split("aria-label")[1][:200]
+    assert f"{name}, " not in charts.retention(lost).split("aria-label")[1][:200]
+    lost["arms"] = lost["arms"][:1]
+    assert charts.retention(lost) is None
+
+
 def test_retention_is_of_the_accuracy_and_without_it_the_loss():
     root = parsed(charts.retention(STUDY))
     assert "accuracy" in root.get("aria-label")
