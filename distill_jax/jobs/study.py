@@ -61,6 +61,8 @@ def study_job(c: ConfigDict, directory: Path) -> None:
     _, mesh = check(c)
     ablations = {name: leaves(overrides) for name, overrides in c.study.ablations.items()}
     arms = arms_of(c.study.arms, ablations, flatten(c))
+    if unasked := [name for name in ablations if c.study.arms and name not in c.study.arms]:
+        say(f"config.study.arms leaves out the ablations {', '.join(unasked)}: they do not run")
     inputs = read_inputs(c, mesh)
     planned = _planned(c, arms, inputs)
     evaluator = evaluator_of(c, inputs)

@@ -19,6 +19,7 @@ from distill_jax.report.verdict import slice_dict, verdict_dict
 from distill_jax.study.arms import EQUAL_STEPS, TREATMENT
 from distill_jax.study.comparisons import StudyVerdicts
 from distill_jax.study.results import Key, RunResult, StudyPlan
+from distill_jax.study.rules import WORSE
 from distill_jax.study.verdict import ships
 from distill_jax.study.wording import Verdict
 
@@ -68,7 +69,7 @@ def study_report(study: Study) -> dict[str, Any]:
     report = {
         "schema": 1,
         "kind": "study",
-        "statement": statement(steps, flops, ship),
+        "statement": statement(verdicts, ship),
         "verdict": {
             "ships": ship,
             "equal_steps": verdict_dict(steps),
@@ -105,11 +106,13 @@ def _comparison(v: Verdict) -> dict[str, Any]:
     return {key: values[key] for key in COMPARED}
 
 
-def statement(steps: Verdict, flops: Verdict | None, ship: bool) -> str:
-    """The verdict in one line: both comparisons, and what follows."""
-    parts = [f"Against labels alone at equal steps: {steps.label}."]
-    if flops is not None:
-        parts.append(f"At equal FLOPs: {flops.label}.")
+def statement(verdicts: StudyVerdicts, ship: bool) -> str:
+    """The verdict in one line: both comparisons, measures by which it is worse, whether to ship."""
+    parts = [f"Against labels alone at equal steps: {verdicts.equal_steps.label}."]
+    if verdicts.equal_flops is not None:
+        parts.append(f"At equal FLOPs: {verdicts.equal_flops.label}.")
+    if worse := [measure.name for measure, v in verdicts.secondary if v.label == WORSE]:
+        parts.append(f"By {' and '.join(worse)} it is WORSE.")
     parts.append("Ship it." if ship else "Do not ship it on this evidence.")
     return " ".join(parts)
 
