@@ -138,7 +138,8 @@ def _enough(v: Verdict, spread: Spread, next_level: float) -> str:
         return "set a margin above 0, since no study rules out every improvement above 0"
     if v.seeds_needed is None:
         number = documents_for(spread, v.margin, next_level)
-        return f"by this estimate more seeds alone cannot decide it; hold out about {plural(number, 'document')}"
+        more = f"hold out about {plural(number, 'document')}"
+        return f"by this estimate more seeds alone cannot decide it; {more}"
     what = "in a new study" if v.look is None else f"in all for look {v.look + 1}"
     return (
         f"run at least {plural(v.seeds_needed, 'seed')} {what}, which will rule it out if the true "
