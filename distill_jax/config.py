@@ -48,6 +48,12 @@ def unknown_key(key: str, known: Iterable[str]) -> UserError:
     known = list(known)
     # Either the group is missing (batch_size), or something is misspelt (data.batchsize).
     near = [name for name in known if name.rsplit(".", 1)[-1] == key]
+    group, _, name = key.rpartition(".")
+    within = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == group}
+    if not near and group and within:  # compared without the group, which is alike in any case
+        near = [within[n] for n in difflib.get_close_matches(name, within, n=1, cutoff=0.6)]
+        if not near:
+            return UserError(f"config.{key} is not a key: config.{group} has {', '.join(within)}")
     near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     names = " or ".join(f"config.{name}" for name in near)
     hint = f"did you mean {names}?" if near else "configs/base.py lists every key"

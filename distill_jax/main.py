@@ -79,6 +79,9 @@ def parse(argv: list[str]) -> Command:
     """Config, workdir and process flags. Raises UserError for anything unknown."""
     base = load_base()
     known = flatten(base)
+    if "--config" in argv[:-1]:  # the file may follow as a word of its own
+        i = argv.index("--config")
+        argv = [*argv[:i], f"--config={argv[i + 1]}", *argv[i + 2 :]]
     for argument in argv[1:]:
         found = re.match(r"--?(?:no)?config\.([^=]*)", argument)
         if found and found[1] not in known:
@@ -103,6 +106,9 @@ def parse(argv: list[str]) -> Command:
         raise
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         text = str(error).strip().splitlines()
+        unknown = re.search("Unknown command line flag '([^']*)'", str(error))
+        if unknown:
+            raise unknown_key(unknown[1], known) from None
         raise UserError(
             f"the command line cannot be read: {text[-1] if text else error!r}"
         ) from None

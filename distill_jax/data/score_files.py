@@ -67,6 +67,13 @@ def matching_files(source: str, layout: str) -> list[tuple[Path, dict[str, str]]
         (path, re.fullmatch(named, path)) for path in sorted(glob.glob(wild, recursive=True))
     ]
     files = [(Path(p), m.groupdict()) for p, m in matches if m is not None and Path(p).is_file()]
+    if not files and Path(source).is_dir():
+        tables = [path.suffix for path in Path(source).iterdir() if path.suffix in READERS]
+        if tables:
+            raise UserError(
+                f"config.verdict.source {source} is a directory without logs of"
+                f" lm-evaluation-harness: give its files, as '{source.rstrip('/')}/*{tables[0]}'"
+            )
     if not files:
         raise UserError(
             f"config.verdict.source: no file is {pattern}: give a csv, parquet or jsonl file, a "
@@ -101,6 +108,11 @@ def _read_csv(path: Path) -> FileTable:
     records = [r for r in csv.reader(io.StringIO(text, newline=""), strict=True) if r]
     names, *records = records or [[]]
     names = [name.strip() for name in names]
+    if len(names) == 1 and (other := re.search("[;\t|]", names[0])):
+        raise UserError(
+            f"{path} has one column, {names[0][:60]!r}: separate columns by commas, not"
+            f" {other[0]!r}"
+        )
     if repeated := [name for name in names if names.count(name) > 1]:
         raise UserError(f"{path} has two columns {repeated[0]!r}: give each column its own name")
     if not names:

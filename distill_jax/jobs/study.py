@@ -66,9 +66,11 @@ def study_job(c: ConfigDict, directory: Path) -> None:
     inputs = read_inputs(c, mesh)
     planned = _planned(c, arms, inputs)
     evaluator = evaluator_of(c, inputs)
-    plan = _plan(c, directory, planned, evaluator)
-    if jax.process_index() == 0:
-        workdir.write_json(directory / PLAN, plan.json())
+    earlier = _earlier_looks(directory)
+    plan = _plan(c, planned, evaluator, earlier)
+    first = jax.process_index() == 0
+    if first:  # a look counts once there is something to see
+        workdir.write_json(directory / PLAN, plan._replace(looks=earlier).json())
     say(f"held-out text: {data.description(evaluator.held_out)}")
     shared = _share(c, directory, plan, evaluator)
     evaluator = with_cache(c, evaluator, shared.cache)
@@ -82,12 +84,14 @@ def study_job(c: ConfigDict, directory: Path) -> None:
             continue
         say(f"{title}: {p.steps} steps")
         result = _run(c, where, p, seed, shared, evaluator, steps_by_shape)
-        if jax.process_index() == 0:
+        if first:
             workdir.write_json(where / RESULT, result.json())
             # The exported student stays; what a resumed run would need is not needed any more.
             if (where / workdir.CHECKPOINTS).exists():
                 shutil.rmtree(where / workdir.CHECKPOINTS)
     barrier("arms")
+    if first:
+        workdir.write_json(directory / PLAN, plan.json())
     ships = write_report(c, directory, plan, _results(directory, runs), evaluator)
     if c.study.gate and not ships:
         raise Forbidden(f"the verdict forbids shipping: see {directory / workdir.PAGE}")
@@ -141,14 +145,21 @@ def _arm_inputs(
     return arm_inputs(c, mine, inputs, references)
 
 
+def _earlier_looks(directory: Path) -> tuple[tuple[int, ...], ...]:
+    """The seeds of every verdict that was given in this directory."""
+    path = directory / PLAN
+    known = json.loads(path.read_text()) if path.exists() else {}
+    return tuple(tuple(look) for look in known.get("looks", ()))
+
+
 def _plan(
-    c: ConfigDict, directory: Path, planned: tuple[PlannedArm, ...], evaluator: Evaluator
+    c: ConfigDict,
+    planned: tuple[PlannedArm, ...],
+    evaluator: Evaluator,
+    earlier: tuple[tuple[int, ...], ...],
 ) -> StudyPlan:
     s, seeds = c.study, tuple(range(c.seed, c.seed + c.study.seeds))
     measure, *secondary = measures_of(c)
-    path = directory / PLAN
-    known = json.loads(path.read_text()) if path.exists() else {}
-    earlier = tuple(tuple(look) for look in known.get("looks", ()))
     return StudyPlan(
         arms=planned,
         seeds=seeds,

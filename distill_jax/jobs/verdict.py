@@ -17,6 +17,7 @@ from distill_jax.progress import say
 from distill_jax.report.verdict import verdict_page, verdict_report, verdict_text
 from distill_jax.study.rules import NLL, Rules
 from distill_jax.study.verdict import TEACHER, Verdict, comparison, judge_all, verdict
+from distill_jax.study.wording import plural
 from distill_jax.types import Forbidden, UserError
 
 OF_STUDY = ("study.confidence", "study.gate")  # keys that count here, too
@@ -36,7 +37,7 @@ def verdict_job(c: ConfigDict, directory: Path) -> None:
             choose(f"verdict.{key}", v[key], arms)
     rules = _rules(c, scores)
     say(
-        f"{len(scores.files)} files; {rules.unit}, "
+        f"{plural(len(scores.files), 'file')}; {rules.unit}, "
         f"{'higher' if rules.higher_is_better else 'lower'} is better; arms {', '.join(arms)}"
     )
     names = {"treatment": v.treatment, "baseline": v.baseline}
@@ -47,7 +48,7 @@ def verdict_job(c: ConfigDict, directory: Path) -> None:
         _against_treatment(scores.columns, others, v.treatment, rules),
         scores.columns,
         notes=scores.notes,
-        config={k: x for k, x in flatten(c).items() if k.startswith("verdict.") or k in OF_STUDY},
+        config=_resolved(c, rules),
         provenance=_provenance(scores),
     )
     if jax.process_index() == 0:
@@ -58,6 +59,13 @@ def verdict_job(c: ConfigDict, directory: Path) -> None:
     say(f"\nreport: {directory / workdir.PAGE}")
     if c.study.gate and not report["ships"]:
         raise Forbidden(f"the verdict forbids shipping: see {directory / workdir.PAGE}")
+
+
+def _resolved(c: ConfigDict, rules: Rules) -> dict[str, Any]:
+    """The keys that count here, with what was taken where one was left to the scores."""
+    own = {k: x for k, x in flatten(c).items() if k.startswith("verdict.") or k in OF_STUDY}
+    taken = ("margin", "slice_margin", "unit", "higher_is_better")
+    return own | {f"verdict.{name}": getattr(rules, name) for name in taken}
 
 
 def _claim(c: ConfigDict, directory: Path) -> None:

@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 from distill_jax.config import choose
 from distill_jax.study.results import Measure
 from distill_jax.study.rules import NLL
+from distill_jax.types import UserError
 
 LIKELIHOOD, KL, SCORER = "nll", "kl_to_teacher", "scorer"
 COLUMNS = {LIKELIHOOD: "nll", KL: "forward_kl"}  # of the per-token records
@@ -21,6 +22,11 @@ def measures_of(c: ConfigDict) -> tuple[Measure, ...]:
         known.append(Measure(KL, NLL))
     if c.study.scorer:
         known.append(Measure(SCORER, "score per example", higher_is_better=True))
+    elif c.study.measure == SCORER:
+        raise UserError(
+            "config.study.measure is scorer and config.study.scorer is empty: give"
+            " --config.study.scorer=FILE.py:FUNCTION"
+        )
     known += [Measure(task, "score per example", higher_is_better=True) for task in c.eval.tasks]
     by_name = {measure.name: measure for measure in known}
     task = c.study.measure.split("/", 1)[0]

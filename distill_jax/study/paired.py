@@ -71,19 +71,21 @@ class Paired(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-def check_same_weights(weight_PRE, expected_PE, arm, first, seeds, slices) -> None:
-    """Refuses seeds that were not measured on the same documents, with the same weights."""
+def check_same_weights(weight_PRE, expected_PE, arm, seeds, slices, documents) -> None:
+    """Refuses seeds that were not measured on the documents of most runs, with their weights."""
     for r, seed in enumerate(seeds):
-        differs_PE = ~np.isclose(
-            weight_PRE[:, r], expected_PE[: len(weight_PRE)], rtol=1e-9, atol=0.0
-        )
+        expected = expected_PE[: len(weight_PRE)]
+        differs_PE = ~np.isclose(weight_PRE[:, r], expected, rtol=1e-9, atol=0.0)
         if differs_PE.any():
-            p = int(np.argmax(differs_PE.any(axis=1)))
-            present = (weight_PRE[p, r] > 0) != (expected_PE[p] > 0)
+            p, e = np.argwhere(differs_PE)[0]
+            weight, usual = weight_PRE[p, r, e], expected_PE[p, e]
+            where = f"document {documents[e]}" + (f" in slice {slices[p]}" if p else "")
+            what = f"has weight {weight:g} in {where}, and most runs have {usual:g}"
+            if not weight or not usual:
+                what = f"{'has' if weight else 'lacks'} {where}, unlike most runs"
             raise Incomparable(
-                f"unequal {'documents' if present.any() else 'weights'}: {arm} seed {seed} and the "
-                f"first seed of {first} differ in {differs_PE[p].sum()} documents of slice "
-                f"{slices[p]}: evaluate all arms on the same held-out documents"
+                f"{arm} seed {seed} {what} ({differs_PE[p].sum()} documents differ): evaluate all"
+                " arms and seeds on the same documents"
             )
 
 

@@ -37,7 +37,7 @@ def read_table(
     p_n = np.array([place[name] for name in columns["slice"]], np.int64)
     documents, e_n = np.unique(columns["document"].astype(np.str_), return_inverse=True)
     found: dict[str, Arm] = {}
-    weight_PE = np.zeros((len(slices), len(documents)))
+    weights: dict[str, np.ndarray] = {}
     present = set(columns["arm"])
     for arm in (name for name in dict.fromkeys((*arms, *columns["arm"])) if name in present):
         own = columns["arm"] == arm
@@ -46,11 +46,13 @@ def read_table(
         at = p_n[own], r_own, e_n[own]
         total_PRE[at], weight_PRE[at] = columns["total"][own], columns["weight"][own]
         check_some_weight(weight_PRE[0], arm)
-        if not found:
-            weight_PE = weight_PRE[:, 0]
-        compared = len(slices) if arm in arms else 1
-        check_same_weights(weight_PRE[:compared], weight_PE, arm, arms[0], seeds, slices)
-        found[arm] = Arm(tuple(seeds.tolist()), total_PRE)
+        found[arm], weights[arm] = Arm(tuple(seeds.tolist()), total_PRE), weight_PRE
+    runs = [weights[arm] for arm in arms if arm in found]
+    every_PRE = np.concatenate(runs or [np.zeros((len(slices), 1, len(documents)))], axis=1)
+    weight_PE = np.sort(every_PRE, axis=1)[:, every_PRE.shape[1] // 2]  # that of most runs
+    for arm, weight_PRE in weights.items():
+        compared = weight_PRE if arm in arms else weight_PRE[:1]
+        check_same_weights(compared, weight_PE, arm, found[arm].seeds, slices, documents)
     group_E = None
     if "group" in columns:
         group_n = columns["group"].astype(np.str_)

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from distill_jax.study.rules import FEWEST_DIFFERING, NLL, Rules
+from distill_jax.study.rules import FEWEST_DIFFERING, NLL, Rules, level_at
 from distill_jax.study.slice_harm import SliceEffect
 from distill_jax.study.uncertainty import PLAN_BOUND, POWER, Spread, documents_for
 
@@ -74,7 +74,8 @@ def _measured(v: Verdict, copies: int) -> str:
     low, high = v.interval
     bounds = f"{100 * v.confidence:.4g}% interval"
     bounds = "no interval" if low is None else f"{bounds} {low:+.4g} to {high:+.4g}"
-    look = "" if v.look is None else f" at look {v.look}"
+    share = level_at(v.look, 1.0)
+    look = "" if v.look is None else f" at look {v.look}, which has {share:.3g} of the level"
     units = plural(v.documents, "document")
     if copies:
         units = f"{plural(v.documents, 'group')} of {v.documents + copies:,} documents"
@@ -106,10 +107,9 @@ def _decided(v: Verdict, spread: Spread, rules: Rules, next_level: float) -> str
     low, high = sorted(rules.sign * bound for bound in v.interval)
     margin = f"the margin of {v.margin:g}"
     if high < -v.margin:
-        use = "" if v.failures else f": use {v.treatment}"
-        return f"{v.treatment} is better by more than {margin}{use}"
+        return f"{v.treatment} is better by more than {margin}"
     if low > v.margin:
-        return f"{v.treatment} is worse by more than {margin}: do not ship it"
+        return f"{v.treatment} is worse by more than {margin}"
     if low >= -v.margin and spread.differing < FEWEST_DIFFERING:
         return (
             f"the arms differ on {plural(spread.differing, 'document')}, fewer than the"
@@ -139,7 +139,7 @@ def _enough(v: Verdict, spread: Spread, next_level: float) -> str:
     if v.seeds_needed is None:
         number = documents_for(spread, v.margin, next_level)
         more = f"hold out about {plural(number, 'document')}"
-        return f"by this estimate more seeds alone cannot decide it; {more}"
+        return f"by this estimate more seeds alone may not decide it; {more}"
     what = "in a new study" if v.look is None else f"in all for look {v.look + 1}"
     return (
         f"run at least {plural(v.seeds_needed, 'seed')} {what}, which will rule it out if the true "
