@@ -106,16 +106,21 @@ def level_at(look: int | None, alpha: float) -> float:
     return alpha * (0.8 if look == 1 else 0.1 * 0.5 ** (look - 2))
 
 
-def decide(bounds: tuple[float, float], margin: float, differing: int) -> str:
-    """The label of an interval; negative is better.
+def few_differ(rules: Rules, differing: int) -> bool:
+    """Whether too few documents tell two arms apart to rule an improvement out.
 
-    differing: documents on which the arms differ. Where they are few (answers that are right or
-    wrong), the interval is too narrow to rule an improvement out.
+    Of answers that are right or wrong, a few that differ make the interval too narrow; likelihoods
+    that do not differ are of one model.
     """
-    low, high = bounds
+    return rules.unit != NLL and differing < FEWEST_DIFFERING
+
+
+def decide(bounds: tuple[float, float], rules: Rules, differing: int) -> str:
+    """The label of an interval; negative is better. differing: documents on which arms differ."""
+    (low, high), margin = bounds, rules.margin
     if high < -margin:
         return HELPS
     if low > margin:
         return WORSE
-    enough = low >= -margin and differing >= FEWEST_DIFFERING
-    return NO_BETTER if enough else INCONCLUSIVE
+    ruled_out = low >= -margin and not few_differ(rules, differing)
+    return NO_BETTER if ruled_out else INCONCLUSIVE

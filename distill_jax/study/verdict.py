@@ -11,7 +11,7 @@ and documents alone (uncertainty.py). m is the margin, the smallest difference t
                           worth having is excluded. With m = 0 only equal arms reach it, since no
                           number of documents excludes an arbitrarily small improvement.
   INCONCLUSIVE            anything else, and always with fewer seeds than the minimum. NO BETTER
-                          also takes 10 documents on which the arms differ.
+                          also takes 10 documents on which the arms differ (likelihoods aside).
   NEW FAILURE MODE IN x   harm beyond the slice margin on a registered slice x, even where the mean
                           helps. WORSE stays WORSE: its failures are listed and named.
 
@@ -155,7 +155,7 @@ def judge(one: Comparison, alpha: float | None = None) -> Verdict:
     slices = slice_effects(paired, names, rules, 1 - alpha)
     enough = spread.known and spread.seeds >= rules.minimum_seeds
     bounds = interval(spread, 1 - alpha)
-    label = mean_label = decide(bounds, rules.margin, spread.differing) if enough else INCONCLUSIVE
+    label = mean_label = decide(bounds, rules, spread.differing) if enough else INCONCLUSIVE
     failures = failures_of(slices, rules.sign) if enough else ()
     if failures and label != WORSE:
         label = NEW_FAILURE + failures[0].slice

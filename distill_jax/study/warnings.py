@@ -26,7 +26,7 @@ def warnings_of(
             "(those of unequal size count less): the interval may be too narrow; hold out at "
             f"least {FEW_DOCUMENTS} of similar size"
         )
-    for what, other in deciding_ones(paired, spread, label, rules.margin, alpha) if label else ():
+    for what, other in deciding_ones(paired, spread, label, rules, alpha) if label else ():
         found.append(
             f"{what} alone decides the label: without it the mean would say {other}; look at it"
         )
@@ -51,7 +51,7 @@ def warnings_of(
 
 
 def deciding_ones(
-    paired: Paired, spread: Spread, label: str, margin: float, alpha: float
+    paired: Paired, spread: Spread, label: str, rules: Rules, alpha: float
 ) -> list[tuple[str, str]]:
     """(document or seed, label without it) of those that change the label of the mean.
 
@@ -73,9 +73,7 @@ def deciding_ones(
         without = spread_of(total, weight)
         if without.known:
             half = half_width(without._replace(seeds=spread.seeds), alpha / 2)
-            other = decide(
-                (without.effect - half, without.effect + half), margin, without.differing
-            )
+            other = decide((without.effect - half, without.effect + half), rules, without.differing)
             found += [(name, other)] if other != label else []
     return found
 

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from distill_jax.study.rules import FEWEST_DIFFERING, NLL, Rules, level_at
+from distill_jax.study.rules import FEWEST_DIFFERING, NLL, Rules, few_differ, level_at
 from distill_jax.study.slice_harm import SliceEffect
 from distill_jax.study.uncertainty import PLAN_BOUND, POWER, Spread, documents_for
 
@@ -110,7 +110,7 @@ def _decided(v: Verdict, spread: Spread, rules: Rules, next_level: float) -> str
         return f"{v.treatment} is better by more than {margin}"
     if low > v.margin:
         return f"{v.treatment} is worse by more than {margin}"
-    if low >= -v.margin and spread.differing < FEWEST_DIFFERING:
+    if low >= -v.margin and few_differ(rules, spread.differing):
         return (
             f"the arms differ on {plural(spread.differing, 'document')}, fewer than the"
             f" {FEWEST_DIFFERING} it takes to rule an improvement out: hold out more documents"

@@ -159,7 +159,7 @@ BAD = {
     "no column document or doc_id or example": ("s.csv", "arm,seed,total\nkd,0,1\n"),
     "no column total or score or value (its columns: arm, seed, document, points)": (
         "s.csv", "arm,seed,document,points\nkd,0,a,1\n"),
-    "no column arm (its columns: arm;seed;document;total)": (
+    "separate columns by commas, not ';'": (
         "s.csv", "arm;seed;document;total\nkd;0;a;1\n"),
     "columns score and value: name one of them total": (
         "s.csv", "arm,seed,document,score,value\nkd,0,a,1,2\n"),

@@ -47,7 +47,7 @@ def test_a_metric_of_a_task_stands_for_the_task():
         ("mmlu/acc", {}, "study.measure is 'mmlu/acc'"),
         ("nll/acc", {}, "study.measure is 'nll/acc'"),
         ("gsm", {"eval.tasks": ()}, "use one of nll, kl_to_teacher, scorer"),
-        ("scorer", {"study.scorer": ""}, "use one of nll, kl_to_teacher, arc, gsm"),
+        ("scorer", {"study.scorer": ""}, "give --config.study.scorer=FILE.py:FUNCTION"),
         ("kl_to_teacher", {"teacher.path": ""}, "use one of nll, scorer, arc, gsm"),
     ],
 )

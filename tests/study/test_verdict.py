@@ -346,8 +346,10 @@ INVALID_TABLES = {
     "arm sft is missing": lambda t: rows(t, t["arm"] != "sft"),
     "mask is empty": lambda t: change(t, "kd", "weight", 0),
     "different seeds (only one has 2)": lambda t: rows(t, (t["arm"] != "sft") | (t["seed"] != 2)),
-    "unequal documents": lambda t: rows(t, np.arange(len(t["arm"])) != 5),
-    "unequal weights": lambda t: change(t, "kd", "weight", 1, FIRST),
+    "kd seed 0 lacks document 5": lambda t: rows(t, np.arange(len(t["arm"])) != 5),
+    "kd seed 0 has weight 1 in document 0, and most runs have 247": lambda t: change(
+        t, "kd", "weight", 1, FIRST
+    ),
     "row 1 of the table: total is 'nan'": lambda t: change(t, "kd", "total", float("nan"), FIRST),
     "row 121 of the table: weight is -1": lambda t: change(t, "sft", "weight", -1, FIRST),
     "slice part has more weight than": lambda t: joined(t, part(t, weight=t["weight"] + 1)),
