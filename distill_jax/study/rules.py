@@ -56,10 +56,14 @@ class Rules(NamedTuple):
         return -1 if self.higher_is_better else 1
 
     @property
+    def likelihood(self) -> bool:
+        """Whether scores are of a likelihood, of which no two models have the same."""
+        return self.unit == NLL and not self.higher_is_better
+
+    @property
     def lowest(self) -> float:
         """That a score can be, but for rounding."""
-        likelihood = self.unit == NLL and not self.higher_is_better
-        known = likelihood if self.non_negative is None else self.non_negative
+        known = self.likelihood if self.non_negative is None else self.non_negative
         return 0.0 if known else -math.inf
 
 
@@ -112,7 +116,7 @@ def few_differ(rules: Rules, differing: int) -> bool:
     Of answers that are right or wrong, a few that differ make the interval too narrow; likelihoods
     that do not differ are of one model.
     """
-    return rules.unit != NLL and differing < FEWEST_DIFFERING
+    return not rules.likelihood and differing < FEWEST_DIFFERING
 
 
 def decide(bounds: tuple[float, float], rules: Rules, differing: int) -> str:
