@@ -185,7 +185,7 @@ def test_messages_are_not_changed_by_a_template(make_small):
         ("{% for %}", SHORT, "chat template fails"),
         ("{{ messages[9].content + 1 }}", SHORT, "chat template fails"),
         ("{{ ''.__class__.__mro__ }}", SHORT, "chat template fails"),
-        ("{{ messages[0].content }}", SHORT, "turn 1 of the assistant cannot be found"),
+        ("{{ messages[0].content }}", SHORT, "turn 1, of the assistant, cannot be found"),
         ("{% for m in messages %}{{ m.content * 2 }}{% endfor %}", SHORT, None),
         ("{{ messages[1].content|length }}", SHORT, "cannot be found"),
     ],

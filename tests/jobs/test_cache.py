@@ -107,7 +107,7 @@ def test_a_killed_job_goes_on_and_a_finished_one_has_nothing_to_do(flags, tmp_pa
         (
             ("--config.teacher.cache={top_k}", "--config.teacher.policy=truncate",
              "--config.terms.forward_kl.temperature=2."),
-            "make them anew for it",
+            "make targets for it",
         ),
         (
             ("--config.teacher.cache={top_k}", "--config.teacher.policy=renormalise",

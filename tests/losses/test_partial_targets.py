@@ -90,7 +90,7 @@ def test_an_unknown_policy_and_temperature_say_what_to_do():
     z, t = logits(1), logits(2)
     with pytest.raises(UserError, match="use one of tail_bucket"):
         loss(z, top(t, 5, "drop"))
-    with pytest.raises(UserError, match="make them anew"):
+    with pytest.raises(UserError, match="make targets for it"):
         loss(z, top(t, 5, "tail_bucket"), temperature=2.0)
     with pytest.raises(UserError, match="draws at temperature 1"):
         loss(z, Sampled(jnp.zeros((B, T, 1), jnp.int32), jnp.ones((B, T, 1)), V), temperature=2.0)
