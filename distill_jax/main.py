@@ -108,7 +108,9 @@ def parse(argv: list[str]) -> Command:
         text = str(error).strip().splitlines()
         unknown = re.search("Unknown command line flag '([^']*)'", str(error))
         if unknown:
-            raise unknown_key(unknown[1], known) from None
+            near = [f"--config.{key}" for key in known if key.split(".")[-1] == unknown[1]]
+            hint = f"did you mean {' or '.join(near)}?" if near else "see --help"
+            raise UserError(f"--{unknown[1]} is not a flag: {hint}") from None
         raise UserError(
             f"the command line cannot be read: {text[-1] if text else error!r}"
         ) from None
