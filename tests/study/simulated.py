@@ -23,7 +23,7 @@ def study(
     lengths="lognormal",
     weight_D=None,
 ):
-    """The table of kd and sft. by_*: nats a token, standard deviations of the arms' difference."""
+    """The table of kd and sft. by_*: nats per token, deviations of the arms' difference."""
     if weight_D is None:
         weight_D = LENGTHS[lengths](rng, documents)
     hard_D = rng.normal(20.0, 0.5, documents)
@@ -35,7 +35,7 @@ def study(
 
 
 def as_table(nll_ASD, weight_D, arms=("kd", "sft"), name="all"):
-    """Rows of one slice. nll_ASD: nats a token."""
+    """Rows of one slice. nll_ASD: nats per token."""
     a, s, d = (index.ravel() for index in np.indices(nll_ASD.shape))
     return {
         "arm": np.array(arms)[a],
@@ -66,7 +66,7 @@ def rows(table, keep):
 def sliced(rng, *, slices=30, seeds=3, documents=200, by_seed=0.02, by_both=0.05, effect=0.0):
     """Whole documents and their parts in `slices` slices; returns arrays to change and tabulate.
 
-    nll_ASKD nats a token, weight_KD tokens. Every slice has its own differences by seed, beside one
+    nll_ASKD nats per token, weight_KD tokens. Every slice has own differences by seed, beside one
     that all slices share.
     """
     weight_KD = rng.poisson(rng.lognormal(1.0, 1.0, (slices, documents)))
