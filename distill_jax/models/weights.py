@@ -30,7 +30,11 @@ class Checkpoint(NamedTuple):
 
 
 def flatten(params: Params) -> dict[str, Any]:
-    """Nested parameters as {"blocks/attention/query": array}."""
+    """Nested parameters as {"blocks/attention/query": array}.
+
+    >>> flatten({"embedding": 1, "blocks": {"attention": {"query": 2}}})
+    {'embedding': 1, 'blocks/attention/query': 2}
+    """
     return traverse_util.flatten_dict(params, sep="/")
 
 

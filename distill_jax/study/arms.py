@@ -32,6 +32,10 @@ def arms_of(
     ablations: overrides by name. Several values where the base has one are an axis: the ablation
     becomes one arm for each point of the product of its axes, `name-temperature=2.0`. base: every
     key and its default. Raises UserError for a name or key that does not exist, or one given twice.
+
+    >>> key = "terms.forward_kl.temperature"
+    >>> [arm.name for arm in arms_of(["hot"], {"hot": {key: (2.0, 4.0)}}, {key: 1.0})]
+    ['hot-temperature=2.0', 'hot-temperature=4.0']
     """
     known = {name: [arm] for name, arm in ARMS.items()}
     for name, overrides in ablations.items():

@@ -16,7 +16,11 @@ PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
 def program_flops(function: Callable, *arguments: Any) -> int:
-    """matrix_flops of a function traced with arguments, or with their shapes alone."""
+    """matrix_flops of a function traced with arguments, or with their shapes alone.
+
+    >>> program_flops(lambda x: x @ x, jax.ShapeDtypeStruct((4, 4), "float32"))
+    128
+    """
     return matrix_flops(jax.make_jaxpr(function)(*arguments))
 
 

@@ -138,7 +138,12 @@ def half_width(spread: Spread, tail: float) -> float:
 
 
 def interval(spread: Spread, confidence: float) -> tuple[float, float] | tuple[None, None]:
-    """(low, high) that holds the true effect with this confidence; None where unknown."""
+    """(low, high) that holds the true effect with this confidence; None where unknown.
+
+    >>> total_RU = np.array([[2.0, 4.0, 3.0], [3.0, 4.0, 4.0]])  # two seeds, three documents
+    >>> [round(end, 2) for end in interval(spread_of(total_RU, np.ones(3)), 0.95)]
+    [-1.25, 7.92]
+    """
     if not spread.known:
         return None, None
     half = half_width(spread, (1 - confidence) / 2)

@@ -17,9 +17,13 @@ and documents alone (uncertainty.py). m is the margin, the smallest difference t
 
 The better side is the lower one, or the higher one with higher_is_better.
 
-  table = {"arm": [...], "seed": [...], "document": [...], "total": [...], "weight": [...]}
-  v = verdict(table, treatment="kd", baseline="sft", margin=0.01, slice_margin=0.05)
-  print(v.label, v.reason, *v.warnings, sep="\\n")
+  >>> noise = np.random.default_rng(0).normal(0, 0.02, (2, 3, 40))
+  >>> rows = [(arm, seed, document, 3 - 0.1 * (arm == "kd") + noise[a, seed, document], 1.0)
+  ...         for a, arm in enumerate(("kd", "sft")) for seed in range(3) for document in range(40)]
+  >>> names = ("arm", "seed", "document", "total", "weight")
+  >>> v = verdict(dict(zip(names, zip(*rows))), margin=0.01, slice_margin=0.05)
+  >>> v.label, round(v.effect, 2)
+  ('HELPS', -0.1)
 """
 
 from collections.abc import Mapping, Sequence
