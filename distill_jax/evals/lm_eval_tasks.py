@@ -1,5 +1,6 @@
 """Benchmarks of lm-evaluation-harness: their numbers, and each example's score."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -67,6 +68,7 @@ def evaluate_tasks(
         raise UserError(
             f"lm_eval does not know the tasks {unknown or '()'}: `lm-eval ls tasks` lists its own"
         )
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it tells of each default it takes
     found = harness.simple_evaluate(
         model=lm_eval_model,
         tasks=list(tasks),

@@ -25,6 +25,7 @@ from distill_jax.setup.arm_config import (
     arm_config,
     arm_inputs,
     cacheable,
+    check_serving,
     check_study,
     reads_its_own,
     step_flops,
@@ -66,6 +67,7 @@ def study_job(c: ConfigDict, directory: Path) -> None:
     inputs = read_inputs(c, mesh)
     planned = _planned(c, arms, inputs)
     evaluator = evaluator_of(c, inputs)
+    check_serving(c, inputs)
     earlier = _earlier_looks(directory)
     plan = _plan(c, planned, evaluator, earlier)
     first = jax.process_index() == 0

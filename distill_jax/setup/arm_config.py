@@ -49,6 +49,20 @@ def check_study(c: ConfigDict) -> None:
         raise UserError("config.teacher.path is empty: a study needs --config.teacher.path=PATH")
 
 
+def check_serving(c: ConfigDict, inputs: Inputs) -> None:
+    """Raises UserError where the texts that serving is timed with do not fit a model."""
+    needed, first = c.study.prompt_tokens + c.study.new_tokens, inputs.teachers.first
+    models = {"the student": inputs.source.config} | (
+        {"the teacher": first.model.config} if first else {}
+    )
+    for name, config in models.items():
+        if needed > config.max_positions:
+            raise UserError(
+                f"config.study.prompt_tokens and config.study.new_tokens are {needed} together and"
+                f" {name} has {config.max_positions} positions: use fewer of either"
+            )
+
+
 def arm_config(
     c: ConfigDict, arm: Arm, seed: int, shared: Shared | None = None, steps: int = 0
 ) -> ConfigDict:

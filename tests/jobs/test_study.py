@@ -242,11 +242,12 @@ def test_another_margin_may_not_be_given_later(study, flags, tmp_path):
         ("--config.study.seeds=0", "study.seeds is 0: use at least 1"),
         ("--config.study.confidence=95.0", "study.confidence is 95.0: use 0.5"),
         ("--config.study.prompt_tokens=5000", "gives a prompt"),
+        ("--config.study.prompts=0 --config.study.new_tokens=61", "the student has 64 positions"),
         ("--config.teacher.path=", "teacher.path is empty"),
     ],
 )
 def test_mistakes_are_one_line(flags, tmp_path, more, said):
-    done = cli.run(f"--workdir={tmp_path / 's'}", *flags, *STUDY, more)
+    done = cli.run(f"--workdir={tmp_path / 's'}", *flags, *STUDY, *more.split())
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
     assert said in line
