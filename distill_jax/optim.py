@@ -32,7 +32,10 @@ class OptimOptions(NamedTuple):
 
 
 def make_schedule(options: OptimOptions, peak: float, steps: int) -> optax.Schedule:
-    """Linear warm-up to `peak`, then a shape of SCHEDULES, down to peak * final_fraction."""
+    """Linear warm-up to `peak`, then a shape of SCHEDULES, down to peak * final_fraction.
+
+    The update after the warm-up has the peak, the last one (number steps - 1) the final rate.
+    """
     if options.schedule not in SCHEDULES:
         raise UserError(
             f"config.optim.schedule is {options.schedule!r}: use one of {', '.join(SCHEDULES)}"
@@ -50,7 +53,11 @@ def make_schedule(options: OptimOptions, peak: float, steps: int) -> optax.Sched
 
 
 def _cosine(peak, steps, decay, final):
-    return optax.cosine_decay_schedule(peak, steps, final / peak if peak else 0.0)
+    return optax.cosine_decay_schedule(peak, max(1, steps - 1), final / peak if peak else 0.0)
+
+
+def _linear(peak, steps, decay, final):
+    return optax.linear_schedule(peak, final, max(1, steps - 1))
 
 
 def _warmup_stable_decay(peak, steps, decay, final):
@@ -59,8 +66,10 @@ def _warmup_stable_decay(peak, steps, decay, final):
             f"config.optim.decay_steps is {decay} with {steps} steps after the warm-up:"
             f" use a number from 1 to {steps} with the schedule wsd"
         )
-    fall = optax.linear_schedule(peak, final, decay)
-    return optax.join_schedules([optax.constant_schedule(peak), fall], [steps - decay])
+    # The first update after the warm-up has the peak even where the fall takes all that is left.
+    decay = min(decay, steps - 1)
+    fall = optax.linear_schedule(peak, final, max(1, decay))
+    return optax.join_schedules([optax.constant_schedule(peak), fall], [steps - 1 - decay])
 
 
 def make_optimizer(options: OptimOptions, steps: int) -> optax.GradientTransformation:
@@ -160,7 +169,7 @@ def _block_matrices(params: Params) -> Params:
 
 SCHEDULES = {
     "cosine": _cosine,
-    "linear": lambda peak, steps, decay, final: optax.linear_schedule(peak, final, steps),
+    "linear": _linear,
     "wsd": _warmup_stable_decay,
     "constant": lambda peak, steps, decay, final: optax.constant_schedule(peak),
 }

@@ -40,14 +40,25 @@ def test_a_schedule_rises_from_above_zero_to_its_peak_and_never_above(name):
     np.testing.assert_allclose(values[WARMUP], PEAK, rtol=1e-6)
     assert values.max() <= PEAK * (1 + 1e-6)
     assert np.all(np.diff(values[WARMUP:]) <= 1e-7)
-    if name != "constant":
-        np.testing.assert_allclose(float(rate(STEPS)), 0.1 * PEAK, rtol=1e-5)
+    last = PEAK if name == "constant" else 0.1 * PEAK
+    np.testing.assert_allclose(values[-1], last, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize(("steps", "warmup", "decay"), [(1, 0, 1), (2, 0, 2), (9, 8, 1), (9, 3, 6)])
+def test_the_shortest_schedules_have_the_peak_and_end_where_they_say(name, steps, warmup, decay):
+    chosen = options(schedule=name, warmup_steps=warmup, decay_steps=decay)
+    rate = make_schedule(chosen, PEAK, steps)
+    np.testing.assert_allclose(float(rate(warmup)), PEAK, rtol=1e-6)
+    if steps - warmup > 1 and name != "constant":
+        np.testing.assert_allclose(float(rate(steps - 1)), 0.1 * PEAK, rtol=1e-5)
 
 
 def test_wsd_stays_and_then_falls():
     rate = make_schedule(options(schedule="wsd"), PEAK, STEPS)
-    np.testing.assert_allclose(float(rate(STEPS - DECAY)), PEAK, rtol=1e-6)
-    np.testing.assert_allclose(float(rate(STEPS - DECAY // 2)), 0.55 * PEAK, rtol=1e-5)
+    np.testing.assert_allclose(float(rate(STEPS - 1 - DECAY)), PEAK, rtol=1e-6)
+    assert float(rate(STEPS - DECAY)) < PEAK
+    np.testing.assert_allclose(float(rate(STEPS - 1 - DECAY // 2)), 0.55 * PEAK, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
