@@ -26,6 +26,7 @@ from distill_jax.workdir import METRICS, rewind
 from distill_jax.writers import Writer
 
 STEPS_BETWEEN_STOP_CHECKS = 10  # with several processes
+BATCH_HASH = "train/batch"  # of a step's tokens: identifies, measures nothing
 
 
 class LoopOptions(NamedTuple):
@@ -53,7 +54,7 @@ class Run(NamedTuple):
     evaluate: Callable[[Params], dict[str, float]]
     learning_rate: Callable[[int], float]
     on_start: Callable[[Params], None]  # called once, before the first step of a fresh run
-    writers: tuple[Writer, ...]
+    writers: tuple[Writer, ...]  # of process 0 only
 
 
 def train(run: Run) -> TrainState:
@@ -66,6 +67,8 @@ def train(run: Run) -> TrainState:
     if jax.process_index() == 0:
         # Steps after the checkpoint are run again, and their lines written again.
         rewind(run.workdir / METRICS, start if start else -1)
+    for writer in run.writers:
+        writer.start(start)
     log = _Log(run)
     if start == 0:
         run.on_start(state.params)
@@ -132,7 +135,7 @@ class _Log:
         values["train/tokens"] = tokens
         values["train/tokens_per_s"] = tokens / device_s
         values["train/learning_rate"] = self.run.learning_rate(step - 1)
-        values["train/batch"] = zlib.crc32(np.ascontiguousarray(host.tokens_BT))
+        values[BATCH_HASH] = zlib.crc32(np.ascontiguousarray(host.tokens_BT))
         self._write(step, values, device_s=device_s, tokens=self.tokens)
         self._show(step, values, pace, tokens / pace)
         if values["train/skipped_in_a_row"] >= self.run.options.max_skipped > 0:
@@ -161,9 +164,9 @@ class _Log:
         if self.file is not None:
             self.file.write(json.dumps(line, allow_nan=False) + "\n")
             self.file.flush()
-        numbers = {name: value for name, value in values.items() if value is not None}
-        for writer in self.run.writers if self.file is not None else ():
-            writer(step, numbers)
+        numbers = {n: value for n, value in values.items() if value is not None and n != BATCH_HASH}
+        for writer in self.run.writers:
+            writer.metrics(step, numbers)
 
     def _show(self, step, values, pace, speed):
         options = self.run.options

@@ -44,6 +44,7 @@ from distill_jax.setup.measures import measures_of
 from distill_jax.setup.models import count, load_model
 from distill_jax.setup.teachers import Teachers
 from distill_jax.setup.training import CompiledSteps
+from distill_jax.setup.writing import writing
 from distill_jax.sharding import barrier
 from distill_jax.study.arms import Arm, arms_of
 from distill_jax.study.flops import steps_for, written
@@ -247,12 +248,14 @@ def _run(
         recipe = make_recipe(mine)
         read = _arm_inputs(c, mine, evaluator.inputs, evaluator.teachers)
         setting = setting_of(mine, recipe, where, read, evaluator.teachers)
+        name, group = f"{p.arm.name}-seed-{seed}", where.parents[2].resolve().name
         try:
-            model, params = train_student(setting, steps_by_shape)
+            with writing(mine, where, name=name, group=group) as writers:
+                model, params = train_student(setting, steps_by_shape, writers)
+                finish(setting, model, params, writers)
         except NumbersBrokeDown as error:
             say(f"{p.arm.name}, seed {seed}: {error}")
             return result._replace(failed=str(error))
-        finish(setting, model, params)
         del model, params
         barrier(f"end of {p.arm.name}, seed {seed}")
     wall_s = workdir.read_lines(where / workdir.METRICS)[-1]["wall_s"]

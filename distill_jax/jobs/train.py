@@ -33,7 +33,9 @@ from distill_jax.setup.training import (
     shape_of,
     starter,
 )
+from distill_jax.setup.writing import writing
 from distill_jax.types import Params
+from distill_jax.writers import Writer
 
 
 def train_job(c: ConfigDict, directory: Path) -> None:
@@ -46,8 +48,10 @@ def train_job(c: ConfigDict, directory: Path) -> None:
     inputs = read_inputs(c, mesh)
     setting = setting_of(c, recipe, directory, inputs)
     say(description(setting))
-    model, params = train_student(setting, {})
-    for line in finish(setting, model, params):
+    with writing(c, directory, name=directory.resolve().name) as writers:
+        model, params = train_student(setting, {}, writers)
+        lines = finish(setting, model, params, writers)
+    for line in lines:
         say(line)
 
 
@@ -61,7 +65,7 @@ def read_inputs(c: ConfigDict, mesh: Mesh) -> Inputs:
 
 
 def train_student(
-    setting: Setting, steps_by_shape: dict[str, CompiledSteps]
+    setting: Setting, steps_by_shape: dict[str, CompiledSteps], writers: tuple[Writer, ...]
 ) -> tuple[Model, Params]:
     """Trains from the start or the last checkpoint to the last step.
 
@@ -86,8 +90,8 @@ def train_student(
     shape = shape_of(c, model)
     if shape not in steps_by_shape:
         steps_by_shape[shape] = compiled_steps(setting, model, shardings)
-    on_start = lambda params: _begin_files(setting, model, params)
-    state = train(run_of(setting, model, state, steps_by_shape[shape], manager, on_start))
+    on_start = lambda params: _begin_files(setting, model, params, writers)
+    state = train(run_of(setting, model, state, steps_by_shape[shape], manager, on_start, writers))
     return model, state.params
 
 
@@ -106,7 +110,9 @@ def start_of(setting: Setting) -> tuple[Model, Params]:
     return student.make_student(c, inputs.source, inputs.teachers.first, mesh, calibration)
 
 
-def _begin_files(setting: Setting, model: Model, params: Params) -> None:
+def _begin_files(
+    setting: Setting, model: Model, params: Params, writers: tuple[Writer, ...]
+) -> None:
     """Writes provenance, and what teacher and student write before the first step."""
     inputs, lines = setting.inputs, []
     teacher = inputs.teachers.first
@@ -118,6 +124,8 @@ def _begin_files(setting: Setting, model: Model, params: Params) -> None:
     if jax.process_index() == 0:
         workdir.write_json(setting.directory / workdir.PROVENANCE, versions)
         workdir.write_lines(setting.directory / workdir.SAMPLES, lines)
+    for writer in writers if lines else ():
+        writer.samples(0, lines)
 
 
 def _samples(setting: Setting, name: str, step: int, model: Model, params: Params) -> list[dict]:
@@ -126,7 +134,9 @@ def _samples(setting: Setting, name: str, step: int, model: Model, params: Param
     return samples.sample(setting.config, name, step, *subject, time_it=True)
 
 
-def finish(setting: Setting, model: Model, params: Params) -> tuple[str, ...]:
+def finish(
+    setting: Setting, model: Model, params: Params, writers: tuple[Writer, ...]
+) -> tuple[str, ...]:
     """Writes the exported student, the samples and the report; gives the lines to print."""
     c, directory, inputs = setting.config, setting.directory, setting.inputs
     teacher = inputs.teachers.first
@@ -153,5 +163,10 @@ def finish(setting: Setting, model: Model, params: Params) -> tuple[str, ...]:
     )  # fmt: skip
     workdir.write_text(directory / workdir.PAGE, page(report))
     workdir.write_json(directory / workdir.REPORT, report)
+    files = [directory / name for name in (workdir.CONFIG, workdir.REPORT, workdir.PAGE)]
+    for writer in writers:
+        if lines:
+            writer.samples(c.steps, lines)
+        writer.finish(c.steps, [row._asdict() for row in rows], files)
     where = f"\nstudent: {target}\nreport:  {directory / workdir.PAGE}"
     return samples_text(lines), text_table(rows), where

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from distill_jax.data.documents import Document
 from distill_jax.data.tokenizer import Tokenizer
-from distill_jax.setup import data, samples, student, teachers
+from distill_jax.setup import data, samples, student, teachers, writing
 from distill_jax.setup.loss import Recipe, make_recipe
 from distill_jax.setup.models import (
     Source,
@@ -68,6 +68,7 @@ def check(c: ConfigDict) -> tuple[Recipe, Mesh]:
     recipe = make_recipe(c)
     student.check(c)
     samples.check(c)
+    writing.check(c)
     teachers.check(c, recipe.terms)
     return recipe, mesh_of(c, "data", "eval")
 

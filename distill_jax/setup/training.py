@@ -24,7 +24,7 @@ from distill_jax.setup.models import bind_config
 from distill_jax.sharding import batch_ways, parameter_shardings
 from distill_jax.step import TrainStep, init_state
 from distill_jax.types import Params, TrainState
-from distill_jax.writers import Writer, tensorboard, wandb
+from distill_jax.writers import Writer
 
 TEACHING = 1  # the stream of random numbers for what teachers draw
 ARCHITECTURE = "architecture.json"  # of the student, so that its checkpoints can be read again
@@ -103,6 +103,7 @@ def run_of(
     steps: CompiledSteps,
     manager: checkpoint.CheckpointManager,
     on_start: Callable[[Params], None],
+    writers: tuple[Writer, ...],
 ) -> Run:
     """Everything the loop needs. on_start(params): called before the first step of a fresh run."""
     c, mesh, found = setting.config, setting.inputs.mesh, setting.inputs.teachers
@@ -132,14 +133,5 @@ def run_of(
         evaluate=measure,
         learning_rate=lambda step: float(setting.recipe.learning_rate(step)),
         on_start=on_start,
-        writers=_writers(c, setting.directory),
+        writers=writers,
     )
-
-
-def _writers(c: ConfigDict, directory: Path) -> tuple[Writer, ...]:
-    if jax.process_index():
-        return ()
-    chosen = [tensorboard(directory)] if c.log.tensorboard else []
-    if c.log.wandb_project:
-        chosen.append(wandb(c.log.wandb_project, directory, flatten(c)))
-    return tuple(chosen)
