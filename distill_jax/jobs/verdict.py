@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from distill_jax import __version__, workdir
 from distill_jax.config import choose, config_diff, flatten, load_base
 from distill_jax.data.scores import ScoreTable, read_scores
+from distill_jax.evals.bounds import bounds_of, of_difference
 from distill_jax.progress import say
 from distill_jax.report.verdict import verdict_page, verdict_report, verdict_text
 from distill_jax.study.rules import NLL, Rules
@@ -100,9 +101,12 @@ def _rules(c: ConfigDict, scores: ScoreTable) -> Rules:
     margin = slice_margin = _margin(v.margin, "margin", unit, c.study.margin)
     if len(set(scores.columns["slice"])) > 1:  # else it is not used
         slice_margin = _margin(v.slice_margin, "slice_margin", unit, c.study.slice_margin)
+    # What logs call acc is a share; of a table's column only its user knows.
+    _, furthest = of_difference(bounds_of(f"task/{scores.metric}"))
     return Rules(
-        margin, slice_margin, c.study.confidence, v.minimum_seeds, higher, unit, v.look or None
-    )
+        margin, slice_margin, c.study.confidence, v.minimum_seeds, higher, unit, v.look or None,
+        furthest=furthest,
+    )  # fmt: skip
 
 
 def _margin(given: float, name: str, unit: str, of_study: float) -> float:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from distill_jax.data.score_columns import WHOLE
+from distill_jax.evals.bounds import bounds_of, of_difference
 from distill_jax.evals.document_totals import document_totals
 from distill_jax.evals.lm_eval_tasks import TaskExamples
 from distill_jax.evals.records_file import Records
@@ -65,4 +66,6 @@ def example_scores(measure: Measure, examples: Mapping[Key, TaskExamples]) -> Me
         if name not in left_out
     }
     weight_PE, groups = np.ones((1, len(first.ids))), np.array(first.groups, np.str_)
-    return Measured(measure, Scores((WHOLE,), weight_PE, arms, first.ids, groups), None, left_out)
+    scores = Scores((WHOLE,), weight_PE, arms, first.ids, groups)
+    _, furthest = of_difference(bounds_of(f"{first.task}/{first.metric}"))
+    return Measured(measure, scores, None, left_out, furthest)

@@ -13,6 +13,7 @@ from distill_jax.diagnosis.overrides import AdviceInputs
 from distill_jax.diagnosis.summary import Summary, summarise
 from distill_jax.diagnosis.triggers import trigger_values
 from distill_jax.evals.aggregates import by_slice, flips
+from distill_jax.evals.bounds import ANY, Bounds, bounds_of, within
 from distill_jax.evals.continuations import behaviour_section
 from distill_jax.evals.records_file import Records
 from distill_jax.report.verdict import slice_dict, verdict_dict
@@ -117,10 +118,13 @@ def statement(verdicts: StudyVerdicts, ship: bool) -> str:
     return " ".join(parts)
 
 
-def interval(values: Sequence[float | None], confidence: float) -> dict[str, float | None] | None:
-    """Mean and Student's t interval over seeds; no bounds for one seed, None where all are absent.
+def interval(
+    values: Sequence[float | None], confidence: float, bounds: Bounds = ANY
+) -> dict[str, float | None] | None:
+    """Mean and Student's t interval over seeds; no ends for one seed, None where all are absent.
 
-    It is of the seeds alone: the documents are the same for all.
+    It is of the seeds alone: the documents are the same for all. It ends where the values that the
+    measure can have end, see within().
     """
     known = np.array([value for value in values if value is not None], np.float64)
     if not len(known):
@@ -130,7 +134,8 @@ def interval(values: Sequence[float | None], confidence: float) -> dict[str, flo
         return {"mean": mean, "low": None, "high": None}
     half = float(stdtrit(len(known) - 1, (1 + confidence) / 2))
     half *= float(known.std(ddof=1)) / math.sqrt(len(known))
-    return {"mean": mean, "low": mean - half, "high": mean + half}
+    low, high = within(mean - half, mean + half, bounds, mean)
+    return {"mean": mean, "low": low, "high": high}
 
 
 Values = Mapping[str, float | None]
@@ -139,7 +144,10 @@ Values = Mapping[str, float | None]
 def _over_seeds(seeds: Sequence[Values], confidence: float) -> dict[str, dict[str, Any] | None]:
     """Every number by its name, over the seeds that have it."""
     names = dict.fromkeys(name for values in seeds for name in values)
-    return {name: interval([values.get(name) for values in seeds], confidence) for name in names}
+    return {
+        name: interval([values.get(name) for values in seeds], confidence, bounds_of(name))
+        for name in names
+    }
 
 
 def _done(study: Study, arm: str) -> list[RunResult]:

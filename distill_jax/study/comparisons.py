@@ -1,5 +1,6 @@
 """The questions that a study answers: the main one twice, the other arms, the other measures."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -18,12 +19,14 @@ class Measured(NamedTuple):
 
     teacher_E  the teacher's totals of whole documents, where it should know them better than sft.
     left_out   why an arm has no scores beside the others', by its name.
+    furthest   apart that two scores can be.
     """
 
     measure: Measure
     scores: Scores
     teacher_E: np.ndarray | None = None
     left_out: Mapping[str, str] = {}
+    furthest: float = math.inf
 
 
 class StudyVerdicts(NamedTuple):
@@ -81,4 +84,5 @@ def _rules(plan: StudyPlan, measured: Measured) -> Rules:
         look=plan.look,
         registered=slices,
         known=slices,
+        furthest=measured.furthest,
     )

@@ -20,6 +20,9 @@ MINIMUM_DOCUMENTS = 50  # effective ones, below which a slice is not tested
 MINIMUM_WEIGHT = 150  # tokens or examples
 
 
+Bounds = tuple[float, float] | tuple[None, None]
+
+
 class Rules(NamedTuple):
     """What is decided before the first run.
 
@@ -35,6 +38,7 @@ class Rules(NamedTuple):
     known             names of slices that exist, though none of these documents is in them.
     minimum_documents, minimum_weight  below which a slice is not tested.
     non_negative      scores are 0 or more; None: where the unit is nats per token.
+    furthest          apart that two scores can be, 1 for shares: no interval reaches further.
     """
 
     margin: float
@@ -49,6 +53,7 @@ class Rules(NamedTuple):
     minimum_documents: float = MINIMUM_DOCUMENTS
     minimum_weight: float = MINIMUM_WEIGHT
     non_negative: bool | None = None
+    furthest: float = math.inf
 
     @property
     def sign(self) -> int:
@@ -108,6 +113,12 @@ def level_at(look: int | None, alpha: float) -> float:
     if look is None:
         return alpha
     return alpha * (0.8 if look == 1 else 0.1 * 0.5 ** (look - 2))
+
+
+def possible(bounds: Bounds, rules: Rules) -> Bounds:
+    """An interval of a difference without what no difference can be; (None, None) stays."""
+    low, high = bounds
+    return bounds if low is None else (max(low, -rules.furthest), min(high, rules.furthest))
 
 
 def few_differ(rules: Rules, differing: int) -> bool:

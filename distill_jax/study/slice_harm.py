@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from distill_jax.study.paired import Paired
-from distill_jax.study.rules import Rules
+from distill_jax.study.rules import Rules, possible
 from distill_jax.study.uncertainty import Spread, interval, p_above, spread_of
 
 LARGEST_SKEWNESS = 0.3  # of the mean, towards gains: p of 2.5% is then up to 5%
@@ -96,7 +96,8 @@ def slice_effects(
         if reason is None:
             tested[i] = p_above(spread, rules.slice_margin)
             reason = skewed(spread)
-        effect, bounds = in_units(spread.effect, interval(spread, confidence), rules.sign)
+        bounds = possible(interval(spread, confidence), rules)
+        effect, bounds = in_units(spread.effect, bounds, rules.sign)
         about = float(weight_U.sum()), spread.documents, spread.effective_documents
         rows.append(SliceEffect(name, effect, bounds, None, *about, False, reason))
     for i, adjusted in zip(tested, holm(list(tested.values())), strict=True):

@@ -43,6 +43,7 @@ from distill_jax.study.rules import (
     check_rules,
     decide,
     level_at,
+    possible,
     registered_slices,
 )
 from distill_jax.study.slice_harm import failures_of, in_units, slice_effects
@@ -158,7 +159,7 @@ def judge(one: Comparison, alpha: float | None = None) -> Verdict:
         return Verdict(INVALID, str(error), **about)
     slices = slice_effects(paired, names, rules, 1 - alpha)
     enough = spread.known and spread.seeds >= rules.minimum_seeds
-    bounds = interval(spread, 1 - alpha)
+    bounds = possible(interval(spread, 1 - alpha), rules)
     label = mean_label = decide(bounds, rules, spread.differing) if enough else INCONCLUSIVE
     failures = failures_of(slices, rules.sign) if enough else ()
     if failures and label != WORSE:

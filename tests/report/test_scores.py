@@ -1,6 +1,7 @@
 """The scores that a study compares, against loops over tokens and examples."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -111,6 +112,12 @@ def test_unit_and_direction_come_from_the_task(metric, higher):
     run = examples([0.0, 1.0, 1.0], metric=metric, higher=higher)
     found = example_scores(TASK, {("kd", 0): run}).measure
     assert found == Measure("task", f"{metric} per example", higher)
+
+
+@pytest.mark.parametrize(("metric", "furthest"), [("exact_match,strict", 1.0), ("ter", math.inf)])
+def test_how_far_apart_two_scores_can_be_comes_from_the_metric(metric, furthest):
+    run = examples([0.0, 1.0, 1.0], metric=metric)
+    assert example_scores(TASK, {("kd", 0): run}).furthest == furthest
 
 
 def test_an_arm_on_other_examples_is_left_out_with_the_reason():

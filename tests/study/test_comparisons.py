@@ -50,6 +50,23 @@ def test_every_arm_is_asked_about_once_and_by_the_right_baseline():
     assert all(v.reason for v in (found.equal_steps, found.equal_flops, *found.others, second))
 
 
+def test_no_interval_of_a_difference_of_shares_leaves_what_shares_can_differ_by():
+    """Two seeds that disagree have an interval wider than any difference of shares."""
+    r = np.random.default_rng(0)
+    right = lambda share: (r.random((1, 60)) < share).astype(float)
+    arms = {
+        name: Arm(("0", "1"), np.stack([right(one), right(two)], axis=1))
+        for name, one, two in (("kd", 0.9, 0.2), ("sft", 0.1, 0.6))
+    }
+    scores = Scores(("all",), np.ones((1, 60)), arms)
+    wide = judge_study(plan(("kd", "sft")), [Measured(RIGHT, scores)]).equal_steps
+    cut = judge_study(plan(("kd", "sft")), [Measured(RIGHT, scores, furthest=1.0)]).equal_steps
+    assert wide.interval[0] < -1 < 1 < wide.interval[1]
+    assert cut.interval == (-1.0, 1.0)
+    assert "interval -1 to +1" in cut.reason
+    assert (cut.label, cut.effect) == (wide.label, wide.effect)
+
+
 def test_the_teacher_rule_is_of_the_main_question_alone():
     poor = np.full(60, 200.0)
     found = judge_study(plan(), [measured(teacher_E=poor)])
