@@ -89,8 +89,8 @@ def _report(c, directory, evaluator: Evaluator, models, records, written) -> dic
     evaluation = {f"eval/{name}": value for name, value in metrics.items()}
     evaluation["eval/tokens"] = len(records["student"].columns["token"])
     rows = [
-        ModelRow.teacher(first.path, count(first.params), evaluation),
-        ModelRow.of(student.path, count(student.params), evaluation),
+        ModelRow.teacher("teacher", count(first.params), evaluation),
+        ModelRow.of("student", count(student.params), evaluation),
     ]
     versions = provenance(
         evaluator.inputs.mesh,
@@ -102,7 +102,7 @@ def _report(c, directory, evaluator: Evaluator, models, records, written) -> dic
     # A study needs text to train on; this job does not.
     command = study_command(flatten(c), flatten(load_base()), str(directory))
     report = report_json(
-        rows, evaluation, [], flatten(c), versions, config_diff=diff,
+        rows, evaluation, [], flatten(c), versions, kind="diagnose", config_diff=diff,
         study_command=command if c.data.source else None,
     )  # fmt: skip
     baseline = [records["baseline"]] if "baseline" in records else []

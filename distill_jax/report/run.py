@@ -11,7 +11,7 @@ from distill_jax.report.tables import ModelRow, text_table
 
 # A run alone has no arm to compare with, and its page must not suggest otherwise.
 NO_VERDICT = (
-    "This is a single run. It shows how close the student is to its teacher on held-out text;"
+    "This is a single {}. It shows how close the student is to its teacher on held-out text;"
     " it cannot tell whether distillation helped against plain fine-tuning at equal steps or"
     " equal FLOPs."
 )
@@ -26,11 +26,15 @@ def report_json(
     config: dict[str, Any],
     provenance: dict[str, Any],
     *,
+    kind: str = "run",
     history: Sequence[dict[str, Any]] = (),
     config_diff: str = "",
     study_command: str | None = None,
 ) -> dict[str, Any]:
     """report.json of one training run (report.schema.json); page() makes report.html of it.
+
+    rows: the closing table; the last is of the student that was evaluated, and a row called
+    `teacher` is of its teacher. kind: run, or diagnose where nothing was trained.
 
     evaluation: the held-out metrics at the end, which also stand flat under their names. history:
     the lines of metrics.jsonl. study_command: what would tell whether distillation helped.
@@ -40,8 +44,8 @@ def report_json(
         {
             **evaluation,
             "schema": SCHEMA,
-            "kind": "run",
-            "statement": NO_VERDICT,
+            "kind": kind,
+            "statement": NO_VERDICT.format({"run": "run", "diagnose": "comparison"}[kind]),
             **({"study_command": study_command} if study_command else {}),
             **dict.fromkeys(absent),
             "arms": [],
@@ -49,7 +53,7 @@ def report_json(
             "curves": [{"arm": "student", "seed": config.get("seed", 0), "points": points(history)}]
             if history
             else [],
-            "metrics": {"student after": means(evaluation)} if evaluation else {},
+            "metrics": {rows[-1].name: means(evaluation)} if evaluation else {},
             "options": [],
             "config": config,
             "config_diff": config_diff,

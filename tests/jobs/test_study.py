@@ -288,7 +288,15 @@ def test_diagnose_needs_no_more_than_teacher_student_and_text(world, study, tmp_
     )  # fmt: skip
     said(cli.run(f"--workdir={tmp_path / 'd'}", *common))
     alone = report(tmp_path / "d")
-    assert alone["kind"] == "run"
+    assert alone["kind"] == "diagnose"
+    assert [row["name"] for row in alone["models"]] == ["teacher", "student"]
+    assert alone["teacher"]["nll"] == alone["models"][0]["nll"]
+    assert alone["metrics"]["student"]["nll"]["mean"] == alone["eval/nll"]
+    made = (tmp_path / "d" / "report.html").read_text()
+    assert "without a teacher" not in made
+    drawn = [m["model"] for m in alone["calibration"]["models"]]
+    assert drawn == ["teacher", "student"]
+    assert f"Accuracy over confidence of {', '.join(drawn)}" in made
     assert alone["diagnose"]["tokens"] == alone["eval/tokens"]
     assert all(example["sft"] is None for example in alone["diagnose"]["worst"])
     baseline = study[0] / "arms" / "sft" / "seed-0" / "student"

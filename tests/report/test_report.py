@@ -287,7 +287,7 @@ def test_a_run_says_first_what_it_cannot_tell():
         t.strip() for t, around in walk.texts if t.strip() and any(e.tag == "body" for e in around)
     ]
     assert seen[0] == "Skip to the report"
-    assert seen[1] == run.NO_VERDICT
+    assert seen[1] == run.NO_VERDICT.format("run")
     assert "cannot tell whether distillation helped" in seen[1]
     assert seen[3].startswith("python -m distill_jax.main --config=")
     assert "Did distillation help" not in " ".join(seen)
