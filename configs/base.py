@@ -64,6 +64,7 @@ def get_config(variant: str = "train") -> ConfigDict:
         ""  # path or glob of jsonl, parquet or text | tfds:name | hub:name | python_docs
     )
     c.data.eval_source = ""  # the same; empty: see data.held_out_fraction
+    c.data.format = ""  # of the files of both: text | jsonl | parquet; empty: by their suffix
     c.data.held_out_fraction = 0.05  # of data.source's documents, where training has no eval_source
     c.data.seq_len = 512  # tokens per row; longer documents are cut into windows
     c.data.batch_size = 8  # rows of the whole mesh per update

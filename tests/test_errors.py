@@ -51,6 +51,11 @@ def empty(world, tmp_path):
     return [f"--config.data.source={tmp_path / 'empty.jsonl'}"], "no document"
 
 
+def array(world, tmp_path):
+    (tmp_path / "a.json").write_text('[{"instruction": "a", "output": "b"}]')
+    return [f"--config.data.source={tmp_path / 'a.json'}"], "is one JSON array"
+
+
 MISTAKES = {
     "unknown key": lambda w, t: (["--config.data.batchsize=4"], "config.data.batch_size"),
     "unknown key without its group": lambda w, t: (["--config.batch_size=4"], "data.batch_size"),
@@ -72,6 +77,8 @@ MISTAKES = {
     "batch not divisible": lambda w, t: (["--config.data.microbatches=3"], "multiple of 3"),
     "mesh too large": lambda w, t: (["--config.mesh.fsdp=2", "--config.mesh.data=1"], "1 device"),
     "empty data": empty,
+    "an array of records": array,
+    "unknown format": lambda w, t: (["--config.data.format=json"], "did you mean jsonl"),
     "rows longer than positions": lambda w, t: (["--config.data.seq_len=100"], "at most 64"),
     "jsd at its end": lambda w, t: (
         ["--config.terms.jsd.weight=1", "--config.terms.jsd.beta=0."], "forward_kl"

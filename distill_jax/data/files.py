@@ -1,4 +1,4 @@
-"""Documents from files: records in jsonl and parquet, one document per file for any other text."""
+"""Documents from files: records in jsonl and parquet, one document per text file."""
 
 import glob
 import json
@@ -8,30 +8,40 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distill_jax.data.documents import Document, document_from_record
+from distill_jax.data.documents import Document
+from distill_jax.data.formats import format_of, not_text, unreadable
+from distill_jax.data.records import document_from_record
 from distill_jax.types import UserError
 
-_PARQUET_COLUMNS = ("messages", "prompt", "completion", "text", "label", "domain")
+_LABELS = ("label", "domain")
+# Columns that make a document, in the order in which records are tried.
+_CONTENTS = (("messages",), ("prompt", "completion"), ("text",))
 
 
-def read_files(pattern: str) -> Iterator[Document]:
+def read_files(pattern: str, form: str = "") -> Iterator[Document]:
     """Documents of the file, or of every file that the glob matches, in the order of the paths.
 
-    A document's label is its record's, otherwise the file's name without suffix.
-    Raises UserError if nothing matches or a file cannot be read.
+    form: how to read all of them; empty: each by its suffix. A document's label is its record's,
+    otherwise the file's name without suffix.
+    Raises UserError if nothing matches, if the format of any file is not known, before the first
+    is read, or if a file cannot be read.
     """
     paths = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))
     files = [Path(path) for path in paths if Path(path).is_file()]
     if not files:
         what = "is a directory" if Path(pattern).is_dir() else "matches no file"
         raise UserError(f"{pattern!r} {what}: give a file or a glob such as 'texts/*.jsonl'")
-    for path in files:
-        yield from read_file(path)
+    yield from read_all(files, form)
 
 
-def read_file(path: Path) -> Iterator[Document]:
-    """Documents of one file, read by its suffix."""
-    return READERS.get(path.suffix, _read_text)(path)
+def read_all(files: list[Path], form: str = "") -> Iterator[Document]:
+    """Documents of files in their order."""
+    formats = [format_of(path, form) for path in files]
+    for path, name in zip(files, formats, strict=True):
+        try:
+            yield from READERS[name](path)
+        except OSError as error:
+            raise unreadable(path, error) from error
 
 
 def _read_jsonl(path: Path) -> Iterator[Document]:
@@ -56,8 +66,10 @@ def _read_parquet(path: Path) -> Iterator[Document]:
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            # Without a known column, all are read so that the error can list them.
-            columns = [name for name in _PARQUET_COLUMNS if name in names] or None
+            whole = any(set(columns) <= set(names) for columns in _CONTENTS)
+            # Without what makes a document, all are read so that the error can name them.
+            known = {name for columns in _CONTENTS for name in columns} | set(_LABELS)
+            columns = [name for name in names if name in known] if whole else None
             number = 0
             for batch in file.iter_batches(columns=columns):
                 for record in batch.to_pylist():
@@ -70,17 +82,18 @@ def _read_parquet(path: Path) -> Iterator[Document]:
 
 
 def _read_text(path: Path) -> Iterator[Document]:
-    yield Document(str(path), path.stem, text=_decoded(path.read_bytes(), str(path)))
+    content = path.read_bytes()
+    if error := not_text(content, str(path)):
+        raise error
+    if content:
+        yield Document(str(path), path.stem, text=content.decode("utf-8-sig"))
 
 
-def _decoded(content: bytes, where: str) -> str:
+def _decoded(line: bytes, where: str) -> str:
     try:
-        return content.decode("utf-8-sig")
+        return line.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{where}: byte {error.start} (0x{content[error.start]:02x}) is not UTF-8: "
-            "convert the file to UTF-8"
-        ) from error
+        raise not_text(line, where) from error
 
 
-READERS = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
+READERS = {"text": _read_text, "jsonl": _read_jsonl, "parquet": _read_parquet}

@@ -7,39 +7,42 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.data.documents import Document, document_from_record
-from distill_jax.data.files import READERS, read_file, read_files
+from distill_jax.data.documents import Document
+from distill_jax.data.files import read_all, read_files
+from distill_jax.data.formats import FORMATS, OF_SUFFIX
 from distill_jax.data.python_docs import read_python_docs
+from distill_jax.data.records import document_from_record
 from distill_jax.types import UserError
 
 
-def read_documents(source: str) -> list[Document]:
-    """All documents of a source, in the same order on every run.
+def read_documents(source: str, form: str = "") -> list[Document]:
+    """All documents of a source, in the same order on every run. form: of files, see FORMATS.
 
     `python_docs`                        the documentation of the running Python
     `tfds:name[:split][@directory]`      a TensorFlow dataset stored as ArrayRecord; the split is
                                          "train" unless given, the directory TFDS_DATA_DIR
-    `hub:owner/name[:split][@revision]`  jsonl and parquet files of a Hugging Face dataset: those
-                                         whose path has the split as a word ("train" unless given)
+    `hub:owner/name[:split][@revision]`  jsonl and parquet files of a Hugging Face dataset, or
+                                         those of `form`: the files whose path has the split as a
+                                         word ("train" unless given)
     anything else                        a path or a glob: jsonl, parquet, or one document per file
 
     Raises UserError if the source does not exist, is malformed, or holds no document.
     """
     kind, _, address = source.partition(":")
     read = SOURCES.get(kind)
-    documents = list(read_files(source) if read is None else read(address))
+    documents = list(read_files(source, form) if read is None else read(address, form))
     if not documents:
         raise UserError(f"data source {source!r} holds no document: check that it is not empty")
     return documents
 
 
-def _read_python_docs(address: str) -> Iterator[Document]:
+def _read_python_docs(address: str, form: str) -> Iterator[Document]:
     if address:
         raise UserError(f"'python_docs:{address}' is not a data set: write python_docs alone")
     return read_python_docs()
 
 
-def _read_tfds(address: str) -> Iterator[Document]:
+def _read_tfds(address: str, form: str) -> Iterator[Document]:
     # A colon before a version (name:1.2.3) belongs to the name.
     match = re.fullmatch(r"([^:@]+(?::\d+\.\d+\.\d+)?)(?::([^@]+))?(?:@(.+))?", address)
     if match is None:
@@ -87,19 +90,20 @@ def _plain(value: Any, where: str) -> Any:
     return value
 
 
-def _read_hub(address: str) -> Iterator[Document]:
+def _read_hub(address: str, form: str) -> Iterator[Document]:
     match = re.fullmatch(r"([^:@]+)(?::([^@]+))?(?:@(.+))?", address)
     if match is None:
         raise UserError(f"'hub:{address}' is not a data set: write hub:owner/name[:split]")
     name, split, revision = match.groups()
     import huggingface_hub  # here, because few runs need it
 
+    suffixes = _hub_suffixes(form)
     try:
         folder = huggingface_hub.snapshot_download(
             name,
             repo_type="dataset",
             revision=revision,
-            allow_patterns=[f"*{suffix}" for suffix in READERS],
+            allow_patterns=[f"*{suffix}" for suffix in suffixes],
         )
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -107,15 +111,26 @@ def _read_hub(address: str) -> Iterator[Document]:
             f"'hub:{address}': {reason}: check the name, the network and the access token"
         ) from error
     root = Path(folder)
-    files = sorted(path.relative_to(root) for path in root.rglob("*") if path.suffix in READERS)
+    files = sorted(path.relative_to(root) for path in root.rglob("*") if path.suffix in suffixes)
+    if not files:
+        raise UserError(
+            f"'hub:{address}' has no file with the suffix {', '.join(suffixes)}: use a data set"
+            " that has, or say by config.data.format what its files are"
+        )
     chosen = [file for file in files if (split or "train") in re.split(r"[^a-z0-9]+", str(file))]
     if split and not chosen:
         raise UserError(
             f"'hub:{address}': no file of {[str(file) for file in files][:20]} is of split "
             f"{split!r}: name a split that is a word of a file's path"
         )
-    for file in chosen or files:
-        yield from read_file(root / file)
+    yield from read_all([root / file for file in chosen or files], form)
+
+
+def _hub_suffixes(form: str) -> tuple[str, ...]:
+    """Those of the files to download. Text only where asked for: every data set has a README.md."""
+    if not form:
+        return tuple(suffix for suffix, name in OF_SUFFIX.items() if name != "text")
+    return {"jsonl": (*FORMATS["jsonl"], ".json"), "text": (".txt",)}.get(form, FORMATS[form])
 
 
 SOURCES = {

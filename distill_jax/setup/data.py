@@ -10,9 +10,11 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from distill_jax.config import choose
 from distill_jax.data.cache import Cache, CachedRows, check_match
 from distill_jax.data.documents import Document, fingerprint, split_documents
 from distill_jax.data.encode import Tokenized, check_vocabulary, tokenize_documents
+from distill_jax.data.formats import FORMATS
 from distill_jax.data.pack import Rows, describe, empty_row, pack
 from distill_jax.data.pipeline import batch_at, eval_batches, train_batches, train_rows
 from distill_jax.data.sources import read_documents
@@ -48,9 +50,9 @@ def training_documents(c: ConfigDict) -> tuple[list[Document], list[Document]]:
             "config.data.source is empty: give a path or glob of jsonl, parquet or text,"
             " tfds:name, hub:name or python_docs"
         )
-    documents = read_documents(c.data.source)
+    documents = _read(c, c.data.source)
     if c.data.eval_source:
-        return documents, read_documents(c.data.eval_source)
+        return documents, _read(c, c.data.eval_source)
     return split_documents(documents, held_out_fraction=c.data.held_out_fraction, seed=SPLIT_SEED)
 
 
@@ -59,7 +61,12 @@ def evaluation_documents(c: ConfigDict) -> list[Document]:
     source = c.data.eval_source or c.data.source
     if not source:
         raise UserError("config.data.eval_source is empty: give a path or glob, or python_docs")
-    return read_documents(source)
+    return _read(c, source)
+
+
+def _read(c: ConfigDict, source: str) -> list[Document]:
+    form = c.data.format and choose("data.format", c.data.format, FORMATS)
+    return read_documents(source, form)
 
 
 def tokenized(documents: list[Document], tokenizer: Tokenizer, vocab: int) -> Text:

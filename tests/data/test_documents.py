@@ -4,69 +4,12 @@ import pytest
 
 from distill_jax.data.documents import (
     Document,
-    document_from_record,
     fingerprint,
     split_documents,
 )
 from distill_jax.types import UserError
 
 DOCUMENTS = [Document(f"n{i}", "web", text=f"text {i}") for i in range(400)]
-
-
-def read(record):
-    return document_from_record(record, where="file:7", label="file")
-
-
-@pytest.mark.parametrize(
-    ("record", "field", "value"),
-    [
-        ({"text": "a"}, "text", "a"),
-        ({"text": ""}, "text", ""),
-        ({"prompt": "a", "completion": "b", "text": "c"}, "pair", ("a", "b")),
-        (
-            {"messages": [{"role": "user", "content": "a"}], "prompt": "p"},
-            "messages",
-            ({"role": "user", "content": "a"},),
-        ),
-    ],
-)
-def test_a_record_gives_exactly_one_content(record, field, value):
-    document = read(record)
-    contents = {name: getattr(document, name) for name in ("text", "pair", "messages")}
-    assert {name: v for name, v in contents.items() if v is not None} == {field: value}
-
-
-@pytest.mark.parametrize(
-    ("extra", "label"), [({}, "file"), ({"label": 3}, "3"), ({"domain": "code"}, "code")]
-)
-def test_label_is_the_records_or_the_files(extra, label):
-    assert read({"text": "a", **extra}).label == label
-
-
-@pytest.mark.parametrize(
-    ("record", "says"),
-    [
-        ([1], "of type list"),
-        ({"body": "a", "title": "b"}, "['body', 'title']"),
-        ({"text": None}, "['text']"),
-        ({"text": 3}, "of type int"),
-        ({"completion": "a"}, "without 'prompt'"),
-        ({"prompt": ["a"], "completion": "a"}, "of type list"),
-        ({"messages": []}, "messages"),
-        ({"messages": "a"}, "messages"),
-        ({"messages": ["a"]}, "turn 0"),
-        ({"messages": [{"role": "user"}]}, "messages[0].content"),
-        ({"text": "\ud800"}, "surrogate"),
-    ],
-)
-def test_bad_records_are_named_in_one_line(record, says):
-    with pytest.raises(UserError) as caught:
-        read(record)
-    message = str(caught.value)
-    assert message.startswith("file:7: ")
-    assert says in message
-    assert ": " in message.removeprefix("file:7: ")
-    assert "\n" not in message
 
 
 def test_split_is_a_partition_that_keeps_order_and_size():

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from distill_jax.data.documents import fingerprint
-from distill_jax.data.files import READERS
+from distill_jax.data.formats import OF_SUFFIX
 from distill_jax.data.sources import SOURCES, read_documents
 from distill_jax.types import UserError
 
@@ -29,14 +29,15 @@ def write_parquet(path, records):
     pq.write_table(pa.Table.from_pylist(records), path)
 
 
-WRITERS = {".jsonl": write_jsonl, ".parquet": write_parquet}
+WRITERS = {"jsonl": write_jsonl, "parquet": write_parquet}
+RECORD_SUFFIXES = sorted(suffix for suffix, name in OF_SUFFIX.items() if name in WRITERS)
 
 
-@pytest.mark.parametrize("suffix", sorted(READERS))
+@pytest.mark.parametrize("suffix", [*RECORD_SUFFIXES, ".JSONL"])
 @pytest.mark.parametrize("record", RECORDS, ids=["text", "pair", "messages"])
 def test_records_come_back_as_written(tmp_path, suffix, record):
     path = tmp_path / f"corpus{suffix}"
-    WRITERS[suffix](path, [record, record])
+    WRITERS[OF_SUFFIX[suffix.lower()]](path, [record, record])
     documents = read_documents(str(path))
     assert [d.name for d in documents] == [f"{path}:1", f"{path}:2"]
     assert {d.label for d in documents} == {"corpus"}
@@ -47,13 +48,13 @@ def test_records_come_back_as_written(tmp_path, suffix, record):
 
 
 def test_text_files_are_one_document_each_in_the_order_of_paths(tmp_path):
-    for name in ("b.txt", "a.md", "c.rst"):
+    for name in ("b.TXT", "a.md", "c.rst"):
         (tmp_path / name).write_bytes(f"{name}\r\n".encode("utf-8-sig"))
     (tmp_path / "folder").mkdir()
     documents = read_documents(str(tmp_path / "*"))
     assert [(d.text, d.label) for d in documents] == [
         ("a.md\r\n", "a"),
-        ("b.txt\r\n", "b"),
+        ("b.TXT\r\n", "b"),
         ("c.rst\r\n", "c"),
     ]
 
@@ -73,6 +74,10 @@ def test_a_path_with_glob_characters_is_a_path_first(tmp_path):
         ("a.jsonl", b"\n", "holds no document"),
         ("a.txt", b"abc\x80", "a.txt: byte 3 (0x80)"),
         ("a.parquet", b"not parquet", "a.parquet: unreadable parquet"),
+        ("a.parquet", b"", "a.parquet: unreadable parquet"),
+        ("a.txt", b"", "holds no document"),
+        ("a.txt", "ab".encode("utf-16"), "a.txt is UTF-16"),
+        ("a.txt", b"a\0b", "a.txt: byte 1 is 0, as in binary files"),
     ],
 )
 def test_malformed_files_are_named_in_one_line(tmp_path, name, content, says):
@@ -84,9 +89,74 @@ def test_malformed_files_are_named_in_one_line(tmp_path, name, content, says):
     assert "\n" not in str(caught.value)
 
 
+ARRAY = b' [\n{"instruction": "a"}]'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.json", ARRAY, "is one JSON array, not one record per line"),
+        ("a.jsonl", ARRAY, "is one JSON array, not one record per line"),
+        ("a.json", b'{"text": "a"}\n{"text": "b"}\n', "--config.data.format=jsonl"),
+        ("a.json", b'{\n"data": []}', "is one JSON object over many lines"),
+        ("a.csv", b"text\na\n", "name its columns text, or prompt and completion"),
+        ("a.jsonl.gz", b"\x1f\x8b\x08", "unpack it with gunzip -c "),
+        ("a.jsonl.zst", b"\x28\xb5\x2f\xfd", "unpack it with zstd -dc "),
+        ("a.txt", b"\x1f\x8b\x08", "unpack it with gunzip -c "),
+        ("a.bin", b"PAR1", "--config.data.format=parquet"),
+        ("a.arrow", b"\xff\xff\xff\xff\0", "write it as parquet"),
+        ("a.db", b"SQLite\0", "is a binary file"),
+        ("a.py", b"import os\n", "its suffix .py is not known: texts are .txt, .md, .rst"),
+        ("a.log", b"[2026] x\n", "give --config.data.format=text"),
+        ("a.jsonl.part", b"", "its suffix .part is not known"),
+        ("a", b"abc", "its name has no suffix, which is not known"),
+    ],
+)
+def test_a_file_of_no_known_format_is_refused_before_any_is_read(tmp_path, name, content, says):
+    """Raw text of such a file would train on its syntax."""
+    (tmp_path / "0.jsonl").write_bytes(b"not JSON")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_documents(str(tmp_path / "*"))
+    assert str(caught.value).startswith(str(tmp_path / name))
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a b.json", ARRAY), ("a.csv", b'x,text\n1,"a\nb"\n'), ("a.tsv", b"x\ttext\n1\ta'b\n")],
+)
+def test_the_command_that_an_error_gives_makes_a_file_of_records(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content.replace(b"instruction", b"text"))
+    with pytest.raises(UserError) as caught:
+        read_documents(str(tmp_path / name))
+    command = str(caught.value).split("jsonl: ")[1].replace("python", sys.executable, 1)
+    subprocess.run(["sh", "-c", command], check=True)
+    texts = [d.text for d in read_documents(str(tmp_path / "*.jsonl"))]
+    assert texts == {"a b.json": ["a"], "a.csv": ["a\nb"], "a.tsv": ["a'b"]}[name]
+
+
+def test_the_format_may_be_said(tmp_path):
+    (tmp_path / "a.log").write_text('{"text": "b"}\n')
+    assert read_documents(str(tmp_path / "a.log"), "text")[0].text == '{"text": "b"}\n'
+    assert read_documents(str(tmp_path / "a.log"), "jsonl")[0].text == "b"
+
+
+def test_a_file_that_may_not_be_read_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("a")
+
+    def denied(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", denied)
+    with pytest.raises(UserError, match=r"a.txt cannot be read \(Permission denied\)"):
+        read_documents(str(tmp_path / "a.txt"))
+
+
 def test_parquet_without_a_known_column_lists_the_columns(tmp_path):
-    write_parquet(tmp_path / "a.parquet", [{"body": "x", "id": 1}])
-    with pytest.raises(UserError, match=r"a.parquet:1: .*\['body', 'id'\]"):
+    write_parquet(tmp_path / "a.parquet", [{"prompt": "x", "chosen": "y", "id": 1}])
+    with pytest.raises(UserError, match=r"a.parquet:1: .*\['chosen', 'id', 'prompt'\]"):
         read_documents(str(tmp_path / "a.parquet"))
 
 
@@ -190,16 +260,30 @@ def hub_cache(tmp_path, monkeypatch):
     data.mkdir(parents=True)
     write_parquet(data / "train-00000-of-00001.parquet", [{"text": "train"}])
     write_jsonl(data / "test.jsonl", [{"text": "test"}])
+    write_jsonl(data / "more-test.json", [{"text": "more"}])
+    (data.parent / "README.md").write_text("about")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
 @pytest.mark.parametrize(
-    ("address", "texts"), [("", ["train"]), (":test", ["test"]), (":test@main", ["test"])]
+    ("address", "form", "texts"),
+    [
+        ("", "", ["train"]),
+        (":test", "", ["test"]),
+        (":test@main", "", ["test"]),
+        (":test", "jsonl", ["more", "test"]),
+    ],
 )
 @pytest.mark.usefixtures("hub_cache")
-def test_hub_reads_the_files_of_a_split(address, texts):
-    assert [d.text for d in read_documents(f"hub:org/name{address}")] == texts
+def test_hub_reads_the_files_of_a_split(address, form, texts):
+    assert [d.text for d in read_documents(f"hub:org/name{address}", form)] == texts
+
+
+@pytest.mark.usefixtures("hub_cache")
+def test_a_hub_data_set_without_files_of_the_format_is_one_line():
+    with pytest.raises(UserError, match=r"has no file with the suffix .txt"):
+        read_documents("hub:org/name", "text")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,104 @@
+import pytest
+
+from distill_jax.data.records import document_from_record
+from distill_jax.types import UserError
+
+
+def read(record):
+    return document_from_record(record, where="file:7", label="file")
+
+
+@pytest.mark.parametrize(
+    ("record", "field", "value"),
+    [
+        ({"text": "a"}, "text", "a"),
+        ({"text": ""}, "text", ""),
+        ({"prompt": "a", "completion": "b", "text": "c"}, "pair", ("a", "b")),
+        (
+            {"messages": [{"role": "user", "content": "a"}], "prompt": "p"},
+            "messages",
+            ({"role": "user", "content": "a"},),
+        ),
+    ],
+)
+def test_a_record_gives_exactly_one_content(record, field, value):
+    document = read(record)
+    contents = {name: getattr(document, name) for name in ("text", "pair", "messages")}
+    assert {name: v for name, v in contents.items() if v is not None} == {field: value}
+
+
+@pytest.mark.parametrize(
+    ("extra", "label"), [({}, "file"), ({"label": 3}, "3"), ({"domain": "code"}, "code")]
+)
+def test_label_is_the_records_or_the_files(extra, label):
+    assert read({"text": "a", **extra}).label == label
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        ([1], "of type list"),
+        ({"body": "a", "title": "b"}, "['body', 'title']"),
+        ({"text": None}, "['text']"),
+        ({"text": 3}, "of type int"),
+        ({"completion": "a"}, "without 'prompt'"),
+        ({"prompt": ["a"], "completion": "a"}, "of type list"),
+        ({"messages": []}, "messages"),
+        ({"messages": "a"}, "messages"),
+        ({"messages": ["a"]}, "turn 0"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"text": "\ud800"}, "surrogate"),
+    ],
+)
+def test_bad_records_are_named_in_one_line(record, says):
+    with pytest.raises(UserError) as caught:
+        read(record)
+    message = str(caught.value)
+    assert message.startswith("file:7: ")
+    assert says in message
+    assert ": " in message.removeprefix("file:7: ")
+    assert "\n" not in message
+
+
+TURN = {"from": "human", "value": "q"}
+
+
+@pytest.mark.parametrize(
+    ("record", "says", "silent"),
+    [
+        (
+            {"instruction": "a", "input": "", "output": "b"},
+            "rename 'instruction' to 'prompt' and 'output' to 'completion', and put 'input'",
+            "messages",
+        ),
+        ({"question": "a", "answer": "b"}, "'question' to 'prompt' and 'answer' to", "at the end"),
+        ({"prompt": "a", "response": "b"}, "rename 'response' to 'completion'", "'prompt' to"),
+        ({"input": "a", "output": "b"}, "'input' to 'prompt' and 'output' to", "at the end"),
+        (
+            {"id": "1", "conversations": [TURN]},
+            "rename 'conversations' to 'messages', and in each turn rename 'from' to 'role'"
+            " (human to user, gpt to assistant) and 'value' to 'content'",
+            "completion",
+        ),
+        (
+            {"conversation": [{"role": "user", "content": "a"}]},
+            "rename 'conversation' to 'messages'",
+            "turn",
+        ),
+        ({"messages": [TURN]}, "turn 0 of 'messages' has the fields ['from', 'value']", "null"),
+        (
+            {"prompt": "a", "chosen": [{"role": "user", "content": "a"}]},
+            "rename 'chosen' to 'messages'",
+            "completion",
+        ),
+        ({"content": "a", "id": 1}, "rename 'content' to 'text'", "messages"),
+        ({"prompt": "a"}, "add the field 'completion'", "messages"),
+        ({"id": 1}, "among the fields ['id']", "rename"),
+    ],
+)
+def test_records_of_other_shapes_are_told_what_to_rename_in_them(record, says, silent):
+    with pytest.raises(UserError) as caught:
+        read(record)
+    assert says in str(caught.value)
+    assert silent not in str(caught.value)
+    assert "\n" not in str(caught.value)
