@@ -3,6 +3,7 @@
 import difflib
 import importlib.util
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,20 @@ from typing import Any
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from distill_jax.key_names import OPEN, unknown_key
 from distill_jax.types import UserError
 
 BASE = Path(__file__).resolve().parents[1] / "configs" / "base.py"
-OPEN = "study.ablations."  # the one group whose keys are the user's own
+
+# What a value of each type is called, and one where the default would not help.
+KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    list: "a tuple",
+}
+EXAMPLES = {str: "text", list: ["one", "two"]}
 
 
 def load_base() -> ConfigDict:
@@ -37,44 +48,33 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def unknown_key(key: str, known: Iterable[str]) -> UserError:
-    """The error for a key that base does not have, with the nearest one that it has."""
-    if f"{key}.".startswith(OPEN):
-        return UserError(
-            f"config.{key} cannot be given on the command line: set"
-            f" c.{OPEN}NAME = {{'optim': {{'learning_rate': (1e-4, 1e-3)}}}} in a"
-            " config file of your own (README, Did it help?) and pass that file as --config"
-        )
-    known = list(known)
-    # Either the group is missing (batch_size), or something is misspelt (data.batchsize).
-    near = [name for name in known if name.rsplit(".", 1)[-1] == key]
-    group, _, name = key.rpartition(".")
-    within = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == group}
-    if not near and group and within:  # compared without the group, which is alike in any case
-        near = [within[n] for n in difflib.get_close_matches(name, within, n=1, cutoff=0.6)]
-        if not near:
-            return UserError(f"config.{key} is not a key: config.{group} has {', '.join(within)}")
-    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    names = " or ".join(f"config.{name}" for name in near)
-    hint = f"did you mean {names}?" if near else "configs/base.py lists every key"
-    return UserError(f"config.{key} is not a key: {hint}")
-
-
 def check_keys(config: ConfigDict, base: ConfigDict) -> None:
-    """Raises UserError for a key that base lacks or a value of another type than base's."""
-    known = flatten(base)
-    for key, value in flatten(config).items():
+    """Raises UserError for a key that base lacks, one that is missing, or a value that cannot be.
+
+    A value has the type of base's; an integer may stand for a float; numbers are finite.
+    """
+    known, values = flatten(base), flatten(config)
+    for key, value in values.items():
         if key.startswith(OPEN):
             continue  # names of the user's own; study/arms.py checks what they change
         if key not in known:
             raise unknown_key(key, known)
         default = known[key]
-        number = isinstance(default, float) and isinstance(value, int)
+        number = isinstance(default, float) and type(value) is int
         if type(value) is not type(default) and not number:
             raise UserError(
-                f"config.{key} is {value!r}, a {type(value).__name__}:"
-                f" give a {type(default).__name__}, such as {default!r}"
+                f"config.{key} is {value!r}, {KINDS.get(type(value), type(value).__name__)}:"
+                f" give {KINDS[type(default)]}, such as {EXAMPLES.get(type(default), default)!r}"
             )
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, float) and not math.isfinite(part):
+                raise UserError(f"config.{key} is {value}: give a finite number, such as {default}")
+    missing = [key for key in known if key not in values]
+    if missing:
+        raise UserError(
+            f"config.{missing[0]} is missing from the config: begin with configs.base.get_config()"
+            " and take no key away"
+        )
 
 
 def config_diff(config: ConfigDict, base: ConfigDict) -> str:

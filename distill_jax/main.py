@@ -13,13 +13,11 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import NamedTuple
 
-import ml_collections
-from absl import flags, logging
-from ml_collections import config_flags
+from absl import logging
 
-from distill_jax.config import check_keys, flatten, load_base, unknown_key
+from distill_jax.command_line import Command, parse
+from distill_jax.config import flatten, load_base
 from distill_jax.types import Forbidden, NumbersBrokeDown, Stopped, UserError
 
 EXIT_CODES = {UserError: 2, Forbidden: 3, Stopped: 75, NumbersBrokeDown: 76}
@@ -45,18 +43,6 @@ Every key and its default:
 """
 
 
-class Command(NamedTuple):
-    """A parsed command line."""
-
-    config: ml_collections.ConfigDict
-    base: ml_collections.ConfigDict
-    workdir: Path
-    coordinator: str
-    processes: int
-    process: int
-    distributed: bool
-
-
 def main(argv: list[str]) -> int:
     """Runs one command line and gives its exit code; errors are one line on stderr."""
     logging.set_verbosity(logging.ERROR)
@@ -73,54 +59,6 @@ def main(argv: list[str]) -> int:
         return _fail(EXIT_CODES[type(error)], str(error))
     except Exception as error:
         return _fail(70, _unexpected(error, workdir))
-
-
-def parse(argv: list[str]) -> Command:
-    """Config, workdir and process flags. Raises UserError for anything unknown."""
-    base = load_base()
-    known = flatten(base)
-    if "--config" in argv[:-1]:  # the file may follow as a word of its own
-        i = argv.index("--config")
-        argv = [*argv[:i], f"--config={argv[i + 1]}", *argv[i + 2 :]]
-    for argument in argv[1:]:
-        found = re.match(r"--?(?:no)?config\.([^=]*)", argument)
-        if found and found[1] not in known:
-            raise unknown_key(found[1], known)
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    flags.DEFINE_string("workdir", None, "", flag_values=values)
-    flags.DEFINE_string("coordinator", "", "", flag_values=values)
-    flags.DEFINE_integer("processes", 1, "", flag_values=values)
-    flags.DEFINE_integer("process", 0, "", flag_values=values)
-    flags.DEFINE_bool("distributed", False, "", flag_values=values)
-    path = next((a.split("=", 1)[1] for a in argv if re.match(r"--?config=", a)), "")
-    if not path:
-        raise UserError("--config is missing: give a file such as --config=configs/quickstart.py")
-    if not Path(path.split(":", 1)[0]).is_file():
-        raise UserError(f"--config {path} does not exist: give a file such as configs/base.py")
-    try:
-        rest = values(argv)[1:]
-        config = values["config"].value
-        check_keys(config, base)
-    except UserError:
-        raise
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        text = str(error).strip().splitlines()
-        unknown = re.search("Unknown command line flag '([^']*)'", str(error))
-        if unknown:
-            near = [f"--config.{key}" for key in known if key.split(".")[-1] == unknown[1]]
-            hint = f"did you mean {' or '.join(near)}?" if near else "see --help"
-            raise UserError(f"--{unknown[1]} is not a flag: {hint}") from None
-        raise UserError(
-            f"the command line cannot be read: {text[-1] if text else error!r}"
-        ) from None
-    if rest:
-        raise UserError(f"{rest[0]!r} is not a flag: flags look like --config.steps=100")
-    if not values["workdir"].value:
-        raise UserError("--workdir is missing: give a directory, such as --workdir=runs/first")
-    names = ("coordinator", "processes", "process", "distributed")
-    more = {name: values[name].value for name in names}
-    return Command(config, base, Path(values["workdir"].value), **more)
 
 
 def _run(command: Command) -> int:

@@ -18,6 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms in the order in which they may be imported; the rooms of one set do not import each other.
 ORDER = [
     {"types", "files"},
+    {"key_names"},
     {"config", "sharding", "optim", "losses", "models", "data", "progress", "workdir", "writers"},
     {"objective"},
     {"step"},
@@ -29,6 +30,8 @@ ORDER = [
     {"report"},
     {"setup"},
     {"jobs"},
+    {"config_file"},
+    {"command_line"},
     {"main"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
@@ -76,7 +79,7 @@ def test_one_function_prints():
 
 def test_only_setup_jobs_and_the_command_line_see_a_config():
     seen = {room_of(p) for p in FILES if "ml_collections" in p.read_text()}
-    assert seen <= {"setup", "jobs", "config", "main"}
+    assert seen <= {"setup", "jobs", "config", "config_file", "command_line"}
 
 
 def test_only_binding_splits_and_merges_modules():
