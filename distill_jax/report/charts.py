@@ -6,54 +6,13 @@ from typing import Any
 
 from markupsafe import Markup
 
-from distill_jax.report import svg, svg_intervals, svg_models
+from distill_jax.report import learning_curves, svg, svg_intervals, svg_models
+from distill_jax.report.arm_styles import arm_styles, tone
 from distill_jax.report.svg import Line, Text
 from distill_jax.report.svg_intervals import Interval
 
 TEMPLATES = Path(__file__).parent / "templates"
-# charts.css has so many colors and dashes. Known arms always look the same; others follow in order.
-COLORS, DASHES = 6, 6
-KNOWN = {"kd": 0, "student": 0, "sft": 1, "sft_flops": 2, "random_teacher": 3, "scratch": 4}
-WORDS = {"nll": "NLL", "forward_kl": "KL to the teacher", "loss": "training loss"}
-AXES = {"step": "updates", "flops": "training FLOPs"}
 COMPARISONS = {"equal_steps": "equal steps", "equal_flops": "equal FLOPs"}
-
-
-def styles(names: Sequence[str]) -> dict[str, str]:
-    """The classes of charts.css for each name. Up to 31 new arms, no two share color and dash."""
-    own = [name for name in dict.fromkeys(names) if name not in KNOWN and name != "teacher"]
-    numbers = KNOWN | {name: i for i, name in enumerate(own, 1 + max(KNOWN.values()))}
-    classes = {name: f"c{i % COLORS} d{(i + i // COLORS) % DASHES}" for name, i in numbers.items()}
-    return classes | {"teacher": "teacher"}
-
-
-def arm_styles(report: dict[str, Any]) -> dict[str, str]:
-    """The same for every model of a report, so that an arm looks alike in all of its charts."""
-    names = [x["arm"] for part in ("arms", "curves") for x in report[part] or ()]
-    return styles(names + [m["model"] for m in (report["calibration"] or {"models": ()})["models"]])
-
-
-def tone(label: str) -> str:
-    """good, bad or flat: how a verdict's label is colored. Its words and sign say the same."""
-    if label.startswith(("WORSE", "NEW FAILURE", "INVALID")):
-        return "bad"
-    return "good" if label.startswith("HELPS") else "flat"
-
-
-def curves(report: dict[str, Any], x: str, y: str) -> Markup | None:
-    """Learning curves, a line per seed. x: step or flops; y: nll, forward_kl or loss."""
-    drawn, seen, look = [], set(), arm_styles(report)
-    for i, one in enumerate(report["curves"] or ()):
-        points = [(p.get(x), p.get(y)) for p in one["points"]]
-        if sum(svg.finite(*p) for p in points) < 2:
-            continue
-        shown = one["arm"] not in seen
-        seen.add(one["arm"])
-        name = Text(one["arm"], f"curves.{i}.arm")
-        drawn.append(Line(name, look[one["arm"]], points, shown))
-    held_out = "" if y == "loss" else "held-out "
-    describe = f"{held_out}{WORDS[y]} over {AXES[x]} of {', '.join(sorted(seen))}, a line per seed"
-    return svg.lines(drawn, AXES[x], f"{WORDS[y]}, nats per token", describe)
 
 
 def _better(measure: dict[str, Any] | None) -> int:
@@ -228,8 +187,8 @@ def standalone(drawing: Markup) -> str:
 def svg_files(report: dict[str, Any]) -> dict[str, str]:
     """The charts as files by name (curves.svg, ...): those that the report has numbers for."""
     drawn = {
-        "curves": curves(report, "step", "nll"),
-        "curves_flops": curves(report, "flops", "nll"),
+        "curves": learning_curves.chart(report, "step", "nll"),
+        "curves_flops": learning_curves.chart(report, "flops", "nll"),
         "forest": forest(report, "equal_steps"),
         "forest_flops": forest(report, "equal_flops"),
         "reliability": reliability(report),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from distill_jax.report import charts, svg_models
+from distill_jax.report import charts, learning_curves, svg_models
 from distill_jax.report.charts import TEMPLATES, tone
 from distill_jax.report.number_formats import FORMATS, is_number
 
@@ -38,8 +38,9 @@ def render(template: str, report: dict[str, Any], **more: Any) -> str:
     shown = Shown(report)
     environment.globals.update(
         n=shown.number, t=shown.text, k=shown.key, v=shown.value, yes=shown.yes,
-        interval=shown.interval, leaves=leaves, charts=charts, meter=svg_models.meter,
-        heat=heat, tone=tone, glyph=glyph, costs=COSTS, by_prompt=by_prompt,
+        interval=shown.interval, leaves=leaves, charts=charts, curves=learning_curves,
+        meter=svg_models.meter, heat=heat, tone=tone, glyph=glyph, costs=COSTS,
+        by_prompt=by_prompt,
     )  # fmt: skip
     return environment.get_template(template).render(r=report, **more)
 

@@ -24,12 +24,11 @@ class Text(NamedTuple):
 
 
 class Line(NamedTuple):
-    """Points in order. style: a class of charts.css; shown: has a place in the legend."""
+    """Points in order. style: a class of charts.css."""
 
     name: Text
     style: str
     points: Sequence[tuple[float | None, float | None]]
-    shown: bool = True
 
 
 class Scale(NamedTuple):
@@ -108,17 +107,15 @@ def label(text: Text, x: float, y: float, class_: str = "label", anchor: str = "
     )
 
 
-def legend(names: Sequence[tuple[Text, str, str]]) -> tuple[Markup, float]:
-    """Each (name, style, remark) with a piece of its line, in lines as needed; their height."""
+def legend(names: Sequence[tuple[Text, str]]) -> tuple[Markup, float]:
+    """Each (name, style) with a piece of its line, in lines as needed; their height."""
     parts, x, y = [], 10.0, ROW - 4.0
-    for name, style, remark in names:
-        needed = SAMPLE + 10 + LETTER * (len(name.text) + len(remark))
+    for name, style in names:
+        needed = SAMPLE + 10 + LETTER * len(name.text)
         if x > 10 and x + needed > WIDTH:
             x, y = 10.0, y + ROW
         parts.append(tag("line", class_=f"line {style}", x1=x, x2=x + SAMPLE, y1=y - 4, y2=y - 4))
         parts.append(label(name, x + SAMPLE + 5, y))
-        if remark:
-            parts.append(label(Text(remark), x + needed, y, "tick", "end"))
         x += needed + 8
     return Markup("").join(parts), y + 10
 
@@ -136,15 +133,15 @@ def axes(
     return upward(x, y, y_name, y_text) + across(x, y.start, x_name, x_text)
 
 
-def upward(x: Scale, y: Scale, name: str, text=tick_text) -> Markup:
-    """A vertical axis: grid lines over the width of x, numbers and name."""
+def upward(x: Scale, y: Scale, name: str, text=tick_text, name_at: float | None = None) -> Markup:
+    """A vertical axis: grid lines over the width of x, numbers, the name above or at `name_at`."""
     parts = []
     values = ticks(y.low, y.high)
     for value, shown in zip(values, text(values), strict=True):
         at = y.at(value)
         parts.append(tag("line", class_="grid", x1=x.start, x2=x.end, y1=at, y2=at))
         parts.append(label(Text(shown), x.start - 6, at + 4, "tick", "end"))
-    parts.append(label(Text(name), 10, y.end - 12, "tick"))
+    parts.append(label(Text(name), 10, y.end - 12 if name_at is None else name_at, "tick"))
     return Markup("").join(parts)
 
 
@@ -160,53 +157,9 @@ def across(x: Scale, height: float, name: str, text=tick_text) -> Markup:
     return Markup("").join(parts)
 
 
-def polyline(points: Sequence[tuple[float, float]], x: Scale, y: Scale, class_: str) -> Markup:
-    """A line through points."""
+def polyline(
+    points: Sequence[tuple[float, float]], x: Scale, y: Scale, class_: str, title: str = ""
+) -> Markup:
+    """A line through points. title: what it says on hover."""
     places = " ".join(f"{x.at(a):.2f},{y.at(b):.2f}" for a, b in points)
-    return tag("polyline", class_=class_, points=places)
-
-
-def clipped(x: Scale, y: Scale, *children: str) -> Markup:
-    """What lies outside the plotted area is not shown; coordinates stay those of the chart."""
-    w, h = x.end - x.start, y.start - y.end
-    return tag(
-        "svg", *children, x=x.start, y=y.end, width=w, height=h,
-        viewBox=f"{x.start:g} {y.end:g} {w:g} {h:g}", overflow="hidden",
-    )  # fmt: skip
-
-
-def lines(drawn: Sequence[Line], x_name: str, y_name: str, describe: str) -> Markup | None:
-    """Several lines over one axis. None with no line of two points.
-
-    One bad arm or a steep start must not flatten what matters. See `heights`.
-    """
-    kept = [(d, [p for p in d.points if finite(*p)]) for d in drawn]
-    kept = [(d, points) for d, points in kept if len(points) > 1]
-    if not kept:
-        return None
-    low, high = heights([[b for _, b in points] for _, points in kept])
-    above = lambda points: " (higher)" if min(b for _, b in points) > high else ""
-    names, top = legend([(d.name, d.style, above(points)) for d, points in kept if d.shown])
-    across_all = [a for _, points in kept for a, _ in points]
-    ends = min(across_all), max(across_all)
-    x = Scale(*(ends if ends[1] > ends[0] else span(ends)), LEFT, WIDTH - RIGHT)
-    y = Scale(*span([low, high]), top + HEIGHT - BOTTOM, top + 24)
-    plotted = [polyline(points, x, y, f"line {d.style}") for d, points in kept]
-    area = clipped(x, y, *plotted)
-    return chart(WIDTH, top + HEIGHT, describe, names, axes(x, y, x_name, y_name), area)
-
-
-def heights(series: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """The range that a vertical axis should hold.
-
-    Left out: a line that lies wholly above the ends of three quarters of the lines by more than
-    those spread, and of the others what lies above three times the range of their lower three
-    quarters.
-    """
-    quarter = lambda values: sorted(values)[(3 * (len(values) - 1)) // 4]
-    lowest = [min(s) for s in series]
-    most = quarter(lowest)
-    reach = max(max(s) for s, low in zip(series, lowest, strict=True) if low <= most)
-    kept = [v for s, low in zip(series, lowest, strict=True) if low <= reach for v in s]
-    low, upper = min(kept), quarter(kept)
-    return low, min(max(kept), low + 3 * (upper - low)) if upper > low else max(kept)
+    return tag("polyline", *([tag("title", title)] if title else []), class_=class_, points=places)

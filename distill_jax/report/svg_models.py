@@ -35,7 +35,7 @@ def reliability(models: Sequence[tuple[Line, Sequence[int]]], describe: str) -> 
 
     models: (mean confidence, accuracy) of each bin, and the tokens in it, which size its dot.
     """
-    names, top = legend([(line.name, line.style, "") for line, _ in models])
+    names, top = legend([(line.name, line.style) for line, _ in models])
     side = float(WIDTH - LEFT - RIGHT)
     x = Scale(0.0, 1.0, LEFT, LEFT + side)
     y = Scale(0.0, 1.0, top + 24 + side, top + 24)

@@ -31,8 +31,8 @@ STRAY = """(() => {
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = [];
   while (walker.nextNode()) {
     const node = walker.currentNode;
-    if (/\\d/.test(node.data) && !node.parentElement.closest('[data-path],[data-key],.tick,style'))
-      found.push(node.data);
+    const around = node.parentElement.closest('[data-path],[data-key],.tick,style,title');
+    if (/\\d/.test(node.data) && !around) found.push(node.data);
   }
   return found;
 })()"""

@@ -11,8 +11,18 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from distill_jax.report import charts, page, svg, svg_intervals, svg_models
-from distill_jax.report.svg import Line, Scale, Text
+from distill_jax.report import (
+    arm_styles,
+    charts,
+    learning_curves,
+    page,
+    svg,
+    svg_curves,
+    svg_intervals,
+    svg_models,
+)
+from distill_jax.report.svg import Scale, Text
+from distill_jax.report.svg_curves import Arm, Seed
 from distill_jax.report.svg_intervals import Interval
 from tests.report import sample_report
 
@@ -47,6 +57,12 @@ def axis(root, along):
     return lambda at: slope * at + start
 
 
+def arm(name, *seeds, compared=True):
+    """An arm of one or more seeds."""
+    runs = [Seed(str(i), points) for i, points in enumerate(seeds)]
+    return Arm(Text(name), f"s-{name}", runs, compared)
+
+
 def places(line):
     return [tuple(map(float, pair.split(","))) for pair in line.get("points").split()]
 
@@ -76,55 +92,149 @@ def test_texts_of_ticks_are_their_values(values):
         assert abs(number(text) - value) <= 1e-6 * max(largest, 1)
 
 
-def test_points_of_a_line_lie_where_the_axes_say():
+def test_points_of_one_seed_lie_where_the_axes_say():
     points = [(0, 3.7), (100, 3.52), (200, 3.41), (400, 3.39)]
-    root = parsed(svg.lines([Line(Text("kd"), "kd", points)], "updates", "NLL", "told"))
+    root = parsed(svg_curves.lines([arm("kd", points)], "updates", "NLL", "told"))
     x, y = axis(root, "x"), axis(root, "y")
-    drawn = places(root.find(f".//{NAME}polyline"))
-    np.testing.assert_allclose([(x(a), y(b)) for a, b in drawn], points, atol=2e-2, rtol=2e-3)
-    assert root.get("aria-label") == "told"
-    assert root.get("role") == "img"
+    (drawn,) = root.findall(f".//{NAME}polyline")
+    there = [(x(a), y(b)) for a, b in places(drawn)]
+    np.testing.assert_allclose(there, points, atol=2e-2, rtol=2e-3)
+    assert (root.get("aria-label"), root.get("role")) == ("told", "img")
+    hovered = [c.find(f"{NAME}title").text for c in root.iter(f"{NAME}circle")]
+    assert hovered[1] == "kd, seed 0, 100: 3.52"
 
 
-def test_curves_of_a_study_lie_where_the_axes_say():
-    for key in ("step", "flops"):
-        root = parsed(charts.curves(STUDY, key, "nll"))
-        x, y = axis(root, "x"), axis(root, "y")
-        drawn = root.findall(f".//{NAME}polyline")
-        assert len(drawn) == len(STUDY["curves"])
-        for line, one in zip(drawn, STUDY["curves"], strict=True):
-            values = [(p[key], p["nll"]) for p in one["points"]]
-            there = [(x(a), y(b)) for a, b in places(line)]
-            np.testing.assert_allclose(there, values, rtol=5e-3, atol=values[-1][0] * 2e-3)
+@pytest.mark.parametrize("key", ["step", "flops"])
+@pytest.mark.parametrize("measure", ["nll", "forward_kl"])
+def test_an_arm_is_its_mean_with_a_band_that_holds_every_seed(key, measure):
+    root = parsed(learning_curves.chart(STUDY, key, measure))
+    x, y = axis(root, "x"), axis(root, "y")
+    drawn = [(e.get("class").split(), e) for e in root.iter(f"{NAME}polyline")]
+    look = arm_styles.arm_styles(STUDY)
+    for name in sample_report.ARMS:
+        of = lambda kind, name=name: [
+            [(x(a), y(b)) for a, b in places(e)]
+            for classes, e in drawn
+            if kind == " ".join(c for c in classes if c not in look[name].split())
+            and set(look[name].split()) <= set(classes)
+        ]
+        seeds = [
+            [(p[key], p[measure]) for p in c["points"]] for c in STUDY["curves"] if c["arm"] == name
+        ]
+        close = {"rtol": 6e-3, "atol": seeds[0][-1][0] * 2e-3}
+        np.testing.assert_allclose(of("line faint"), seeds, **close)
+        np.testing.assert_allclose(of("line"), [np.mean(seeds, 0)], **close)
+        (band,) = of("band")
+        low, high = np.array(band[: len(band) // 2]), np.array(band[len(band) // 2 :][::-1])
+        np.testing.assert_allclose(low[:, 1], np.min(seeds, 0)[:, 1], rtol=6e-3)
+        np.testing.assert_allclose(high[:, 1], np.max(seeds, 0)[:, 1], rtol=6e-3)
+
+
+def test_one_seed_and_seeds_without_a_common_step_have_no_band():
+    one = str(svg_curves.lines([arm("kd", [(0, 2.0), (1, 1.0)])], "updates", "NLL", ""))
+    apart = arm("kd", [(0, 2.0), (2, 1.0)], [(1, 2.0), (3, 1.0)])
+    for drawing in (one, str(svg_curves.lines([apart], "updates", "NLL", ""))):
+        assert "band" not in drawing
+        assert "faint" not in drawing
 
 
 def test_absent_points_are_not_drawn_and_one_point_is_no_line():
     nan, inf = math.nan, math.inf
     points = [(0, 1.0), (1, None), (2, nan), (3, inf), (None, 2.0), (4, 0.5)]
-    line = Line(Text("kd"), "kd", points)
-    root = parsed(svg.lines([line], "updates", "NLL", ""))
+    root = parsed(svg_curves.lines([arm("kd", points)], "updates", "NLL", ""))
     assert len(places(root.find(f".//{NAME}polyline"))) == 2
-    assert svg.lines([line._replace(points=points[:4])], "updates", "NLL", "") is None
-    assert svg.lines([], "updates", "NLL", "") is None
-    constant = line._replace(points=[(5, 1.0), (5, 1.0)])
-    assert parsed(svg.lines([constant], "updates", "NLL", "")) is not None
+    assert svg_curves.lines([arm("kd", points[:4])], "updates", "NLL", "") is None
+    assert svg_curves.lines([], "updates", "NLL", "") is None
+    constant = arm("kd", [(5, 1.0), (5, 1.0)])
+    assert parsed(svg_curves.lines([constant], "updates", "NLL", "")) is not None
 
 
-def test_a_line_far_above_is_cut_and_said_to_be():
-    near = [Line(Text(n), "kd", [(0, 4.0), (1, 3.0)]) for n in ("a", "b", "c")]
-    far = Line(Text("far"), "random", [(0, 11.0), (1, 10.5)])
-    drawing = svg.lines([*near, far], "updates", "NLL", "")
-    assert max(number(t.text) for t in parsed(drawing).iter(f"{NAME}text")
-               if re.fullmatch(r"[\d.]+", t.text)) <= 4.2  # fmt: skip
-    assert "(higher)" in drawing
-    assert "(higher)" not in svg.lines(near, "updates", "NLL", "")
+def edges(root):
+    """Texts about arms beyond the scale."""
+    return [e.text for e in root.iter(f"{NAME}text") if e.get("class") == "tick edge"]
 
 
-@given(st.lists(st.lists(REAL, min_size=2, max_size=6), min_size=1, max_size=6))
-def test_the_range_of_an_axis_holds_the_lowest_value(series):
-    low, high = svg.heights(series)
-    assert low == min(map(min, series))
-    assert low <= high <= max(map(max, series))
+def test_a_far_arm_is_named_at_the_edge_and_flattens_nothing():
+    near = [arm(name, [(0, 4.0), (1, 3.0)]) for name in ("kd", "sft")]
+    far = arm("far", [(0, 3.9), (1, 10.52)], compared=False)
+    dip = arm("dip", [(0, 3.9), (1, -7.0), (2, 3.5)], compared=False)
+    root = parsed(svg_curves.lines([*near, far, dip], "updates", "NLL", ""))
+    assert edges(root) == ["far 10.52 \N{UPWARDS ARROW}",
+                           "dip down to \N{MINUS SIGN}7 \N{DOWNWARDS ARROW}"]  # fmt: skip
+    alone = parsed(svg_curves.lines(near, "updates", "NLL", ""))
+    assert edges(alone) == []
+    ticks = lambda root: [number(t.text) for t in root.iter(f"{NAME}text")
+                          if t.get("text-anchor") == "end"]  # fmt: skip
+    assert ticks(root) == ticks(alone)
+    x, y = axis(root, "x"), axis(root, "y")
+    arrow = next(e for e in root.iter(f"{NAME}polyline") if e.get("class") == "dot s-far")
+    across, up = places(arrow)[1]  # its tip, where the line leaves
+    assert y(up) == pytest.approx(3.9 + x(across) * (10.52 - 3.9), abs=0.05)
+
+
+def outside(root):
+    """(class, whether above) of every line of which a point lies outside of the plotted area."""
+    area = root.find(f"{NAME}svg")
+    left, top, wide, high = map(float, area.get("viewBox").split())
+    found = set()
+    for e in area.iter(f"{NAME}polyline"):
+        for across, up in places(e):
+            assert left - 0.01 <= across <= left + wide + 0.01
+            if not top - 0.01 <= up <= top + high + 0.01:
+                found.add((e.get("class").split()[-1], up < top))
+    return found
+
+
+VALUES = st.lists(st.floats(-1e4, 1e4), min_size=2, max_size=4)
+
+
+@given(st.lists(st.tuples(st.lists(VALUES, min_size=1, max_size=3), st.booleans()), max_size=5))
+def test_every_point_lies_inside_or_its_arm_is_named_at_that_edge(drawn):
+    arms = [
+        arm(f"arm{i}", *(list(enumerate(values)) for values in seeds), compared=compared)
+        for i, (seeds, compared) in enumerate(drawn)
+    ]
+    assume(arms)
+    root = parsed(svg_curves.lines(arms, "updates", "NLL", ""))
+    named = {(f"s-{text.split()[0]}", text[-1] == "\N{UPWARDS ARROW}") for text in edges(root)}
+    assert outside(root) == named
+    if any(one.compared for one in arms):
+        assert not {f"s-{one.name.text}" for one in arms if one.compared} & {n for n, _ in named}
+
+
+def test_a_steep_start_of_a_run_is_drawn_whole():
+    told = copy.deepcopy(sample_report.run())
+    for point, value in zip(
+        told["curves"][0]["points"], (11.0, 4.0, 3.0, *[2.9] * 99), strict=False
+    ):
+        point["forward_kl"] = value
+    root = parsed(learning_curves.chart(told, "step", "forward_kl"))
+    assert outside(root) == set()
+    assert edges(root) == []
+    top = float(root.find(f"{NAME}svg").get("y"))
+    assert axis(root, "y")(top) >= 11.0
+
+
+@pytest.mark.parametrize("measure", ["nll", "forward_kl"])
+def test_the_table_of_the_curves_has_every_value(measure):
+    found = learning_curves.table(STUDY, measure)
+    shown = {place for row in found.rows for place in row.by_seed.values()}
+    assert shown == {(i, j) for i, c in enumerate(STUDY["curves"]) for j in range(len(c["points"]))}
+    row = found.rows[1]
+    values = [STUDY["curves"][i]["points"][j][measure] for i, j in row.by_seed.values()]
+    assert float(row.mean) == pytest.approx(np.mean(values), rel=1e-3)
+    assert not found.thinned
+
+
+def test_the_table_of_a_long_run_is_thinned_and_says_so():
+    told = sample_report.run()
+    one = told["curves"][0]["points"][0]
+    told["curves"][0]["points"] = [one | {"step": i, "loss": 1.0 + i} for i in range(5000)]
+    found = learning_curves.table(told, "loss")
+    assert found.thinned
+    assert len(found.rows) <= learning_curves.MOST_ROWS + 1
+    assert found.rows[-1].point == (0, 4999)
+    assert learning_curves.table(told | {"curves": []}, "loss") is None
 
 
 @given(st.lists(st.floats(20, 200), max_size=8))
@@ -222,7 +332,7 @@ def test_files_are_whole_and_hold_nothing_foreign(report):
     for text in files.values():
         root = ET.fromstring(text)
         tags = {e.tag.removeprefix(NAME) for e in root.iter()}
-        assert tags <= {"svg", "style", "rect", "line", "polyline", "circle", "text"}
+        assert tags <= {"svg", "style", "rect", "line", "polyline", "circle", "text", "title"}
         assert not [a for e in root.iter() for a in e.attrib if a.startswith("on") or "href" in a]
         assert "prefers-color-scheme: dark" in text
 
@@ -240,10 +350,10 @@ def test_names_are_escaped(text):
 
 
 def test_arms_keep_their_style_and_own_arms_get_others():
-    found = charts.styles(["kd", "mine", "yours", "mine"])
-    assert found["kd"] == charts.styles([])["kd"]
-    assert len({found[name] for name in (*charts.KNOWN, "teacher", "mine", "yours")}) == 8
-    assert charts.styles(["mine", "yours"]) == found
+    found = arm_styles.styles(["kd", "mine", "yours", "mine"])
+    assert found["kd"] == arm_styles.styles([])["kd"]
+    assert len({found[name] for name in (*arm_styles.KNOWN, "teacher", "mine", "yours")}) == 8
+    assert arm_styles.styles(["mine", "yours"]) == found
 
 
 def many_arms(count):
@@ -267,7 +377,7 @@ def looks(text):
 @pytest.mark.parametrize("count", [14, 33])
 def test_every_arm_has_a_color_and_dash_of_its_own(count):
     told = many_arms(count)
-    drawing = str(charts.curves(told, "step", "nll"))
+    drawing = str(learning_curves.chart(told, "step", "nll"))
     made = page.page(told)
     style = made[made.index("<style>") : made.index("</style>")]
     for text in (charts.svg_files(told)["curves.svg"], style + drawing):
@@ -313,7 +423,7 @@ def contrast(a, b):
 
 
 TEXT = ("ink", "soft", "good", "bad", "flat")
-ARMS = ("teacher", *(f"c{i}" for i in range(charts.COLORS)))
+ARMS = ("teacher", *(f"c{i}" for i in range(arm_styles.COLORS)))
 GRAPHIC = (*ARMS, "axis", "b0", "b1", "b2", "b3", "b4", "b5")
 
 
