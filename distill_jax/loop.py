@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import sys
 import threading
 import time
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from distill_jax import checkpoint
 from distill_jax.losses.tokens import finish
 from distill_jax.progress import progress_line, say
+from distill_jax.signals import saving
 from distill_jax.types import Array, Batch, Mean, NumbersBrokeDown, Params, Stopped, TrainState
 from distill_jax.workdir import METRICS, rewind
 from distill_jax.writers import Writer
@@ -73,10 +73,12 @@ def train(run: Run) -> TrainState:
     if start == 0:
         run.on_start(state.params)
         log.line(0, run.evaluate(state.params))
-    with _stop_signal() as stop, _watchdog(run.options.watchdog_s) as alive:
+    with saving() as stop, _watchdog(run.options.watchdog_s) as alive:
         state = _steps(run, state, start, log, stop, alive)
-    run.manager.wait_until_finished()
+        run.manager.wait_until_finished()
     run.manager.close()
+    if stop.asked.is_set():
+        raise Stopped(f"stopped by a signal after saving the last step, {run.options.steps}")
     return state
 
 
@@ -84,12 +86,13 @@ def _steps(run, state, start, log, stop, alive):
     options, late = run.options, None
     for step, (host, batch) in enumerate(run.batches(start), start + 1):
         state, metrics = run.train_step(state, run.teacher_params, batch, run.key)
+        stop.begun.set()
         # Metrics are fetched one step late, so that the next step is dispatched first.
         if late is not None:
             log.train(*late)
         late = (step, host, metrics)
         alive()
-        stopping = _shared(stop.is_set(), step)
+        stopping = _shared(stop.asked.is_set(), step)
         last = step == options.steps
         due = lambda every, step=step: bool(every) and step % every == 0
         evaluation = None
@@ -212,25 +215,6 @@ def _shared(flag: bool, step: int) -> bool:
     if step % STEPS_BETWEEN_STOP_CHECKS:
         return False
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
-
-
-@contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
-    """An event that SIGTERM or Ctrl-C sets; a second signal has its previous effect."""
-    stop = threading.Event()
-    before = {}
-
-    def handle(number, frame):
-        stop.set()
-        signal.signal(number, before[number])
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        before[number] = signal.signal(number, handle)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

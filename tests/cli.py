@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
 import warnings
@@ -17,7 +16,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from distill_jax.data.tokenizer import make_tokenizer
 from distill_jax.export import export_student
-from distill_jax.main import main
+from distill_jax.program import main
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,21 +53,16 @@ def run_process(*arguments, config="configs/base.py", devices=1, timeout=300):
 def run(*arguments, config="configs/base.py"):
     """The same within this process, on its one device: importing everything anew costs seconds."""
     _, _, *words = command(*arguments, config=ROOT / config)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     out, err = io.StringIO(), io.StringIO()
-    try:
-        with (
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(err),
-            warnings.catch_warnings(),
-        ):
-            # What the interpreter hides from a user, and no other warning.
-            for hidden in (DeprecationWarning, PendingDeprecationWarning, ResourceWarning):
-                warnings.simplefilter("ignore", hidden)
-            code = main(words)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        warnings.catch_warnings(),
+    ):
+        # What the interpreter hides from a user, and no other warning.
+        for hidden in (DeprecationWarning, PendingDeprecationWarning, ResourceWarning):
+            warnings.simplefilter("ignore", hidden)
+        code = main(words)
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 

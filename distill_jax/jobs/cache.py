@@ -30,6 +30,7 @@ from distill_jax.setup import data, teachers
 from distill_jax.setup.loss import terms_of
 from distill_jax.setup.models import Loaded, check_length, load_teacher, mesh_of, size_line
 from distill_jax.sharding import barrier, batch_sharding, batch_ways, local_part, local_rows
+from distill_jax.signals import Saving, saving
 from distill_jax.types import Batch, Stopped, UserError
 
 SECONDS_BETWEEN_LINES = 20
@@ -148,12 +149,11 @@ def _write(run: CacheRun, manifest: Manifest) -> None:
     writer = Writer(directory, manifest, process, c.cache.shard_tokens)
     todo = [i for i, row in enumerate(pieces) if any(key.hex() not in done for _, key in row)]
     barrier("cache read")
-    try:
-        _batches(run, writer, pieces, todo)
-    except Stopped:
+    with saving() as stop:
+        _batches(run, writer, pieces, todo, stop)
         writer.commit()
-        raise Stopped("stopped by a signal; the signals so far are saved") from None
-    writer.commit()
+    if stop.asked.is_set():
+        raise Stopped("stopped by a signal after saving what the teacher gave so far")
     barrier("cache written")
     if process == 0:
         finish(directory, set(tokens))
@@ -161,7 +161,11 @@ def _write(run: CacheRun, manifest: Manifest) -> None:
 
 
 def _batches(
-    run: CacheRun, writer: Writer, pieces: list[list[tuple[slice, bytes]]], todo: list[int]
+    run: CacheRun,
+    writer: Writer,
+    pieces: list[list[tuple[slice, bytes]]],
+    todo: list[int],
+    stop: Saving,
 ) -> None:
     size, rows = run.config.cache.batch_size, run.rows
     began = shown = time.monotonic()
@@ -178,6 +182,9 @@ def _batches(
             for place, key in pieces[i]:
                 if owner[key] == i and writer.missing([key]):
                     writer.add(key, {name: value[n][place] for name, value in computed.items()})
+        stop.begun.set()
+        if stop.asked.is_set():
+            return
         seen += sum(int((row.segment_BT > 0).sum()) for row in chosen)
         now, last = time.monotonic(), start + size >= len(todo)
         if last or now - shown > SECONDS_BETWEEN_LINES:

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.base import get_config
+from distill_jax.command_line import parse
 from distill_jax.config import flatten
-from distill_jax.main import parse
 from distill_jax.report import charts, number_formats, page, run, tables
 from tests.report import sample_report
 from tests.report.html_walk import Walk, agrees, at, rounds, stray, text_of

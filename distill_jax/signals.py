@@ -1,0 +1,114 @@
+"""What SIGINT, SIGTERM and SIGHUP do, from the first import to the last line.
+
+They end the process at once with exit code 75 and one line. Where there is progress to save, inside
+`saving()`, the first one only asks to stop and the second ends the process.
+
+Nothing is raised in the main thread: an exception at an arbitrary place, such as a call from XLA
+into Python, crashes the process, and while XLA compiles none would be raised for minutes. A thread
+of its own hears of each signal through a pipe instead. What is half written then stays behind as
+files.py says; locks go with the process.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, NoReturn
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+CODE = 75
+
+
+class Saving(NamedTuple):
+    """begun: set it once there is something to save. asked: a signal came since then."""
+
+    begun: threading.Event
+    asked: threading.Event
+
+
+# The innermost is the one that is asked. The process has one table of handlers, and one such list.
+_holders: list[Saving] = []
+
+
+def watch() -> None:
+    """From now on the signals end this process. To be called once, in its main thread."""
+    receive, send = os.pipe()
+    os.set_blocking(send, False)
+    signal.set_wakeup_fd(send, warn_on_full_buffer=False)
+    handle()
+    threading.Thread(target=_listen, args=(receive,), name="signals", daemon=True).start()
+    hold = lambda how: signal.pthread_sigmask(how, SIGNALS)
+    os.register_at_fork(
+        before=lambda: hold(signal.SIG_BLOCK),  # until the child has let go of the pipe
+        after_in_parent=lambda: hold(signal.SIG_UNBLOCK),
+        after_in_child=lambda: (_leave(), hold(signal.SIG_UNBLOCK)),
+    )
+
+
+def handle() -> None:
+    """Takes the signals, also again from a library that took them for itself."""
+    for number in SIGNALS:
+        # nohup ignores SIGHUP, and that stays.
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _heard)
+
+
+@contextmanager
+def saving() -> Iterator[Saving]:
+    """Inside, once `begun` is set, the first signal sets `asked` and the second ends the process.
+
+    with saving() as stop:
+        for batch in batches:
+            work(batch)
+            stop.begun.set()
+            if stop.asked.is_set():
+                break  # save
+    """
+    holder = Saving(threading.Event(), threading.Event())
+    _holders.append(holder)
+    try:
+        yield holder
+    finally:
+        _holders.remove(holder)
+
+
+def _heard(number, frame):
+    """A handler in Python must exist for the pipe to be written to; the thread does the work."""
+
+
+def _listen(receive):
+    while True:
+        for number in os.read(receive, 64):
+            if number in SIGNALS:
+                _act(signal.Signals(number).name)
+
+
+def _act(name):
+    holder = _holders[-1] if _holders else None
+    if holder is None or not holder.begun.is_set() or holder.asked.is_set():
+        _end(f"error: stopped by {name}: the same command goes on from what is saved")
+    holder.asked.set()
+    _write(f"{name}: stops after saving; a second signal ends at once")
+
+
+def _end(line) -> NoReturn:
+    if "multiprocessing" in sys.modules:
+        for child in sys.modules["multiprocessing"].active_children():
+            child.kill()
+    _write(line)
+    os._exit(CODE)
+
+
+def _write(line):
+    """Past sys.stderr, whose lock the main thread may hold; on a terminal below its ^C or bar."""
+    os.write(2, ("\n" * os.isatty(2) + line + "\n").encode())
+
+
+def _leave():
+    """In a forked child the signals have their usual effect, and tell the parent nothing."""
+    signal.set_wakeup_fd(-1)
+    for number in SIGNALS:
+        if signal.getsignal(number) is _heard:
+            signal.signal(number, signal.SIG_DFL)
