@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Rooms in the order in which they may be imported; the rooms of one set do not import each other.
 ORDER = [
-    {"types", "files", "signals"},
+    {"types", "files", "signals", "words"},
     {"key_names"},
     {"config", "sharding", "optim", "losses", "models", "data", "progress", "workdir", "writers"},
     {"objective"},

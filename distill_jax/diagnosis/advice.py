@@ -162,8 +162,8 @@ ADVICE: tuple[Advice, ...] = (
     Advice(
         "labels beside the teacher, for the harmed slices",
         (Condition("harmed_slices", 1),),
-        "{harmed_slices:.0f} slices became worse than with plain fine-tuning, which sees labels"
-        " alone.",
+        "Slices that became worse than with plain fine-tuning, which sees labels alone:"
+        " {harmed_slices:.0f}.",
         labels(0.5),
         "1911.05248: compression costs rare slices first, whatever the mean says",
     ),

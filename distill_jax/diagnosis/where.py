@@ -20,6 +20,7 @@ from distill_jax.diagnosis.causes import (
 from distill_jax.diagnosis.examples import TextOf, passages, worst
 from distill_jax.evals.records_file import Records
 from distill_jax.types import UserError
+from distill_jax.words import plural
 
 VOCABULARY = 20  # labels listed
 MINIMUM_COUNT = 5  # occurrences of a label before it is listed: fewer are single examples
@@ -160,7 +161,8 @@ def _check(kd: Sequence[dict[str, np.ndarray]], sft: Sequence[dict[str, np.ndarr
     twice = (np.diff(places) == 0).all(0).sum()
     if twice:
         raise UserError(
-            f"the student's records hold {twice} tokens twice: give the records of each seed apart"
+            f"the student's records hold {plural(int(twice), 'token')} twice: give the"
+            " records of each seed apart"
         )
     for number, columns in enumerate([*kd, *sft]):
         if number < len(kd) and "forward_kl" not in columns:

@@ -34,6 +34,7 @@ from distill_jax.setup.models import Loaded, Source, count, load_measured, mesh_
 from distill_jax.setup.provenance import provenance
 from distill_jax.setup.teachers import Teachers
 from distill_jax.types import UserError
+from distill_jax.words import named, plural
 
 
 def diagnose_job(c: ConfigDict, directory: Path) -> None:
@@ -133,6 +134,7 @@ def _lines(report: dict) -> Iterator[str]:
         yield f"\nhalf of the divergence is on {found['half_of_kl_share']:.1%} of the tokens"
     for row in found["classes"]:
         if row["tokens"]:
-            yield f"  {row['class']}: {row['tokens']:,} tokens, {row['share_of_kl']:.1%} of it"
+            tokens = plural(row["tokens"], "token")
+            yield f"  {named(row['class'])}: {tokens}, {row['share_of_kl']:.1%} of it"
     for option in report["options"]:
         yield f"to try: {option['name']} ({option['override']})"

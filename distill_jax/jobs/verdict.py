@@ -18,8 +18,8 @@ from distill_jax.progress import say
 from distill_jax.report.verdict import verdict_page, verdict_report, verdict_text
 from distill_jax.study.rules import NLL, Rules
 from distill_jax.study.verdict import TEACHER, Verdict, comparison, judge_all, verdict
-from distill_jax.study.wording import plural
 from distill_jax.types import Forbidden, UserError
+from distill_jax.words import plural
 
 OF_STUDY = ("study.confidence", "study.gate")  # keys that count here, too
 PACKAGES = ("numpy", "scipy", "pyarrow")

@@ -10,9 +10,16 @@ from distill_jax.report import learning_curves, svg, svg_intervals, svg_models
 from distill_jax.report.arm_styles import arm_styles, tone
 from distill_jax.report.svg import Line, Text
 from distill_jax.report.svg_intervals import Interval
+from distill_jax.words import named, plural
 
 TEMPLATES = Path(__file__).parent / "templates"
 COMPARISONS = {"equal_steps": "equal steps", "equal_flops": "equal FLOPs"}
+
+
+def _named(name: str, where: str = "") -> Text:
+    """A label in words where there are some."""
+    shown = named(name)
+    return Text(shown, where, name if where and shown != name else "")
 
 
 def _better(measure: dict[str, Any] | None) -> int:
@@ -35,7 +42,7 @@ def slice_intervals(report: dict[str, Any], comparison: str) -> list[tuple[int, 
     """The slices of one comparison, each with its place in the report."""
     part, better = report["slices"], _better(report.get("measure"))
     return [
-        (i, _interval(row, Text(row["slice"], f"slices.rows.{i}.slice"), part["margin"], better))
+        (i, _interval(row, _named(row["slice"], f"slices.rows.{i}.slice"), part["margin"], better))
         for i, row in enumerate(part["rows"])
         if row["comparison"] == comparison
     ]
@@ -47,7 +54,7 @@ def forest(report: dict[str, Any], comparison: str) -> Markup | None:
     if not rows:
         return None
     describe = (
-        f"Effect on {len(rows)} slices at {COMPARISONS[comparison]};"
+        f"Effect on {plural(len(rows), 'slice')} at {COMPARISONS[comparison]};"
         f" harmed: {', '.join(r.name.text for r in rows if r.style == 'bad') or 'none'}"
     )
     side = "positive" if _better(report.get("measure")) > 0 else "negative"
@@ -73,7 +80,7 @@ def whiskers(report: dict[str, Any], comparison: str) -> list[tuple[int, Markup]
 def whiskers_of(rows: Sequence[dict[str, Any]], one: dict[str, Any]) -> list[Markup]:
     """The same for the slices of one verdict."""
     better, margin = _better(one), one["slice_margin"]
-    drawn = [_interval(row, Text(row["slice"]), margin, better) for row in rows]
+    drawn = [_interval(row, _named(row["slice"]), margin, better) for row in rows]
     return _on_one_axis(drawn, _harm(margin, better))
 
 
@@ -161,10 +168,12 @@ def classes(report: dict[str, Any]) -> Markup:
     """The divergence of the hot tokens by cause."""
     rows = report["diagnose"]["classes"]
     parts = [
-        (Text(row["class"], f"diagnose.classes.{i}.class"), row["share_of_kl"])
+        (_named(row["class"], f"diagnose.classes.{i}.class"), row["share_of_kl"])
         for i, row in enumerate(rows)
     ]
-    shown = [f"{row['class']} {row['share_of_kl']:.1%}" for row in rows if row["share_of_kl"]]
+    shown = [
+        f"{named(row['class'])} {row['share_of_kl']:.1%}" for row in rows if row["share_of_kl"]
+    ]
     return svg_models.stack(parts, f"Share of the divergence by class: {', '.join(shown)}")
 
 

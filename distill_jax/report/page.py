@@ -2,7 +2,8 @@
 
 Every number and every text of the report is an element that carries the path where it stands
 there (data-path: keys joined by `.`; in a key `~` is `~0` and `.` is `~1`), numbers their full
-precision too (data-value). Nothing is computed here: what is shown is what the report holds.
+precision too (data-value). A name that is shown in words (words.py) has its path in data-word.
+Nothing is computed here: what is shown is what the report holds.
 """
 
 import json
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
+from distill_jax import words
 from distill_jax.report import charts, learning_curves, svg_models
 from distill_jax.report.charts import TEMPLATES, tone
 from distill_jax.report.number_formats import FORMATS, is_number
@@ -38,9 +40,10 @@ def render(template: str, report: dict[str, Any], **more: Any) -> str:
     shown = Shown(report)
     environment.globals.update(
         n=shown.number, t=shown.text, k=shown.key, v=shown.value, yes=shown.yes,
+        w=shown.word, kw=shown.key_word, some=shown.some, plural_s=shown.plural,
         interval=shown.interval, leaves=leaves, charts=charts, curves=learning_curves,
         meter=svg_models.meter, heat=heat, tone=tone, glyph=glyph, costs=COSTS,
-        by_prompt=by_prompt,
+        by_prompt=by_prompt, named=words.named, labelled=words.labelled,
     )  # fmt: skip
     return environment.get_template(template).render(r=report, **more)
 
@@ -53,6 +56,8 @@ def finite(value: Any) -> Any:
         return [finite(x) for x in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
+
+ABSENT = "\N{EN DASH}"  # what stands in the place of a number that was not measured
 
 Part = str | int | tuple["Part", ...]  # keys and indices, one by one or several together
 
@@ -96,11 +101,15 @@ class Shown(NamedTuple):
         return value
 
     def number(self, style: str, *parts: Part) -> Markup:
-        """A number as a style of FORMATS writes it; `absent` where it is null."""
+        """A number as a style of FORMATS writes it; a dash where it is null."""
         value = self.at(*parts)
-        text = "absent" if value is None else FORMATS[style](value)
-        return Markup('<span class="{}" data-path="{}" data-value="{}">{}</span>').format(
-            "n absent" if value is None else "n", path(*parts), json.dumps(value), text
+        if value is None:
+            return Markup(
+                '<span class="n absent" title="not measured" data-path="{}" data-value="null">'
+                "{}</span>"
+            ).format(path(*parts), ABSENT)
+        return Markup('<span class="n" data-path="{}" data-value="{}">{}</span>').format(
+            path(*parts), json.dumps(value), FORMATS[style](value)
         )
 
     def text(self, *parts: Part) -> Markup:
@@ -112,6 +121,40 @@ class Shown(NamedTuple):
         self.at(*parts)
         return Markup('<span data-key="{}">{}</span>').format(path(*parts), list(flat(parts))[-1])
 
+    def word(self, *parts: Part) -> Markup:
+        """A name in words, itself on hover; a text like any other where there are no words for it.
+
+        A verdict's label, too.
+        """
+        return self._named(self.at(*parts), "data-word", path(*parts)) or self.text(*parts)
+
+    def key_word(self, *parts: Part) -> Markup:
+        """The last of the keys that lead there, in words."""
+        self.at(*parts)
+        last = list(flat(parts))[-1]
+        return self._named(last, "data-key-word", path(*parts)) or self.key(*parts)
+
+    def _named(self, name: str, attribute: str, where: str) -> Markup | None:
+        shown = words.named(words.labelled(name))
+        if shown == name:
+            return None
+        return Markup('<span {}="{}" title="{}">{}</span>').format(
+            Markup(attribute), where, name, shown
+        )
+
+    def some(self, *parts: Part) -> bool:
+        """Whether there is anything: not where the place is missing or null, or all in it is."""
+        try:
+            value = self.at(*parts)
+        except (KeyError, IndexError, TypeError):
+            return False
+        found = value.values() if isinstance(value, dict) else (value,)
+        return any(x is not None for x in found)
+
+    def plural(self, *parts: Part) -> str:
+        """The end of a word behind a number: nothing after 1."""
+        return "" if self.at(*parts) == 1 else "s"
+
     def yes(self, *parts: Part) -> Markup:
         """A truth value as yes or no."""
         value = self.at(*parts)
@@ -120,7 +163,7 @@ class Shown(NamedTuple):
         )
 
     def interval(self, style: str, *parts: Part) -> Markup:
-        """A mean, and below it from where to where it lies; `absent` for a null."""
+        """A mean, and below it from where to where it lies; a dash for a null."""
         value = self.at(*parts)
         if value is None or is_number(value):
             return self.number(style, *parts)

@@ -23,6 +23,7 @@ from distill_jax.study.results import Key, RunResult, StudyPlan
 from distill_jax.study.rules import WORSE
 from distill_jax.study.verdict import ships
 from distill_jax.study.wording import Verdict
+from distill_jax.words import labelled, named
 
 SLICED = ("nll", "forward_kl", "accuracy_top1", "agreement_top1", "ece")
 COMPARED = (
@@ -109,10 +110,10 @@ def _comparison(v: Verdict) -> dict[str, Any]:
 
 def statement(verdicts: StudyVerdicts, ship: bool) -> str:
     """The verdict in one line: both comparisons, measures by which it is worse, whether to ship."""
-    parts = [f"Against labels alone at equal steps: {verdicts.equal_steps.label}."]
+    parts = [f"Against labels alone at equal steps: {labelled(verdicts.equal_steps.label)}."]
     if verdicts.equal_flops is not None:
-        parts.append(f"At equal FLOPs: {verdicts.equal_flops.label}.")
-    if worse := [measure.name for measure, v in verdicts.secondary if v.label == WORSE]:
+        parts.append(f"At equal FLOPs: {labelled(verdicts.equal_flops.label)}.")
+    if worse := [named(measure.name) for measure, v in verdicts.secondary if v.label == WORSE]:
         parts.append(f"By {' and '.join(worse)} it is WORSE.")
     parts.append("Ship it." if ship else "Do not ship it on this evidence.")
     return " ".join(parts)

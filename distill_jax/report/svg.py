@@ -17,10 +17,14 @@ ROW, SAMPLE = 17, 32  # height of a line of the legend, length of its piece of a
 
 
 class Text(NamedTuple):
-    """A label, and where in the report it stands; no path for words of the page itself."""
+    """A label, and where in the report it stands; no path for words of the page itself.
+
+    name: what stands there where the label is words for it.
+    """
 
     text: str
     path: str = ""
+    name: str = ""
 
 
 class Line(NamedTuple):
@@ -101,9 +105,11 @@ def chart(width: float, height: float, describe: str, *children: str, class_="ch
 
 
 def label(text: Text, x: float, y: float, class_: str = "label", anchor: str = "start") -> Markup:
-    """A text; a tick where its class says so."""
+    """A text; a tick where its class says so. A name in words shows itself on hover."""
+    where = "data_word" if text.name else "data_path"
+    inside = (tag("title", text.name), Markup.escape(text.text)) if text.name else (text.text,)
     return tag(
-        "text", text.text, x=x, y=y, class_=class_, text_anchor=anchor, data_path=text.path or None
+        "text", *inside, x=x, y=y, class_=class_, text_anchor=anchor, **{where: text.path or None}
     )
 
 

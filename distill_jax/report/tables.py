@@ -7,6 +7,7 @@ from distill_jax.evals.likelihood import perplexity
 from distill_jax.progress import table
 from distill_jax.report.charts import COMPARISONS
 from distill_jax.study.arms import ARMS
+from distill_jax.words import labelled, named
 
 
 class ModelRow(NamedTuple):
@@ -96,15 +97,15 @@ def verdict_lines(report: dict[str, Any]) -> list[str]:
     verdict = report["verdict"]
     if verdict is None:
         return ["no verdict"]
-    named = [(f"at {text}", verdict[name]) for name, text in COMPARISONS.items() if verdict[name]]
+    judged = [(f"at {text}", verdict[name]) for name, text in COMPARISONS.items() if verdict[name]]
     for one in report["comparisons"]:
         arm = one["treatment"] if one["treatment"] in ARMS else f"ablation {one['treatment']}"
-        named.append((f"{arm} against {one['baseline']}", one))
-    named += [
-        (f"by {one['measure']}, {one['treatment']} against {one['baseline']}", one)
+        judged.append((f"{arm} against {one['baseline']}", one))
+    judged += [
+        (f"by {named(one['measure'])}, {one['treatment']} against {one['baseline']}", one)
         for one in report["secondary"]
     ]
-    lines = [f"{name}: {one['label']}. {one['reason']}" for name, one in named]
+    lines = [f"{name}: {labelled(one['label'])}. {one['reason']}" for name, one in judged]
     main = [verdict[name] for name in COMPARISONS if verdict[name]]
     lines += [
         f"warning: {text}" for text in dict.fromkeys(w for one in main for w in one["warnings"])

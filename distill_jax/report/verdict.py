@@ -12,6 +12,7 @@ from distill_jax.report import charts
 from distill_jax.report.page import finite, render
 from distill_jax.study.slice_harm import SliceEffect
 from distill_jax.study.verdict import Verdict, ships
+from distill_jax.words import labelled
 
 SCHEMA = 1  # version of the structure that verdict.schema.json describes
 
@@ -123,10 +124,11 @@ def verdict_text(report: dict[str, Any]) -> str:
     ]  # fmt: skip
     rows.append(["all", *(number(arm["mean"]) for arm in report["arms"]), number(one["effect"])])
     header = ["seed", *names, f"{one['treatment']} - {one['baseline']}"]
-    lines = [table(header, rows), "", f"{one['label']}. {one['reason']}"]
+    lines = [table(header, rows), "", f"{labelled(one['label'])}. {one['reason']}"]
     lines += [f"warning: {text}" for text in (*one["warnings"], *report["notes"])]
     lines += [
-        f"{other['treatment']} against {other['baseline']}: {other['label']}. {other['reason']}"
+        f"{other['treatment']} against {other['baseline']}: {labelled(other['label'])}."
+        f" {other['reason']}"
         for other in report["comparisons"]
     ]
     return "\n".join([*lines, f"fit to ship: {'yes' if report['ships'] else 'no'}"])

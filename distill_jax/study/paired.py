@@ -12,6 +12,7 @@ import numpy as np
 
 from distill_jax.study.rules import Rules
 from distill_jax.types import UserError
+from distill_jax.words import plural
 
 ROUNDING = 1e-6  # of a total, that sums of its parts may be wrong by
 SAME_SCORE = 1e-5  # of the spread between documents: scores this near are the same number
@@ -84,8 +85,8 @@ def check_same_weights(weight_PRE, expected_PE, arm, seeds, slices, documents) -
             if not weight or not usual:
                 what = f"{'has' if weight else 'lacks'} {where}, unlike most runs"
             raise Incomparable(
-                f"{arm} seed {seed} {what} ({differs_PE[p].sum()} documents differ): evaluate all"
-                " arms and seeds on the same documents"
+                f"{arm} seed {seed} {what} (in {plural(int(differs_PE[p].sum()), 'document')}):"
+                " evaluate all arms and seeds on the same documents"
             )
 
 
@@ -102,8 +103,8 @@ def check_numbers(value_PRE, name: str, arm: str, seeds, lowest: float = -math.i
     if (bad_PRE := ~np.isfinite(value_PRE)).any():
         seed = seeds[int(np.argmax(bad_PRE.any(axis=(0, 2))))]
         raise Incomparable(
-            f"{name} is not finite in {bad_PRE.sum()} documents of arm {arm}, first in seed {seed}:"
-            " train that arm again"
+            f"{name} is not finite in {plural(int(bad_PRE.sum()), 'document')} of arm {arm},"
+            f" first in seed {seed}: train that arm again"
         )
     low = 0.0 if name == "weight" else lowest
     if (negative := value_PRE < low).any():

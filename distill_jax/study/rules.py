@@ -12,7 +12,6 @@ HELPS = "HELPS"
 NO_BETTER = "NO BETTER"
 WORSE = "WORSE"
 INCONCLUSIVE = "INCONCLUSIVE"
-NEW_FAILURE = "NEW FAILURE MODE IN "  # and the slice
 NLL = "nats per token"
 FEWEST_DIFFERING = 10  # documents on which arms differ, below which nothing is ruled out
 MOST_LOOKS = 40

@@ -23,6 +23,7 @@ import numpy as np
 from distill_jax.study.paired import Paired
 from distill_jax.study.rules import Rules, possible
 from distill_jax.study.uncertainty import Spread, interval, p_above, spread_of
+from distill_jax.words import plural
 
 LARGEST_SKEWNESS = 0.3  # of the mean, towards gains: p of 2.5% is then up to 5%
 
@@ -72,7 +73,8 @@ def why_untestable(weight_U: np.ndarray, seeds: int, rules: Rules) -> str | None
     total = float(weight_U.sum())
     effective = total**2 / float(np.sum(weight_U**2)) if has else 0.0
     if effective < rules.minimum_documents * (1 - 1e-9):
-        return f"{has} documents, {effective:.3g} effective of at least {rules.minimum_documents:g}"
+        least = f"at least {rules.minimum_documents:g}"
+        return f"{plural(has, 'document')}, {effective:.3g} effective of {least}"
     if total < rules.minimum_weight:
         return f"a weight (tokens, examples) of {total:g} of at least {rules.minimum_weight:g}"
     return "one seed: how seeds differ is not known" if seeds < 2 else None
@@ -111,7 +113,7 @@ def skewed(spread: Spread) -> str | None:
     if spread.skewness >= -LARGEST_SKEWNESS:
         return None
     return (
-        f"a few of its {spread.documents} documents gain far more than the others "
+        f"a few of its {plural(spread.documents, 'document')} gain far more than the others "
         f"(skewness {spread.skewness:.2f} of the mean): hold out more of them"
     )
 

@@ -36,7 +36,6 @@ from distill_jax.study.rules import (
     HELPS,
     INCONCLUSIVE,
     INVALID,
-    NEW_FAILURE,
     NLL,
     WORSE,
     Rules,
@@ -61,6 +60,7 @@ from distill_jax.study.uncertainty import (
 from distill_jax.study.warnings import warnings_of
 from distill_jax.study.wording import Verdict, sentence
 from distill_jax.types import UserError
+from distill_jax.words import NEW_FAILURE
 
 TEACHER = "teacher"
 

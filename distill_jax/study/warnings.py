@@ -6,6 +6,7 @@ from distill_jax.study.paired import Paired, Scores
 from distill_jax.study.rules import NLL, Rules, decide
 from distill_jax.study.slice_harm import LARGEST_SKEWNESS
 from distill_jax.study.uncertainty import Spread, half_width, spread_of
+from distill_jax.words import plural
 
 LEFT_OUT = 3  # documents with the largest loss, gain and weight that are left out in turn
 FEW_DOCUMENTS = 20  # effective ones; fewer are warned of
@@ -37,10 +38,10 @@ def warnings_of(
             "or fewer of them: hold out more"
         )
     if spread.seeds < FEW_SEEDS:
-        seeds = "1 seed" if spread.seeds == 1 else f"{spread.seeds} seeds"
         found.append(
-            f"{seeds} can miss bad runs: a failure of 1 run in {1 / RARE_RUN:.0f} is missed with "
-            f"chance {(1 - RARE_RUN) ** spread.seeds:.0%}; run {FEW_SEEDS} seeds or more"
+            f"{plural(spread.seeds, 'seed')} can miss bad runs: a failure of 1 run in "
+            f"{1 / RARE_RUN:.0f} is missed with chance {(1 - RARE_RUN) ** spread.seeds:.0%}; "
+            f"run {FEW_SEEDS} seeds or more"
         )
     if share := one_token_share(scores, rules):
         found.append(

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from distill_jax.study.rules import FEWEST_DIFFERING, NLL, Rules, few_differ, level_at
 from distill_jax.study.slice_harm import SliceEffect
 from distill_jax.study.uncertainty import PLAN_BOUND, POWER, Spread, documents_for
+from distill_jax.words import named, plural
 
 NAMED = 3  # slices that a sentence names
 
@@ -49,10 +50,6 @@ class Verdict(NamedTuple):
     look: int | None = None
 
 
-def plural(number: int, word: str) -> str:
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
-
-
 def sentence(v: Verdict, spread: Spread, rules: Rules, copies: int, next_level: float) -> str:
     """The reason of a valid verdict: the number, what follows from it, and what to do next.
 
@@ -62,7 +59,7 @@ def sentence(v: Verdict, spread: Spread, rules: Rules, copies: int, next_level: 
     parts = [_measured(v, copies), _decided(v, spread, rules, next_level)]
     if v.failures:
         parts.append(_harmed(v))
-    if untested := [row.slice for row in v.slices if row.untestable]:
+    if untested := [named(row.slice) for row in v.slices if row.untestable]:
         more = len(untested) - NAMED
         names = ", ".join(untested[:NAMED]) + (f" and {more} more" if more > 0 else "")
         what = f"{len(untested)} of {plural(len(v.slices), 'registered slice')}"
@@ -78,7 +75,7 @@ def _measured(v: Verdict, copies: int) -> str:
     look = "" if v.look is None else f" at look {v.look}, which has {share:.3g} of the level"
     units = plural(v.documents, "document")
     if copies:
-        units = f"{plural(v.documents, 'group')} of {v.documents + copies:,} documents"
+        units = f"{plural(v.documents, 'group')} of {plural(v.documents + copies, 'document')}"
     return (
         f"{v.treatment} - {v.baseline} is {v.effect:+.4g} {v.unit} ({bounds}{look}; "
         f"{plural(v.seeds, 'seed')}, {units})"
@@ -150,10 +147,10 @@ def _enough(v: Verdict, spread: Spread, next_level: float) -> str:
 
 def _harmed(v: Verdict) -> str:
     worst, *others = v.failures
-    more = f", and {', '.join(f.slice for f in others)} too" if others else ""
+    more = f", and {', '.join(named(f.slice) for f in others)} too" if others else ""
     return (
-        f"slice {worst.slice} is worse by {abs(worst.effect):.4g} {v.unit}, more than the slice "
-        f"margin of {v.slice_margin:g} (adjusted p {worst.adjusted_p:.2g}){more}: read its "
-        "examples before shipping; what happens in under "
+        f"on the slice {named(worst.slice)} it is worse by {abs(worst.effect):.4g} {v.unit}, more"
+        f" than the slice margin of {v.slice_margin:g} (adjusted p {worst.adjusted_p:.2g}){more}: "
+        "read its examples before shipping; what happens in under "
         f"{min(3 / worst.effective_documents, 1):.1%} of its documents may be missed"
     )

@@ -5,8 +5,12 @@ import re
 from html.parser import HTMLParser
 from typing import NamedTuple
 
+from distill_jax.report import page
+from distill_jax.words import labelled, named
+
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 LETTERS = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
+PLACED = {"data-path", "data-key", "data-word", "data-key-word"}
 UNSEEN = {"style", "title", "script"}
 
 
@@ -65,9 +69,24 @@ def stray(walk):
         for text, around in walk.texts
         if re.search(r"\d", text)
         and not any(e.tag in UNSEEN for e in around)
-        and not any({"data-path", "data-key"} & set(e.attributes) for e in around)
+        and not any(PLACED & set(e.attributes) for e in around)
         and not any("tick" in (e.attributes.get("class") or "").split() for e in around)
     ]
+
+
+def agrees_in_words(element, report):
+    """Whether an element shows the words for a name, and the name itself on hover."""
+    where = element.attributes.get("data-word")
+    if where is None:
+        where = element.attributes["data-key-word"]
+        at(report, where)
+        name = where.split(".")[-1].replace("~1", ".").replace("~0", "~")
+    else:
+        name = at(report, where)
+    title, shown = element.attributes.get("title"), text_of(element)
+    if title is None:  # of a chart it is an element
+        title, shown = element.text[0], "".join(element.text[1:])
+    return name == title and shown == named(labelled(name))
 
 
 def agrees(element, report):
@@ -79,7 +98,7 @@ def agrees(element, report):
     if value != there or type(value) is not type(there):
         return False
     if value is None:
-        return text == "absent"
+        return text == page.ABSENT
     if isinstance(value, bool):
         return text == ("yes" if value else "no")
     return rounds(text, value)

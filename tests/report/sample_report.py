@@ -19,10 +19,12 @@ STEPS = {"sft_flops": 712}
 HOSTILE = "<script>alert(1)</script>"
 SLICES = [
     *(f"frequency:{i} of 10" for i in range(1, 11)),
-    *(f"position:{low}-{2 * low - 1}" for low in (1, 2, 4, 8, 16, 32, 64, 128, 256)),
-    "length:33-64", "length:65-128", "length:129-256", "length:257-512",
+    "position:1-16",
+    *(f"position:{low + 1}-{2 * low}" for low in (16, 32, 64, 128, 256, 512, 1024, 2048)),
+    "position:4097 or more", "length:1-64", "length:65-128", "length:129-256", "length:257 or more",
     "label:library", "label:reference", "label:tutorial",
-    "entropy:0-0.5", "entropy:0.5-1", "entropy:1-2", "entropy:2-4", "entropy:4-",
+    "entropy:below 0.1 nats", "entropy:0.1-0.5 nats", "entropy:0.5-1 nats", "entropy:1-2 nats",
+    "entropy:2-4 nats", "entropy:4 nats or more",
 ]  # fmt: skip
 PROSE = (
     "The  json  module  exposes  an  API  familiar  to  users  of  the  standard  library ."
@@ -377,7 +379,7 @@ def options():
         {
             "name": "Mix the labels in",
             "why": "9.3% of the divergence sits where the teacher is sure and wrong.",
-            "trigger": {"metric": "teacher_wrong_share", "value": 0.093, "threshold": 0.05},
+            "trigger": {"metric": "share_teacher_wrong", "value": 0.093, "threshold": 0.05},
             "override": "--config.terms.cross_entropy.weight=0.5",
             "flops": 3.1416e14,
             "literature": "Hinton et al. 2015, section 2",
@@ -385,7 +387,7 @@ def options():
         {
             "name": "A larger student",
             "why": "Most hot spots are tokens that the plain student gets wrong, too.",
-            "trigger": {"metric": "capacity_share", "value": 0.214, "threshold": 0.2},
+            "trigger": {"metric": "share_capacity", "value": 0.214, "threshold": 0.2},
             "override": "--config.student.prune.neurons=1024",
             "flops": 3.9e14,
             "literature": "Busbridge et al. 2025",

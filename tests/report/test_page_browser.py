@@ -31,7 +31,8 @@ STRAY = """(() => {
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = [];
   while (walker.nextNode()) {
     const node = walker.currentNode;
-    const around = node.parentElement.closest('[data-path],[data-key],.tick,style,title');
+    const around = node.parentElement.closest(
+      '[data-path],[data-key],[data-word],[data-key-word],.tick,style,title');
     if (/\\d/.test(node.data) && !around) found.push(node.data);
   }
   return found;
@@ -119,7 +120,7 @@ def test_every_number_in_the_document_equals_the_report(browser, pages, name):
             continue
         assert json.loads(value) == there, path
         if there is None:
-            assert text == "absent", path
+            assert text == page.ABSENT, path
         elif isinstance(there, bool):
             assert text == ("yes" if there else "no"), path
         else:

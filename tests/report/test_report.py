@@ -17,7 +17,7 @@ from distill_jax.command_line import parse
 from distill_jax.config import flatten
 from distill_jax.report import charts, number_formats, page, run, tables
 from tests.report import sample_report
-from tests.report.html_walk import Walk, agrees, at, rounds, stray, text_of
+from tests.report.html_walk import Walk, agrees, agrees_in_words, at, rounds, stray, text_of
 
 REPORTS = {
     "study": sample_report.study(),
@@ -134,6 +134,8 @@ def test_every_number_and_text_is_what_stands_at_its_path(name):
             at(REPORTS[name], e.attributes["data-key"])
             last = e.attributes["data-key"].split(".")[-1]
             assert text_of(e) == last.replace("~1", ".").replace("~0", "~")
+    worded = [e for e in walk.elements if {"data-word", "data-key-word"} & set(e.attributes)]
+    assert not [e for e in worded if not agrees_in_words(e, REPORTS[name])]
 
 
 @every_report
@@ -239,7 +241,7 @@ def test_absent_and_broken_numbers_are_absent_and_never_zero(nullable, broken):
     VALIDATOR.validate(clean)
     absent = [e for e in walk.elements if e.attributes.get("data-value") == "null"]
     assert len(absent) > 200
-    assert {text_of(e) for e in absent} == {"absent"}
+    assert {text_of(e) for e in absent} == {page.ABSENT}
     assert all(agrees(e, clean) for e in walk.elements if "data-path" in e.attributes)
     for e in walk.elements:
         if e.tag in SHAPES:
@@ -322,11 +324,11 @@ def test_the_table_of_a_study_has_a_line_an_arm_and_both_verdicts():
     lines = text.splitlines()
     assert [line.split()[0] for line in lines[2:8]] == ["teacher", *sample_report.ARMS]
     assert len({len(line) for line in lines[:8]}) == 1
-    assert "at equal steps: NEW FAILURE MODE IN frequency:1 of 10." in text
+    assert "at equal steps: NEW FAILURE MODE IN rare tokens (least frequent tenth)." in text
     assert "at equal FLOPs: INCONCLUSIVE." in text
     assert "\nrandom_teacher against kd: WORSE. kd is" in text
     assert "\nablation narrow.v2 against kd: WORSE. kd is" in text
-    assert "\nby kl_to_teacher, kd against sft: HELPS. kd is" in text
+    assert "\nby KL to the teacher, kd against sft: HELPS. kd is" in text
     assert text.count("\nwarning: 3 seeds miss a bad run") == 1
     assert lines[-1] == "fit to ship: no"
 

@@ -13,7 +13,6 @@ from distill_jax.study.rules import (
     HELPS,
     INCONCLUSIVE,
     INVALID,
-    NEW_FAILURE,
     NO_BETTER,
     WORSE,
     Rules,
@@ -27,6 +26,7 @@ from distill_jax.study.verdict import (
 )
 from distill_jax.study.wording import Verdict
 from distill_jax.types import UserError
+from distill_jax.words import NEW_FAILURE
 from tests.study.simulated import as_scores, as_table, joined, rows, sliced, sliced_table, study
 
 STUDIES = 200
