@@ -38,6 +38,7 @@ from distill_jax.setup.provenance import provenance
 from distill_jax.study.arms import TREATMENT
 from distill_jax.study.comparisons import Measured, judge_study
 from distill_jax.study.results import Key, Measure, RunResult, StudyPlan
+from distill_jax.words import named
 
 TOKENS, BEHAVIOUR, EXAMPLES = "tokens.parquet", "behaviour.json", "examples.json"
 SERVING = "serving.json"
@@ -67,8 +68,12 @@ def write_report(
     records = {key: read_records(where[key] / TOKENS) for key in done}
     measured = _measured(plan, where, records, evaluator)
     invalid = _mismatch(inputs)
-    if not measured[0].scores.arms:
-        invalid = f"no run has a value of {plan.measure.name}: see why in results.jsonl"
+    failed = {key: result.failed for key, result in results.items() if result.failed is not None}
+    if not measured[0].scores.arms and not failed:
+        invalid = (
+            f"no run has a value of {named(plan.measure.name)}: the runs' examples.json and"
+            " tokens.parquet hold what was measured"
+        )
     plan = plan._replace(measure=measured[0].measure)  # with the unit and direction of a task
     first, kd = evaluator.teachers.first, plan.by_name.get(TREATMENT)
     versions = provenance(
@@ -83,7 +88,7 @@ def write_report(
                 plan=plan,
                 results=results,
                 records=records,
-                verdicts=judge_study(plan, measured, invalid=invalid),
+                verdicts=judge_study(plan, measured, invalid=invalid, failed=failed),
                 curves={key: [x for x in lines[key] if "eval/nll" in x] for key in done},
                 written={name: row for name, row in written.items() if row},
                 cost=_cost(c, directory, evaluator, where, done),
@@ -222,5 +227,8 @@ def _mismatch(inputs: Inputs) -> str | None:
     """A reason why student and teacher do not see the same text."""
     first, tokenizer = inputs.teachers.first, inputs.tokenizer
     if first is not None and tokenizer.chat_template != first.tokenizer.chat_template:
-        return "student and teacher have different chat templates: they do not see the same text"
+        return (
+            "student and teacher have different chat templates, so they do not see the same text:"
+            " give both the same"
+        )
     return None

@@ -41,9 +41,9 @@ def render(template: str, report: dict[str, Any], **more: Any) -> str:
     environment.globals.update(
         n=shown.number, t=shown.text, k=shown.key, v=shown.value, yes=shown.yes,
         w=shown.word, kw=shown.key_word, some=shown.some, plural_s=shown.plural,
-        interval=shown.interval, leaves=leaves, charts=charts, curves=learning_curves,
-        meter=svg_models.meter, heat=heat, tone=tone, glyph=glyph, costs=COSTS,
-        by_prompt=by_prompt, named=words.named, labelled=words.labelled,
+        interval=shown.interval, ends=shown.ends, leaves=leaves, charts=charts,
+        curves=learning_curves, meter=svg_models.meter, heat=heat, tone=tone, glyph=glyph,
+        costs=COSTS, by_prompt=by_prompt, named=words.named, labelled=words.labelled,
     )  # fmt: skip
     return environment.get_template(template).render(r=report, **more)
 
@@ -170,8 +170,13 @@ class Shown(NamedTuple):
         mean = self.number(style, *parts, "mean")
         if value["low"] is None or value["high"] is None:
             return mean
+        return Markup('{}<span class="range">{}</span>').format(mean, self.ends(style, *parts))
+
+    def ends(self, style: str, *parts: Part) -> Markup:
+        """From where to where an interval lies; one dash where it has no ends."""
         low, high = (self.number(style, *parts, end) for end in ("low", "high"))
-        return Markup('{}<span class="range">{} to {}</span>').format(mean, low, high)
+        none = self.at(*parts, "low") is None and self.at(*parts, "high") is None
+        return low if none else Markup("{} to {}").format(low, high)
 
     def value(self, *parts: Part) -> Markup:
         """Whatever stands there, in full."""

@@ -174,6 +174,7 @@ def _arm(study: Study, name: str) -> dict[str, Any]:
                 "forward_kl": result.metrics.get("forward_kl"),
                 "wall_s": result.wall_s,
                 "workdir": result.workdir,
+                "failed": result.failed,
             }
             for seed, result in sorted(own.items())
         ],

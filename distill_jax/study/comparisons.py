@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
 from distill_jax.study.arms import EQUAL_FLOPS, EQUAL_STEPS, TREATMENT
 from distill_jax.study.paired import Scores
-from distill_jax.study.results import Measure, StudyPlan
+from distill_jax.study.results import Key, Measure, StudyPlan
 from distill_jax.study.rules import Rules
 from distill_jax.study.verdict import Comparison, judge, judge_all
 from distill_jax.study.wording import Verdict
@@ -43,17 +44,23 @@ class StudyVerdicts(NamedTuple):
 
 
 def judge_study(
-    plan: StudyPlan, measured: Sequence[Measured], *, invalid: str | None = None
+    plan: StudyPlan,
+    measured: Sequence[Measured],
+    *,
+    invalid: str | None = None,
+    failed: Mapping[Key, str] = MappingProxyType({}),
 ) -> StudyVerdicts:
     """All verdicts of a study. measured: the registered measure first, then the secondary ones.
 
-    invalid: a reason, known to the caller, why nothing can be compared.
+    invalid: a reason, known to the caller, why nothing can be compared. failed: why runs that are
+    not among the scores broke down.
     """
     first, *rest = measured
     rules = _rules(plan, first)
 
     def ask(one: Measured, treatment: str, baseline: str, rules: Rules) -> Comparison:
-        reason = invalid or one.left_out.get(treatment) or one.left_out.get(baseline)
+        reason = invalid or _broke_down(failed, one.scores, treatment, baseline)
+        reason = reason or one.left_out.get(treatment) or one.left_out.get(baseline)
         return Comparison(one.scores, treatment, baseline, rules, invalid=reason)
 
     main = lambda baseline: judge(
@@ -69,6 +76,25 @@ def judge_study(
         judge_all([ask(first, arm, TREATMENT, rules) for arm in others]),
         tuple(zip((one.measure for one in rest), secondary, strict=True)),
     )
+
+
+def _broke_down(
+    failed: Mapping[Key, str], scores: Scores, treatment: str, baseline: str
+) -> str | None:
+    """Why two arms have not the same seeds, or one has none: a run of one of them broke down."""
+    for arm, other in ((treatment, baseline), (baseline, treatment)):
+        alone = [
+            seed
+            for of, seed in sorted(failed)
+            if of == arm and ((other, seed) not in failed or arm not in scores.arms)
+        ]
+        if alone:
+            seeds = ", ".join(map(str, alone))
+            return (
+                f"{arm} broke down in seed {seeds}, so that nothing can be paired with it:"
+                f" {failed[arm, alone[0]]}"
+            )
+    return None
 
 
 def _rules(plan: StudyPlan, measured: Measured) -> Rules:

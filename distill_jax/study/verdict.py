@@ -71,6 +71,7 @@ class Comparison(NamedTuple):
     scores     None where `invalid` is given.
     teacher_E  the teacher's totals of whole documents, where it has to be better than the baseline.
     invalid    a reason, known to the caller, why nothing can be compared.
+    seeds      that both arms have, where there are no scores to count them by.
     """
 
     scores: Scores | None
@@ -79,6 +80,7 @@ class Comparison(NamedTuple):
     rules: Rules
     teacher_E: np.ndarray | None = None
     invalid: str | None = None
+    seeds: int = 0
 
     def paired(self) -> tuple[Paired, Spread]:
         """What is compared, and the spread of its mean. Raises Incomparable."""
@@ -133,7 +135,9 @@ def comparison(
     try:
         scores, known = read_table(table, (treatment, baseline), teacher)
     except Incomparable as error:
-        return Comparison(None, treatment, baseline, rules, invalid=str(error))
+        arms, names = (np.asarray(table[key]).astype(str) for key in ("arm", "seed"))
+        seeds = set(names[arms == treatment]) & set(names[arms == baseline])
+        return Comparison(None, treatment, baseline, rules, invalid=str(error), seeds=len(seeds))
     rules = rules._replace(known=(*rules.known, *known))
     is_there = teacher in set(scores.arms) - {treatment, baseline}
     teacher_E = scores.arms[teacher].total_PRE[0, 0] if is_there else None
@@ -156,7 +160,7 @@ def judge(one: Comparison, alpha: float | None = None) -> Verdict:
         names = registered_slices(rules, one.scores.slices) if one.scores else ()
         paired, spread = one.paired()
     except Incomparable as error:
-        return Verdict(INVALID, str(error), **about)
+        return Verdict(INVALID, str(error), **_what_ran(one), **about)
     slices = slice_effects(paired, names, rules, 1 - alpha)
     enough = spread.known and spread.seeds >= rules.minimum_seeds
     bounds = possible(interval(spread, 1 - alpha), rules)
@@ -186,6 +190,17 @@ def judge(one: Comparison, alpha: float | None = None) -> Verdict:
     )
     copies = paired.documents - spread.documents
     return v._replace(reason=sentence(v, spread, rules, copies, next_level))
+
+
+def _what_ran(one: Comparison) -> dict[str, int]:
+    """Seeds of both arms and documents, where they cannot be compared."""
+    if one.scores is None:
+        return {"seeds": one.seeds}
+    arms = [one.scores.arms.get(name) for name in (one.treatment, one.baseline)]
+    if None in arms:
+        return {"seeds": 0}
+    seeds = set(arms[0].seeds) & set(arms[1].seeds)
+    return {"seeds": len(seeds), "documents": int(np.count_nonzero(one.scores.weight_PE[0]))}
 
 
 def judge_all(comparisons: Sequence[Comparison]) -> tuple[Verdict, ...]:

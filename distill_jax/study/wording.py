@@ -23,6 +23,7 @@ class Verdict(NamedTuple):
                           the true effect is 0, were the seed variance at its upper bound.
     failures              the harmed slices, worst first; slices: every registered one.
     documents             units with weight; effective_documents: 1 / sum(share^2) of them.
+    seeds                 that both arms have, also where they cannot be compared.
     warnings              sentences on what the scores cannot carry. With fewer than 20 effective
                           documents the interval holds the truth less often than it says.
     """

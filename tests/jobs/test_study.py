@@ -101,6 +101,7 @@ def test_a_teacher_without_knowledge_of_the_text_makes_the_study_invalid(study):
     for baseline in ("equal_steps", "equal_flops"):
         assert found["verdict"][baseline]["label"] == "INVALID"
         assert "the teacher is not better" in found["verdict"][baseline]["reason"]
+        assert found["verdict"][baseline]["seeds"] == 2
     assert found["verdict"]["ships"] is False
     assert [v["treatment"] for v in found["comparisons"]] == ["random_teacher"]
     assert (study[0] / "report.html").exists()
@@ -209,7 +210,8 @@ def test_a_study_whose_runs_all_break_down_says_so(flags, tmp_path):
     )  # fmt: skip
     found = report(tmp_path / "s")["verdict"]["equal_steps"]
     assert found["label"] == "INVALID"
-    assert "no run has a value of nll" in found["reason"]
+    assert found["reason"].startswith("kd broke down in seed 0, so that nothing can be paired")
+    assert "lower optim.learning_rate" in found["reason"]
     assert found["reason"] in out
 
 

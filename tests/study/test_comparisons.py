@@ -67,6 +67,37 @@ def test_no_interval_of_a_difference_of_shares_leaves_what_shares_can_differ_by(
     assert (cut.label, cut.effect) == (wide.label, wide.effect)
 
 
+def without(one, *runs):
+    """The same without some runs."""
+    arms = dict(one.scores.arms)
+    for arm, seed in runs:
+        kept = [i for i, name in enumerate(arms[arm].seeds) if name != seed]
+        arms[arm] = Arm(tuple(arms[arm].seeds[i] for i in kept), arms[arm].total_PRE[:, kept])
+    arms = {name: arm for name, arm in arms.items() if arm.seeds}
+    return one._replace(scores=one.scores._replace(arms=arms))
+
+
+def test_a_run_that_broke_down_is_named_and_the_seeds_that_ran_are_counted():
+    failed = {("kd", 1): "not finite: lower the rate"}
+    found = judge_study(plan(), [without(measured(), ("kd", "1"))], failed=failed)
+    for v in (found.equal_steps, found.equal_flops, *found.others):
+        assert v.label == "INVALID"
+        assert v.reason == (
+            "kd broke down in seed 1, so that nothing can be paired with it:"
+            " not finite: lower the rate"
+        )
+        assert (v.seeds, v.documents) == (2, 60)
+    both = failed | {("sft", 1): "not finite: lower the rate"}
+    left = judge_study(plan(), [without(measured(), ("kd", "1"), ("sft", "1"))], failed=both)
+    assert left.equal_steps.label == "INCONCLUSIVE"
+    assert left.equal_steps.seeds == 2
+    assert left.equal_flops.label == "INVALID"
+    none = [(arm, seed) for arm in ("kd", "sft") for seed in "012"]
+    all_failed = {(arm, int(seed)): "not finite" for arm, seed in none}
+    nothing = judge_study(plan(("kd", "sft")), [without(measured(), *none)], failed=all_failed)
+    assert nothing.equal_steps.reason.startswith("kd broke down in seed 0, 1, 2")
+
+
 def test_the_teacher_rule_is_of_the_main_question_alone():
     poor = np.full(60, 200.0)
     found = judge_study(plan(), [measured(teacher_E=poor)])
