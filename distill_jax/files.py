@@ -13,6 +13,8 @@ from typing import Any
 def written_whole(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; what is written there is then renamed to `path`.
 
+    The directory around it is made where it is missing.
+
     The content is flushed to disk before the rename, so that even a power cut leaves either the old
     content or the new. A process that dies in between leaves `NAME.part`, which nothing reads and
     the next write replaces.
@@ -21,7 +23,8 @@ def written_whole(path: Path) -> Iterator[Path]:
             part.write_text("a,b\\n")
     """
     part = path.with_name(f"{path.name}.part")
-    _remove(part)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove(part)
     try:
         yield part
         for file in sorted(part.rglob("*")) if part.is_dir() else [part]:
@@ -29,7 +32,7 @@ def written_whole(path: Path) -> Iterator[Path]:
                 _sync(file)
         os.replace(part, path)
     except BaseException:
-        _remove(part)
+        remove(part)
         raise
 
 
@@ -44,7 +47,8 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Removes a file or a whole directory, if there is one."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

@@ -1,19 +1,41 @@
-"""The directory of one run: its lock, its config, its metrics file. Written by process 0 only."""
+"""The directory of one run: its lock, its owner, its metrics file. Written by process 0 only.
 
+A job that trains or stores owns its directory from its first product on. Jobs that only read a
+model own none: each answer has a directory of its own below the workdir, named after the question.
+"""
+
+import hashlib
 import json
-from collections.abc import Iterator
+import re
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import filelock
 
-from distill_jax.files import write_json, write_text
+from distill_jax.files import remove, write_json, write_text, written_whole
 from distill_jax.types import UserError
 
 CONFIG, CONFIG_DIFF, PROVENANCE = "config.json", "config_diff.txt", "provenance.json"
 METRICS, CHECKPOINTS, STUDENT, REPORT = "metrics.jsonl", "checkpoints", "student", "report.json"
 SAMPLES, PAGE = "samples.jsonl", "report.html"
+# By job, what is worth keeping, as globs: without it another config may have the directory.
+PRODUCTS = {
+    "train": (REPORT, f"{CHECKPOINTS}/step_*"),
+    "study": ("arms/*/*/result.json", f"arms/*/*/{REPORT}", f"arms/*/*/{CHECKPOINTS}/step_*"),
+    "cache": ("shard-*.array_record",),
+    "export": (STUDENT,),
+    "verdict": (REPORT,),
+}
+# What of a reading job's answer also stands at the top of a workdir.
+LATEST = (CONFIG, CONFIG_DIFF, PROVENANCE, METRICS, SAMPLES, REPORT, PAGE)
+# By job, what an attempt that kept nothing may leave, and another config must not take for its own.
+LEFTOVERS = {
+    "study": ("study.json", "students", "arms", "cache"),
+    "cache": ("manifest.json", "head.npz"),
+}
 
 
 @contextmanager
@@ -40,28 +62,90 @@ def locked(workdir: Path) -> Iterator[None]:
         lock.release()
 
 
-def claim(workdir: Path, resolved: dict[str, Any], diff: str, free: set[str]) -> None:
-    """Writes the config of a new workdir, or checks that an old one has the same config.
+def owner(directory: Path) -> dict[str, Any] | None:
+    """The flat config of the job that a directory belongs to; None where it belongs to none.
 
-    free: keys that may differ on a rerun (those that do not change the result). Raises UserError
-    with the differing keys otherwise.
+    Jobs that only read a model own no directory, though their latest config stands in it. Raises
+    UserError where config.json is another program's, such as a model's.
     """
-    path = workdir / CONFIG
-    if path.exists():
-        old = json.loads(path.read_text())
-        changed = [
-            f"{key} ({old.get(key, 'absent')} there, {resolved.get(key, 'absent')} here)"
-            for key in sorted(old.keys() | resolved.keys())
-            if old.get(key) != resolved.get(key) and key not in free
-        ]
-        if changed:
-            raise UserError(
-                f"--workdir {workdir} belongs to another config, which differs in"
-                f" {', '.join(changed)}: use another directory, or the same config to resume"
-            )
+    path = directory / CONFIG
+    if not path.exists():
+        return None
+    try:
+        config = json.loads(path.read_text())
+        job = config["job"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"--workdir {directory} holds a config.json of something else, such as a model:"
+            " use another directory"
+        ) from None
+    return config if job in PRODUCTS else None
+
+
+def kept(directory: Path) -> dict[str, Any] | None:
+    """The config of the owner that has written something worth keeping; None without one."""
+    config = owner(directory)
+    patterns = PRODUCTS[config["job"]] if config else ()
+    found = (path for pattern in patterns for path in directory.glob(pattern))
+    # A checkpoint has orbax's mark in its name until it is whole.
+    return config if any(".orbax" not in path.name for path in found) else None
+
+
+def check(directory: Path, resolved: dict[str, Any], free: Callable[[str], bool]) -> None:
+    """Checks that what a directory keeps is of the same config.
+
+    free(key): whether it may differ on a rerun. Raises UserError with the differing keys.
+    """
+    old = kept(directory)
+    changed = [
+        f"{key} ({old.get(key, 'absent')} there, {resolved.get(key, 'absent')} here)"
+        for key in sorted((old or resolved).keys() | resolved.keys())
+        if old is not None and old.get(key) != resolved.get(key) and not free(key)
+    ]
+    if changed:
+        raise UserError(
+            f"--workdir {directory} belongs to another config, which differs in"
+            f" {', '.join(changed)}: use another directory, or the same config to resume"
+        )
+
+
+def claim(directory: Path, resolved: dict[str, Any], diff: str) -> None:
+    """Makes a directory that of a config, once there is something to write.
+
+    What an attempt of another config has left without a product goes, as do the copies of a reading
+    job's answer.
+    """
+    path = directory / CONFIG
+    old = json.loads(path.read_text()) if path.exists() else resolved
+    if old != resolved and kept(directory) is None:
+        for name in (*LATEST, *LEFTOVERS.get(old["job"], ())):
+            remove(directory / name)
+    write_text(directory / CONFIG_DIFF, diff)
+    write_json(directory / CONFIG, resolved)
+
+
+def result_directory(directory: Path, job: str, title: str, question: dict[str, Any]) -> Path:
+    """Where the answer to a question goes: `JOB/TITLE-HASH`, the same for the same question."""
+    asked = json.dumps(question, sort_keys=True, default=str)
+    short = re.sub(r"\W+", "-", title.lower())[:32].strip("-_") or "text"
+    return directory / job / f"{short}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
+
+
+def publish(results: Path, directory: Path, resolved: dict[str, Any], diff: str) -> None:
+    """Completes the result of a reading job, and copies it to the top of a directory without owner.
+
+    What an owner has there is never touched.
+    """
+    write_text(results / CONFIG_DIFF, diff)
+    write_json(results / CONFIG, resolved)
+    if owner(directory) is not None:
         return
-    write_text(workdir / CONFIG_DIFF, diff)
-    write_json(path, resolved)
+    if (results / REPORT).exists():
+        remove(directory / PAGE)  # it would be of another report
+    for name in LATEST:
+        if (results / name).exists():
+            with written_whole(directory / name) as part:
+                shutil.copyfile(results / name, part)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

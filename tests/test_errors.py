@@ -108,16 +108,6 @@ def test_a_mistake_is_one_line_with_its_remedy(world, flags, tmp_path, mistake):
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_a_workdir_of_another_config_is_refused_with_the_differing_keys(world, flags, tmp_path):
-    mistake = ["--config.teacher.path=/no/such/model"]
-    assert cli.run(f"--workdir={tmp_path}", *flags, *mistake).returncode == 2
-    before = (tmp_path / "config.json").read_bytes()
-    result = cli.run(f"--workdir={tmp_path}", *flags, *mistake, "--config.optim.learning_rate=0.5")
-    assert result.returncode == 2
-    assert "optim.learning_rate (0.0005 there, 0.5 here)" in result.stderr
-    assert (tmp_path / "config.json").read_bytes() == before
-
-
 def test_a_workdir_in_use_is_refused(flags, tmp_path):
     import filelock
 

@@ -1,6 +1,7 @@
 """The command line end to end: a run, its files, resuming, stopping, devices and jobs."""
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -218,6 +219,35 @@ def test_generate_prints_and_writes_the_continuations(world, tmp_path):
     line = json.loads((tmp_path / "text" / "samples.jsonl").read_text())
     assert line["prompt"] == "the quick"
     assert f"the quick|{line['text']}" in result.stdout
+
+
+def test_jobs_that_read_a_runs_workdir_are_of_its_student_and_text(done, flags):
+    """No key is repeated, and nothing of the run is touched."""
+    workdir, _ = done
+    names = ("config.json", "metrics.jsonl", "report.json", "report.html", "samples.jsonl")
+    before = {name: (workdir / name).read_bytes() for name in names}
+    report = json.loads(before["report.json"])
+    for job in ("evaluate", "diagnose", "generate"):
+        more = ("--config.generate.prompts=('a slow dog',)", "--config.study.prompts=0")
+        result = cli.run(f"--workdir={workdir}", *flags, f"--config.job={job}", *more)
+        assert result.returncode == 0, result.stderr
+    (found,) = (workdir / "evaluate").glob("held-out-*")
+    measured = json.loads((found / "report.json").read_text())
+    for name in ("eval/nll", "eval/forward_kl", "eval/tokens"):
+        np.testing.assert_allclose(measured[name], report[name], rtol=1e-5)
+    (found,) = (workdir / "diagnose").glob("held-out-*")
+    diagnosed = json.loads((found / "report.json").read_text())
+    np.testing.assert_allclose(diagnosed["eval/nll"], report["eval/nll"], rtol=1e-5)
+    (found,) = (workdir / "generate").glob("a-slow-dog-*")
+    assert json.loads((found / "samples.jsonl").read_text())["prompt"] == "a slow dog"
+    assert before == {name: (workdir / name).read_bytes() for name in names}
+
+
+def test_a_run_without_a_student_yet_says_so(done, flags, tmp_path):
+    shutil.copy(done[0] / "config.json", tmp_path)
+    result = cli.run(f"--workdir={tmp_path}", *flags, "--config.job=evaluate")
+    assert result.returncode == 2
+    assert "has no student yet" in result.stderr
 
 
 def test_export_writes_the_student_of_a_checkpoint(done, flags):

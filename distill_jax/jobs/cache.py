@@ -29,6 +29,7 @@ from distill_jax.progress import progress_line, say
 from distill_jax.setup import data, teachers
 from distill_jax.setup.loss import terms_of
 from distill_jax.setup.models import Loaded, check_length, load_teacher, mesh_of, size_line
+from distill_jax.setup.owner import claim as claim_directory
 from distill_jax.sharding import barrier, batch_sharding, batch_ways, local_part, local_rows
 from distill_jax.signals import Saving, saving
 from distill_jax.types import Batch, Stopped, UserError
@@ -73,6 +74,8 @@ def cache_job(c: ConfigDict, directory: Path) -> None:
     for name, part in zip(("training", "held-out"), parts, strict=True):
         say(f"{name} text: {data.description(part)}")
     rows = [part.rows[i] for part in parts for i in range(len(part.rows))]
+    if jax.process_index() == 0:
+        claim_directory(c, directory)
     fill_cache(c, directory, mesh, teacher, rows)
 
 

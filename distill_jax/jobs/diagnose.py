@@ -1,14 +1,12 @@
 """The job diagnose: where and why any student differs from its teacher."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from distill_jax import workdir
-from distill_jax.config import flatten, load_base
+from distill_jax.config import config_diff, flatten, load_base
 from distill_jax.diagnosis.advice import advise
 from distill_jax.diagnosis.summary import summarise
 from distill_jax.diagnosis.triggers import trigger_values
@@ -31,26 +29,28 @@ from distill_jax.setup.evaluator import (
 )
 from distill_jax.setup.inputs import Inputs
 from distill_jax.setup.models import Loaded, Source, count, load_measured, mesh_of, size_line
+from distill_jax.setup.owner import Reading
 from distill_jax.setup.provenance import provenance
 from distill_jax.setup.teachers import Teachers
 from distill_jax.types import UserError
 from distill_jax.words import named, plural
 
 
-def diagnose_job(c: ConfigDict, directory: Path) -> None:
+def diagnose_job(asked: Reading) -> None:
     """Compares student.path with teacher.path on the evaluation text; diagnose.baseline beside it.
 
     Writes tokens.parquet, report.json and report.html.
     """
+    c, results = asked.config, asked.results
     for key in ("teacher", "student"):
         if not c[key].path:
             raise UserError(f"config.{key}.path is empty: diagnose needs --config.{key}.path=PATH")
     mesh = mesh_of(c, "eval")
-    documents = data.evaluation_documents(c)
+    documents = data.evaluation_documents(c, own=asked.own_text)
     models = load_measured(c, mesh, c.diagnose.baseline)
     for name, loaded in models.items():
         say(size_line(name, loaded))
-    evaluator = evaluator_of(c, _inputs(c, mesh, models, documents))
+    evaluator = evaluator_of(c, _inputs(asked, mesh, models, documents))
     say(f"text: {data.description(evaluator.held_out)}")
     records = {
         name: measure_tokens(c, loaded, evaluator)
@@ -60,23 +60,24 @@ def diagnose_job(c: ConfigDict, directory: Path) -> None:
     written = {name: measure_texts(c, loaded, evaluator).metrics for name, loaded in models.items()}
     if jax.process_index():
         return
-    write_records(directory / TOKENS, records["student"])
-    report = _report(c, directory, evaluator, models, records, written)
-    workdir.write_json(directory / workdir.REPORT, report)
-    workdir.write_text(directory / workdir.PAGE, page(report))
+    write_records(results / TOKENS, records["student"])
+    report = _report(asked, evaluator, models, records, written)
+    workdir.write_json(results / workdir.REPORT, report)
+    workdir.write_text(results / workdir.PAGE, page(report))
     say(report["table"])
     for line in _lines(report):
         say(line)
-    say(f"\nreport: {directory / workdir.PAGE}")
+    say(f"\nreport: {results / workdir.PAGE}")
 
 
-def _inputs(c: ConfigDict, mesh: Mesh, models: dict[str, Loaded], documents) -> Inputs:
+def _inputs(asked: Reading, mesh: Mesh, models: dict[str, Loaded], documents) -> Inputs:
     """The evaluation text, and where token frequencies come from: data.source, or else it."""
+    c = asked.config
     student = models["student"]
     vocab = min(loaded.model.config.vocab for loaded in models.values())
     text = data.tokenized(documents, student.tokenizer, vocab)
     training = text
-    if c.data.eval_source and c.data.source:
+    if asked.own_text or (c.data.eval_source and c.data.source):
         training = data.tokenized(data.training_documents(c)[0], student.tokenizer, vocab)
     found = Teachers((models["teacher"],), None, None, False)
     return Inputs(
@@ -84,7 +85,8 @@ def _inputs(c: ConfigDict, mesh: Mesh, models: dict[str, Loaded], documents) -> 
     )
 
 
-def _report(c, directory, evaluator: Evaluator, models, records, written) -> dict:
+def _report(asked: Reading, evaluator: Evaluator, models, records, written) -> dict:
+    c = asked.config
     student, first = models["student"], models["teacher"]
     metrics = aggregate(records["student"].columns)
     evaluation = {f"eval/{name}": value for name, value in metrics.items()}
@@ -99,9 +101,9 @@ def _report(c, directory, evaluator: Evaluator, models, records, written) -> dic
         teachers.identity(evaluator.teachers),
         {"eval": evaluator.held_out},
     )
-    diff = (directory / workdir.CONFIG_DIFF).read_text()
+    diff = config_diff(c, load_base())
     # A study needs text to train on; this job does not.
-    command = study_command(flatten(c), flatten(load_base()), str(directory))
+    command = study_command(flatten(c), flatten(load_base()), str(asked.directory))
     report = report_json(
         rows, evaluation, [], flatten(c), versions, kind="diagnose", config_diff=diff,
         study_command=command if c.data.source else None,

@@ -1,9 +1,6 @@
 """The job evaluate: one model on the evaluation text, against its teacher where it has one."""
 
-from pathlib import Path
-
 import jax
-from ml_collections import ConfigDict
 
 from distill_jax import workdir
 from distill_jax.config import flatten
@@ -14,14 +11,16 @@ from distill_jax.report.tables import ModelRow, text_table
 from distill_jax.setup import data
 from distill_jax.setup.evaluator import task_scores
 from distill_jax.setup.models import count, load_measured, mesh_of, size_line
+from distill_jax.setup.owner import Reading
 from distill_jax.setup.provenance import provenance
 from distill_jax.sharding import batch_ways
 
 
-def evaluate_job(c: ConfigDict, directory: Path) -> None:
+def evaluate_job(asked: Reading) -> None:
     """Measures student.path, against teacher.path where both are given, on the evaluation text."""
+    c, results = asked.config, asked.results
     mesh = mesh_of(c, "eval")
-    documents = data.evaluation_documents(c)
+    documents = data.evaluation_documents(c, own=asked.own_text)
     models = load_measured(c, mesh)
     for name, loaded in models.items():
         say(size_line(name, loaded))
@@ -40,12 +39,12 @@ def evaluate_job(c: ConfigDict, directory: Path) -> None:
     measured |= {f"eval/{name}": value for name, value in task_scores(c, subject).numbers.items()}
     if jax.process_index():
         return
-    workdir.write_lines(directory / workdir.METRICS, [{"step": 0, **measured}])
+    workdir.write_lines(results / workdir.METRICS, [{"step": 0, **measured}])
     teachers = {"teacher.sha256": teacher and teacher.fingerprint}
     versions = provenance(mesh, subject.tokenizer, teachers, {"eval": text})
     report = {**measured, "config": flatten(c), "provenance": versions}
-    workdir.write_json(directory / workdir.PROVENANCE, versions)
-    workdir.write_json(directory / workdir.REPORT, report)
+    workdir.write_json(results / workdir.PROVENANCE, versions)
+    workdir.write_json(results / workdir.REPORT, report)
     rows = [ModelRow.of(subject.path, count(subject.params), measured)]
     if teacher:
         rows.insert(0, ModelRow.teacher(teacher.path, count(teacher.params), measured))

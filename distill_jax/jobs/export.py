@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from distill_jax import checkpoint, workdir
@@ -10,6 +11,7 @@ from distill_jax.export import export_student
 from distill_jax.progress import say
 from distill_jax.setup.loss import make_recipe
 from distill_jax.setup.models import load_only_model, load_teacher, mesh_of, student_tokenizer
+from distill_jax.setup.owner import claim
 from distill_jax.setup.training import (
     ARCHITECTURE,
     abstract_state,
@@ -24,7 +26,8 @@ def export_job(c: ConfigDict, directory: Path) -> None:
     """Writes workdir/student: from this run's checkpoints, or else from student.path."""
     mesh = mesh_of(c)
     choose("export.checkpoint", c.export.checkpoint, ("latest", "best"))
-    if (directory / ARCHITECTURE).exists():
+    of_run = (directory / ARCHITECTURE).exists()
+    if of_run:
         manager = open_checkpoints(c, directory)
         step = manager.latest_step() if c.export.checkpoint == "latest" else manager.best_step()
         if step is None:
@@ -39,4 +42,6 @@ def export_job(c: ConfigDict, directory: Path) -> None:
         model, params, tokenizer, where = read.model, read.params, read.tokenizer, read.path
     target = directory / workdir.STUDENT
     export_student(target, model.config, params, tokenizer, read.token_ids, dtype=c.export.dtype)
+    if jax.process_index() == 0 and not of_run:
+        claim(c, directory)
     say(f"wrote {target} from {where}")

@@ -1,19 +1,18 @@
 """The job generate: prompts continued by one model."""
 
-from pathlib import Path
-
 import jax
-from ml_collections import ConfigDict
 
 from distill_jax import workdir
 from distill_jax.progress import say
 from distill_jax.setup import samples
 from distill_jax.setup.models import load_only_model, mesh_of
+from distill_jax.setup.owner import Reading
 from distill_jax.types import UserError
 
 
-def generate_job(c: ConfigDict, directory: Path) -> None:
+def generate_job(asked: Reading) -> None:
     """Continues config.generate.prompts with student.path, or else teacher.path."""
+    c = asked.config
     samples.check(c)
     if not c.generate.prompts:
         raise UserError(
@@ -25,6 +24,6 @@ def generate_job(c: ConfigDict, directory: Path) -> None:
     subject = (read.model, read.params, read.tokenizer, stop_ids)
     lines = samples.sample(c, read.path, 0, *subject, time_it=False)
     if jax.process_index() == 0:
-        workdir.write_lines(directory / workdir.SAMPLES, lines)
+        workdir.write_lines(asked.results / workdir.SAMPLES, lines)
     for line in lines:
         say(f"{line['prompt']}|{line['text']}\n")

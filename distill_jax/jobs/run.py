@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
 from distill_jax import workdir
-from distill_jax.config import choose, config_diff, flatten
+from distill_jax.config import choose
 from distill_jax.jobs.cache import cache_job
 from distill_jax.jobs.diagnose import diagnose_job
 from distill_jax.jobs.evaluate import evaluate_job
@@ -19,19 +19,15 @@ from distill_jax.jobs.study import study_job
 from distill_jax.jobs.train import train_job
 from distill_jax.jobs.verdict import verdict_job
 from distill_jax.progress import say
-from distill_jax.setup.inputs import UNCOUNTED
 from distill_jax.setup.loss import fit_to_steps
+from distill_jax.setup.owner import Reading, check_owner, publish, reading
 
 
 class Job(NamedTuple):
-    """What runs, and the keys that a rerun in the same directory may change.
+    """What runs: (config, workdir), or (reading) of a job that only reads a model."""
 
-    claims: the job claims the directory itself, with its first product.
-    """
-
-    run: Callable[[ConfigDict, Path], None]
-    may_change: frozenset[str] = frozenset()
-    claims: bool = False
+    run: Callable[..., Any]
+    reads: bool = False
 
 
 def run_job(c: ConfigDict, base: ConfigDict, directory: Path) -> None:
@@ -43,24 +39,27 @@ def run_job(c: ConfigDict, base: ConfigDict, directory: Path) -> None:
     c, adapted = fit_to_steps(c, base)
     for line in adapted:
         say(line)
-    first = jax.process_index() == 0
-    with workdir.locked(directory) if first else nullcontext():
-        if first and not job.claims:
-            free = UNCOUNTED | job.may_change
-            workdir.claim(directory, flatten(c), config_diff(c, base), free)
-        job.run(c, directory)
+    with workdir.locked(directory) if jax.process_index() == 0 else nullcontext():
+        if job.reads:
+            _read(job, reading(c, directory))
+        else:
+            check_owner(c, directory)
+            job.run(c, directory)
+
+
+def _read(job: Job, asked: Reading) -> None:
+    job.run(asked)
+    if jax.process_index() == 0:
+        publish(asked)
 
 
 JOBS = {
     "train": Job(train_job),
-    # Arms and seeds may be added; margins stay as they were before the first run.
-    "study": Job(
-        study_job, frozenset({"study.arms", "study.seeds", "study.gate", "study.price_per_hour"})
-    ),
-    "verdict": Job(verdict_job, claims=True),
-    "diagnose": Job(diagnose_job),
+    "study": Job(study_job),
+    "verdict": Job(verdict_job),
+    "diagnose": Job(diagnose_job, reads=True),
     "cache": Job(cache_job),
-    "evaluate": Job(evaluate_job),
-    "export": Job(export_job, frozenset({"job", "export.dtype", "export.checkpoint"})),
-    "generate": Job(generate_job),
+    "evaluate": Job(evaluate_job, reads=True),
+    "export": Job(export_job),
+    "generate": Job(generate_job, reads=True),
 }

@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from distill_jax import workdir
-from distill_jax.config import config_diff, flatten, leaves
+from distill_jax.config import flatten, leaves
 from distill_jax.data.cache import pieces_of
 from distill_jax.evals.aggregates import aggregate
 from distill_jax.evals.records_file import write_records
@@ -38,10 +38,11 @@ from distill_jax.setup.evaluator import (
     task_scores,
     with_cache,
 )
-from distill_jax.setup.inputs import UNCOUNTED, Inputs, check, setting_of
+from distill_jax.setup.inputs import Inputs, check, setting_of
 from distill_jax.setup.loss import make_recipe
 from distill_jax.setup.measures import measures_of
 from distill_jax.setup.models import count, load_model
+from distill_jax.setup.owner import check_owner, claim
 from distill_jax.setup.teachers import Teachers
 from distill_jax.setup.training import CompiledSteps
 from distill_jax.setup.writing import writing
@@ -73,6 +74,7 @@ def study_job(c: ConfigDict, directory: Path) -> None:
     plan = _plan(c, planned, evaluator, earlier)
     first = jax.process_index() == 0
     if first:  # a look counts once there is something to see
+        claim(c, directory)
         workdir.write_json(directory / PLAN, plan._replace(looks=earlier).json())
     say(f"held-out text: {data.description(evaluator.held_out)}")
     shared = _share(c, directory, plan, evaluator)
@@ -239,9 +241,9 @@ def _run(
 ) -> RunResult:
     """Trains one arm x seed and measures its exported student, as it would be served."""
     mine = arm_config(c, p.arm, seed, shared, p.steps)
+    check_owner(mine, where)
     if jax.process_index() == 0:
         where.mkdir(parents=True, exist_ok=True)
-        workdir.claim(where, flatten(mine), config_diff(mine, c), UNCOUNTED)
     place = str(where.relative_to(where.parents[2]))
     result = RunResult(p.arm.name, seed, p.steps, p.step_flops, place)
     if not (where / workdir.REPORT).exists():

@@ -20,6 +20,7 @@ from distill_jax.setup import data, samples, student, teachers
 from distill_jax.setup.inputs import Inputs, Setting, check, description, inputs_of, setting_of
 from distill_jax.setup.loss import terms_of
 from distill_jax.setup.models import count, size_line
+from distill_jax.setup.owner import claim
 from distill_jax.setup.provenance import provenance
 from distill_jax.setup.training import (
     ARCHITECTURE,
@@ -40,7 +41,7 @@ from distill_jax.writers import Writer
 
 def train_job(c: ConfigDict, directory: Path) -> None:
     """Trains, exports the student and writes the report; a finished run says so again."""
-    if (directory / workdir.REPORT).exists():
+    if workdir.kept(directory) and (directory / workdir.REPORT).exists():
         say(f"{directory} is done (to train again, give another --workdir)\n")
         say(json.loads((directory / workdir.REPORT).read_text())["table"])
         return
@@ -91,6 +92,8 @@ def train_student(
     if shape not in steps_by_shape:
         steps_by_shape[shape] = compiled_steps(setting, model, shardings)
     on_start = lambda params: _begin_files(setting, model, params, writers)
+    if jax.process_index() == 0:
+        claim(c, directory)
     state = train(run_of(setting, model, state, steps_by_shape[shape], manager, on_start, writers))
     return model, state.params
 

@@ -11,11 +11,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from distill_jax import __version__, workdir
-from distill_jax.config import choose, config_diff, flatten, load_base
+from distill_jax.config import choose, flatten
 from distill_jax.data.scores import ScoreTable, read_scores
 from distill_jax.evals.bounds import bounds_of, of_difference
 from distill_jax.progress import say
 from distill_jax.report.verdict import verdict_page, verdict_report, verdict_text
+from distill_jax.setup.owner import claim
 from distill_jax.study.rules import NLL, Rules
 from distill_jax.study.verdict import TEACHER, Verdict, comparison, judge_all, verdict
 from distill_jax.types import Forbidden, UserError
@@ -53,7 +54,7 @@ def verdict_job(c: ConfigDict, directory: Path) -> None:
         provenance=_provenance(scores),
     )
     if jax.process_index() == 0:
-        _claim(c, directory)
+        claim(c, directory)
         workdir.write_json(directory / workdir.REPORT, report)
         workdir.write_text(directory / workdir.PAGE, verdict_page(report))
     say(verdict_text(report))
@@ -67,14 +68,6 @@ def _resolved(c: ConfigDict, rules: Rules) -> dict[str, Any]:
     own = {k: x for k, x in flatten(c).items() if k.startswith("verdict.") or k in OF_STUDY}
     taken = ("margin", "slice_margin", "unit", "higher_is_better")
     return own | {f"verdict.{name}": getattr(rules, name) for name in taken}
-
-
-def _claim(c: ConfigDict, directory: Path) -> None:
-    """The directory is that of the last verdict; UserError where it belongs to another job."""
-    resolved, diff = flatten(c), config_diff(c, load_base())
-    workdir.claim(directory, resolved, diff, set(resolved) - {"job"})
-    workdir.write_text(directory / workdir.CONFIG_DIFF, diff)
-    workdir.write_json(directory / workdir.CONFIG, resolved)
 
 
 def _rules(c: ConfigDict, scores: ScoreTable) -> Rules:

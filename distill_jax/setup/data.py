@@ -56,8 +56,13 @@ def training_documents(c: ConfigDict) -> tuple[list[Document], list[Document]]:
     return split_documents(documents, held_out_fraction=c.data.held_out_fraction, seed=SPLIT_SEED)
 
 
-def evaluation_documents(c: ConfigDict) -> list[Document]:
-    """What the job evaluate measures: data.eval_source, or else all of data.source."""
+def evaluation_documents(c: ConfigDict, *, own: bool) -> list[Document]:
+    """What a job that trains nothing measures: data.eval_source, or else all of data.source.
+
+    own: what a training run of this config holds out.
+    """
+    if own:
+        return training_documents(c)[1]
     source = c.data.eval_source or c.data.source
     if not source:
         raise UserError("config.data.eval_source is empty: give a path or glob, or python_docs")

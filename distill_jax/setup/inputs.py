@@ -19,9 +19,6 @@ from distill_jax.setup.models import (
 )
 from distill_jax.setup.teachers import Teachers
 
-# Keys that a rerun may change: they change what is shown and guarded, not what is computed.
-UNCOUNTED = {"log.every", "log.tensorboard", "log.wandb_project", "watchdog_s", "data.prefetch"}
-
 
 class Inputs(NamedTuple):
     """All that does not depend on the seed or on the terms of the loss."""

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from configs.base import get_config
-from distill_jax.jobs.verdict import verdict_job
+from distill_jax.config import load_base
+from distill_jax.jobs.run import run_job
 from distill_jax.report import verdict as report
 from distill_jax.types import Forbidden, UserError
 from tests import cli
@@ -24,8 +25,7 @@ def judge(directory, source, gate=False, **keys):
     c = get_config("verdict")
     c.study.gate = gate
     c.verdict.update({"source": str(source), **keys})
-    directory.mkdir(parents=True, exist_ok=True)
-    verdict_job(c, directory)
+    run_job(c, load_base(), directory)
     return json.loads((directory / "report.json").read_text())
 
 

@@ -1,0 +1,105 @@
+"""Whose a workdir is: what a rerun may change, and what a job that reads a model is of."""
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from distill_jax import workdir
+from distill_jax.config import config_diff, flatten, load_base
+from distill_jax.setup.teachers import AVERAGE
+from distill_jax.types import UserError
+
+# Patterns of keys that change what is shown and guarded, not what is computed.
+UNCOUNTED = ("log.*", "watchdog_s", "data.prefetch")
+# The same for what trains: when it evaluates, what it keeps, and what it writes.
+BESIDE = (*UNCOUNTED, "checkpoint.*", "eval.every", "eval.batch_size", "generate.*")
+OTHERS = ("eval.*", "export.*", "study.*", "verdict.*", "diagnose.*")  # of other jobs
+MAY_CHANGE = {
+    "train": (*BESIDE, *OTHERS, "cache.*"),
+    # Arms and seeds may be added; margins stay as they were before the first run.
+    "study": (*BESIDE, "study.arms", "study.seeds", "study.gate", "study.price_per_hour"),
+    "cache": (*BESIDE, *OTHERS),
+    "export": (*BESIDE, *OTHERS, "cache.*", "job"),
+    "verdict": ("*.*", "seed", "steps", "watchdog_s"),  # the directory is of its last verdict
+}
+
+
+class Reading(NamedTuple):
+    """What a job that only reads a model is asked, and where its answer goes.
+
+    config     with the exported student as student.path, where the workdir is a training run's
+    own_text   the text is what that run holds out of data.source
+    """
+
+    config: ConfigDict
+    directory: Path
+    results: Path
+    own_text: bool
+
+
+def matches(key: str, patterns: Iterable[str]) -> bool:
+    """Whether a key matches one of some patterns."""
+    return any(fnmatchcase(key, pattern) for pattern in patterns)
+
+
+def check_owner(c: ConfigDict, directory: Path) -> None:
+    """Raises UserError where what a directory keeps is of another config."""
+    free = MAY_CHANGE[c.job]
+    workdir.check(directory, flatten(c), lambda key: matches(key, free))
+
+
+def claim(c: ConfigDict, directory: Path) -> None:
+    """Makes the directory that of a config; called with the first product, on process 0."""
+    workdir.claim(directory, flatten(c), config_diff(c, load_base()))
+
+
+def reading(c: ConfigDict, directory: Path) -> Reading:
+    """What a job reads in a workdir: the run's own student and text, or what the config names.
+
+    Raises UserError where the run has no student yet.
+    """
+    run, own_text = workdir.owner(directory), False
+    c = c.copy_and_resolve_references()
+    if run is not None and c.student.path in ("", run["student.path"]):
+        if run["job"] in ("train", "export"):
+            c.student.path = str(_student(directory))
+        elif run["job"] == "study":
+            raise UserError(
+                f"--workdir {directory} is of a study, which has several students: give the workdir"
+                f" of one of its runs, such as {directory}/arms/kd/seed-{run['seed']}"
+            )
+    if run is not None and run["job"] == "train" and not c.data.eval_source:
+        own_text = c.data.source == run["data.source"]
+    if c.teacher.path == AVERAGE:  # a run's own, which is no model to be read
+        c.teacher.path = ""
+    asked = {key: value for key, value in flatten(c).items() if not matches(key, UNCOUNTED)}
+    results = workdir.result_directory(directory, c.job, _title(c, own_text), asked)
+    return Reading(c, directory, results, own_text)
+
+
+def publish(asked: Reading) -> None:
+    """Completes the answer, which stands at the top of a directory without owner, too."""
+    c = asked.config
+    diff = config_diff(c, load_base())
+    workdir.publish(asked.results, asked.directory, flatten(c), diff)
+
+
+def _student(directory: Path) -> Path:
+    path = directory / workdir.STUDENT
+    if not path.exists():
+        raise UserError(
+            f"--workdir {directory} has no student yet: finish the run by its own command, or write"
+            " the student of its last checkpoint by --config.job=export"
+        )
+    return path
+
+
+def _title(c: ConfigDict, own_text: bool) -> str:
+    """A readable name of what a job reads."""
+    if c.job == "generate":
+        prompts = c.generate.prompts
+        return prompts if isinstance(prompts, str) else next(iter(prompts), "")
+    return "held-out" if own_text else Path(c.data.eval_source or c.data.source).stem
