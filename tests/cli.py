@@ -25,8 +25,9 @@ WORDS = TEXT.split(" ")
 
 
 def command(*arguments, config="configs/base.py"):
-    """The argument vector of a run."""
-    return [sys.executable, "-m", "distill_jax.main", f"--config={config}", *map(str, arguments)]
+    """The argument vector of a run; without a config, that of the run in its workdir."""
+    file = [f"--config={config}"] if config else []
+    return [sys.executable, "-m", "distill_jax.main", *file, *map(str, arguments)]
 
 
 def environment(devices=1):
@@ -52,7 +53,7 @@ def run_process(*arguments, config="configs/base.py", devices=1, timeout=300):
 
 def run(*arguments, config="configs/base.py"):
     """The same within this process, on its one device: importing everything anew costs seconds."""
-    _, _, *words = command(*arguments, config=ROOT / config)
+    _, _, *words = command(*arguments, config=config and ROOT / config)
     out, err = io.StringIO(), io.StringIO()
     with (
         contextlib.redirect_stdout(out),

@@ -221,7 +221,7 @@ def test_generate_prints_and_writes_the_continuations(world, tmp_path):
     assert f"the quick|{line['text']}" in result.stdout
 
 
-def test_jobs_that_read_a_runs_workdir_are_of_its_student_and_text(done, flags):
+def test_jobs_that_read_a_runs_workdir_are_of_its_student_and_text(done):
     """No key is repeated, and nothing of the run is touched."""
     workdir, _ = done
     names = ("config.json", "metrics.jsonl", "report.json", "report.html", "samples.jsonl")
@@ -229,7 +229,7 @@ def test_jobs_that_read_a_runs_workdir_are_of_its_student_and_text(done, flags):
     report = json.loads(before["report.json"])
     for job in ("evaluate", "diagnose", "generate"):
         more = ("--config.generate.prompts=('a slow dog',)", "--config.study.prompts=0")
-        result = cli.run(f"--workdir={workdir}", *flags, f"--config.job={job}", *more)
+        result = cli.run(f"--workdir={workdir}", f"--config.job={job}", *more, config=None)
         assert result.returncode == 0, result.stderr
     (found,) = (workdir / "evaluate").glob("held-out-*")
     measured = json.loads((found / "report.json").read_text())
