@@ -19,51 +19,51 @@ def get_config(variant: str = "train") -> ConfigDict:
     """The defaults. With teacher.path and data.source given, they make a usable run of any job."""
     c = ConfigDict()
     c.job = variant  # train | study | verdict | diagnose | cache | evaluate | export | generate
-    c.seed = 0  # of initialisation, data order and sampling
+    c.seed = 0  # what initialisation, data order and sampling are drawn from
     c.steps = 1000  # optimizer updates
     c.watchdog_s = 3600  # seconds without a finished step before the run gives up; 0: never
 
-    c.teacher = ConfigDict()
-    c.teacher.path = ""  # or average: the student's own running average; empty: no teacher
+    c.teacher = ConfigDict()  # the model, or models, that the student learns from
+    c.teacher.path = ""  # of a model | average: the student's running average; empty: no teacher
     c.teacher.init = "checkpoint"  # checkpoint | random: no knowledge, a control
-    c.teacher.dtype = "float32"  # of the parameters in memory
+    c.teacher.dtype = "float32"  # float32 | bfloat16 | float16: of the parameters in memory
     c.teacher.cache = ""  # directory that the job cache wrote: the teacher then runs in no step
     c.teacher.more = ()  # paths of further teachers, mixed with the first
-    c.teacher.weights = ()  # of all of them, divided by their sum; empty: equal
+    c.teacher.weights = ()  # one number per teacher, divided by their sum; empty: equal
     c.teacher.mix = "probability"  # probability | logits: what is averaged
-    c.teacher.average_decay = 0.999  # what the student's running average keeps per step
-    c.teacher.targets = "hidden"  # hidden (all of p) | top_k | sampled | sampled_renormalised
-    c.teacher.k = 64  # entries per token of top_k
+    c.teacher.average_decay = 0.999  # share that the running average keeps per step
+    # What the loss uses: hidden (the whole distribution) | top_k | sampled | sampled_renormalised
+    c.teacher.targets = "hidden"
+    c.teacher.k = 64  # likeliest entries per token that top_k uses
     c.teacher.policy = ""  # of the mass outside top_k: tail_bucket | renormalise | truncate
-    c.teacher.draws = 50  # per token, of the two sampled targets
+    c.teacher.draws = 50  # draws per token of the two sampled targets
 
-    c.student = ConfigDict()
-    c.student.path = ""  # empty: the teacher's weights or architecture
+    c.student = ConfigDict()  # the model that is trained
+    c.student.path = ""  # of a model; empty: the teacher's weights or architecture
     c.student.init = "checkpoint"  # checkpoint | random (the architecture alone) | prune
-    c.student.dtype = "float32"  # of the parameters and the optimizer's moments
-    c.student.prune = ConfigDict()
+    c.student.dtype = "float32"  # as teacher.dtype: of the parameters and the optimizer's moments
+    c.student.prune = ConfigDict()  # what student.init=prune keeps of the model it starts from
     c.student.prune.blocks = 0  # blocks to keep; 0: all
     c.student.prune.neurons = 0  # feed-forward neurons to keep in each block; 0: all
     c.student.prune.block_criterion = "loss"  # loss (each removal's) | influence (1 - cosine)
-    c.student.prune.neuron_criterion = (
-        "reconstruction"  # activation | contribution | reconstruction
-    )
+    # activation | contribution | reconstruction
+    c.student.prune.neuron_criterion = "reconstruction"
     c.student.prune.refit = True  # least-squares refit of the kept neurons' output matrices
     c.student.prune.ridge = 0.05  # of that refit, as a share of the mean squared activation
     c.student.prune.attention_ridge = 0.3  # the same for the heads' output matrices
     c.student.prune.calibration_tokens = 32768  # training tokens that neurons are refitted on
     c.student.prune.ranking_tokens = 4096  # of them, those that blocks are ranked on
 
-    c.model = ConfigDict()
-    c.model.compute_dtype = "float32"  # of activations and matrix products
+    c.model = ConfigDict()  # how teacher and student are computed
+    c.model.compute_dtype = "float32"  # as teacher.dtype: of activations and matrix products
     c.model.remat = "none"  # what the backward pass recomputes: none | dots | full
     c.model.block_tokens = 256  # tokens whose logits exist at a time, per device
 
-    c.data = ConfigDict()
-    c.data.source = (
-        ""  # path or glob of jsonl, parquet or text | tfds:name | hub:name | python_docs
-    )
-    c.data.eval_source = ""  # the same; empty: see data.held_out_fraction
+    c.data = ConfigDict()  # the text and its batches
+    # Path or glob of jsonl, parquet or text | tfds:name | hub:name | python_docs
+    c.data.source = ""
+    # Held-out text, given in the same way; empty: see data.held_out_fraction
+    c.data.eval_source = ""
     c.data.format = ""  # of the files of both: text | jsonl | parquet; empty: by their suffix
     c.data.held_out_fraction = 0.05  # of data.source's documents, where training has no eval_source
     c.data.seq_len = 512  # tokens per row; longer documents are cut into windows
@@ -71,63 +71,68 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.data.microbatches = 1  # parts of a batch, computed one after another
     c.data.prefetch = 2  # batches prepared ahead
 
-    # The loss is the sum of weight * term. A term's weight is its schedule's first: constant,
-    # linear:END, cosine:END, or steps:100=0.5,200=0. Every divergence is a term, with the
-    # parameters that distill_jax/losses/divergences.py gives it and the paper they are from.
+    # The loss: the sum of weight * term. Every divergence is a term, with the parameters that
+    # distill_jax/losses/divergences.py gives it and the paper that they are from.
     c.terms = ConfigDict()
     for name, divergence in DIVERGENCES.items():
-        c.terms[name] = ConfigDict({"weight": 0.0, "temperature": 1.0, "schedule": "constant"})
+        c.terms[name] = ConfigDict()
+        c.terms[name].weight = 0.0  # factor of the term in the loss; 0: no part of it
+        c.terms[name].temperature = 1.0  # divides the logits of student and teacher
+        # Of the weight over the steps: constant | linear:END | cosine:END | steps:100=0.5,200=0
+        c.terms[name].schedule = "constant"
         c.terms[name].update(divergence.parameters)
     for name, adaptive in ADAPTIVE.items():
         c.terms[name].update(adaptive.options)
     c.terms.forward_kl.weight = 1.0
-    c.terms.cross_entropy = ConfigDict({"weight": 0.0, "schedule": "constant"})  # on the labels
+    c.terms.cross_entropy = ConfigDict()  # on the labels
+    c.terms.cross_entropy.weight = 0.0
+    c.terms.cross_entropy.schedule = "constant"
 
-    c.optim = ConfigDict()
+    c.optim = ConfigDict()  # the optimizer and its learning rate
     c.optim.name = "adamw"  # adamw | muon (matrices of the blocks; adamw for all else)
     c.optim.schedule = "cosine"  # cosine | linear | wsd | constant, each after the warm-up
     c.optim.learning_rate = 5e-4  # peak, per step
     c.optim.final_fraction = 0.1  # of the peak, at the last step; constant has none
-    c.optim.warmup_steps = 20  # steps
+    c.optim.warmup_steps = 20  # steps in which the learning rate rises to its peak
     c.optim.decay_steps = 200  # steps at the end of wsd whose rate falls
     c.optim.weight_decay = 0.0  # per step, times the learning rate; matrices only
-    c.optim.beta1 = 0.9
-    c.optim.beta2 = 0.95
-    c.optim.epsilon = 1e-8
+    c.optim.beta1 = 0.9  # AdamW: share of the mean gradient that is kept per step
+    c.optim.beta2 = 0.95  # AdamW: share of the mean squared gradient that is kept per step
+    c.optim.epsilon = 1e-8  # AdamW: added to the root of the mean squared gradient
     c.optim.clip_norm = 1.0  # global gradient norm; 0: no clipping
     c.optim.muon_learning_rate = 5e-4  # peak, per step, scaled to AdamW's size of update
-    c.optim.muon_momentum = 0.95
-    c.optim.muon_iterations = 5  # Newton-Schulz iterations
+    c.optim.muon_momentum = 0.95  # share of the mean gradient that is kept per step
+    c.optim.muon_iterations = 5  # Newton-Schulz iterations per step
     c.optim.frozen = ()  # parameters that stay, as patterns over paths such as "embedding"
     c.optim.max_skipped = 20  # refused updates in a row before the run gives up
 
-    c.eval = ConfigDict()
-    c.eval.every = 100  # steps; 0: only before and after
-    c.eval.batch_size = 8  # rows of the whole mesh
-    c.eval.tasks = ()  # of lm-evaluation-harness, in the jobs evaluate and study; needs lm_eval
+    c.eval = ConfigDict()  # measuring on held-out text, and tasks
+    c.eval.every = 100  # steps between evaluations; 0: only before and after
+    c.eval.batch_size = 8  # rows of the whole mesh at a time
+    c.eval.tasks = ()  # of lm-evaluation-harness, by name; jobs evaluate and study; needs lm_eval
     c.eval.task_path = ""  # a directory with tasks of your own
     c.eval.task_limit = 0  # documents per task; 0: all
 
     c.cache = ConfigDict()  # what the job cache writes of teacher.targets
     c.cache.dtype = "bfloat16"  # of hidden: float32 | bfloat16 | int8; of logits: float32 | float16
-    c.cache.batch_size = 8  # rows of the whole mesh
+    c.cache.batch_size = 8  # rows of the whole mesh at a time
     c.cache.shard_tokens = 200_000  # tokens per file; a stopped job resumes after its last file
 
-    c.checkpoint = ConfigDict()
-    c.checkpoint.every = 200  # steps; 0: only at the end or when stopped
-    c.checkpoint.keep_last = 2
-    c.checkpoint.keep_best = 1
-    c.checkpoint.metric = "eval/nll"  # lowest is best
+    c.checkpoint = ConfigDict()  # what is saved to go on from
+    c.checkpoint.every = 200  # steps between saves; 0: only at the end or when stopped
+    c.checkpoint.keep_last = 2  # checkpoints: the latest ones
+    c.checkpoint.keep_best = 1  # checkpoints: those of the lowest checkpoint.metric
+    c.checkpoint.metric = "eval/nll"  # by its name in metrics.jsonl; lowest is best
 
-    c.generate = ConfigDict()
+    c.generate = ConfigDict()  # text that models write
     c.generate.prompts = ()  # texts; generate and the samples of a training run
-    c.generate.max_new_tokens = 64
-    c.generate.temperature = 0.0  # 0: greedy
+    c.generate.max_new_tokens = 64  # tokens written after a prompt, at most
+    c.generate.temperature = 0.0  # divides the logits before a token is drawn; 0: greedy
     c.generate.batch_size = 8  # prompts at a time
 
-    c.export = ConfigDict()
-    c.export.dtype = "float32"  # float32 | bfloat16 | float16
-    c.export.checkpoint = "latest"  # latest | best
+    c.export = ConfigDict()  # the student as a Hugging Face directory
+    c.export.dtype = "float32"  # float32 | bfloat16 | float16: of the written weights
+    c.export.checkpoint = "latest"  # latest | best: which one the job export writes
 
     c.study = ConfigDict()  # several arms and seeds, and one verdict on distillation
     c.study.arms = ()  # empty: kd, sft, sft_flops, random_teacher and all ablations; also: scratch
@@ -148,20 +153,19 @@ def get_config(variant: str = "train") -> ConfigDict:
 
     c.verdict = ConfigDict()  # on scores that anybody measured; also study.confidence, study.gate
     c.verdict.source = ""  # csv, parquet, jsonl: a path, glob or {arm}/{seed} | lm-eval directory
-    c.verdict.treatment = "kd"  # arms, as the source names them
-    c.verdict.baseline = "sft"
+    c.verdict.treatment = "kd"  # the arm that is judged, as the source names it
+    c.verdict.baseline = "sft"  # what the treatment is compared with
     c.verdict.metric = ""  # of lm-eval logs, NAME or NAME,FILTER; empty: the first. Or a column
     c.verdict.task = ""  # of lm-eval logs, or a pattern such as mmlu_*; empty: all, as slices
-    c.verdict.unit = ""  # of a score; empty: the metric, or nats per token
+    c.verdict.unit = ""  # of a score, in words; empty: the metric, or nats per token
     c.verdict.higher_is_better = ""  # true | false; empty: as lm-eval says; nats per token: false
     c.verdict.margin = -1.0  # what an effect must exceed; -1: study.margin, for nats per token only
     c.verdict.slice_margin = -1.0  # the same for harm on one slice; -1: study.slice_margin
     c.verdict.minimum_seeds = 3  # runs per arm, below which nothing is decided
-    c.verdict.look = (
-        0  # 1, 2, ...: number of this verdict where seeds are added later; 0: the only one
-    )
+    # 1, 2, ...: number of this verdict where seeds are added later; 0: the only one
+    c.verdict.look = 0
 
-    c.diagnose = ConfigDict()
+    c.diagnose = ConfigDict()  # what the job diagnose compares with
     c.diagnose.baseline = ""  # path of a student trained on labels alone, to compare with
 
     c.mesh = ConfigDict()  # sizes multiply to the number of devices; -1: what is left
@@ -169,7 +173,7 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.mesh.fsdp = 1  # rows and parameters split
     c.mesh.tensor = 1  # parameters split within a matrix product
 
-    c.log = ConfigDict()
+    c.log = ConfigDict()  # progress and metrics elsewhere
     c.log.every = 10  # steps between progress lines where there is no terminal
     c.log.tensorboard = False  # event files in the workdir; needs tensorboardX
     c.log.wandb_project = ""  # a Weights & Biases project; needs wandb
