@@ -17,6 +17,7 @@ from markupsafe import Markup
 from distill_jax import words
 from distill_jax.report import charts, learning_curves, svg_models
 from distill_jax.report.charts import TEMPLATES, tone
+from distill_jax.report.folding import folded
 from distill_jax.report.number_formats import FORMATS, is_number
 
 
@@ -39,8 +40,8 @@ def render(template: str, report: dict[str, Any], **more: Any) -> str:
     )
     shown = Shown(report)
     environment.globals.update(
-        n=shown.number, t=shown.text, k=shown.key, v=shown.value, yes=shown.yes,
-        w=shown.word, kw=shown.key_word, some=shown.some, plural_s=shown.plural,
+        n=shown.number, t=shown.text, prose=shown.prose, k=shown.key, v=shown.value,
+        yes=shown.yes, w=shown.word, kw=shown.key_word, some=shown.some, plural_s=shown.plural,
         interval=shown.interval, ends=shown.ends, leaves=leaves, charts=charts,
         curves=learning_curves, meter=svg_models.meter, heat=heat, tone=tone, glyph=glyph,
         costs=COSTS, by_prompt=by_prompt, named=words.named, labelled=words.labelled,
@@ -115,6 +116,12 @@ class Shown(NamedTuple):
     def text(self, *parts: Part) -> Markup:
         """A text, escaped."""
         return Markup('<span data-path="{}">{}</span>').format(path(*parts), self.at(*parts))
+
+    def prose(self, *parts: Part) -> Markup:
+        """A text that a model or a data set wrote, its empty lines folded."""
+        return Markup('<span data-path="{}">{}</span>').format(
+            path(*parts), folded(self.at(*parts))
+        )
 
     def key(self, *parts: Part) -> Markup:
         """The last of the keys that lead there, as text."""

@@ -139,7 +139,8 @@ def upright_bars(
     for i, (low, high, value) in enumerate(bars):
         if finite(low, high) and (len(bars) <= 6 or i % math.ceil(len(bars) / 6) == 0):
             text = f"{low:g}\N{EN DASH}{high:g}" if high > low else f"{low:g}"
-            parts.append(label(Text(text), x.at(i + 0.5), y.start + 16, "tick", "middle"))
+            middle = min(x.at(i + 0.5), WIDTH - LETTER * len(text) / 2)
+            parts.append(label(Text(text), middle, y.start + 16, "tick", "middle"))
         if finite(low, high, value):
             top = y.at(max(value, 0.0))
             box = {"x": x.at(i) + 2, "y": top, "width": step - 4, "height": y.start - top}

@@ -396,12 +396,43 @@ def options():
 
 
 def samples():
-    """Continuations; one of them hostile."""
+    """Continuations: one of them hostile, one of empty lines alone, one that does not break."""
     prompt = "To read a file in Python,"
     return [
         {"model": "teacher", "step": 0, "prompt": prompt, "text": " use open() in a with block."},
-        {"model": "student after", "step": 400, "prompt": prompt, "text": f" call {HOSTILE}"},
+        {"model": "student before", "step": 0, "prompt": prompt, "text": "\n" * 16},
+        {"model": "student after", "step": 400, "prompt": prompt,
+         "text": f" call {HOSTILE}\n\n\n \n" + "W" * 300},
+    ]  # fmt: skip
+
+
+def verdict():
+    """The report of a verdict on given scores: a long name, a missing run, a slice not tested."""
+    told = study()
+    one, arms = told["verdict"]["equal_steps"], ("kd", "sft", "temperature=2.0", "teacher")
+    harmed = {"slice": "frequency:1 of 10"}
+    slices = [
+        {k: v for k, v in row.items() if k != "comparison"} | {"documents": 60}
+        for row in told["slices"]["rows"][:12]
     ]
+    means = {arm: 3.31 + 0.02 * i for i, arm in enumerate(arms)}
+    return {
+        "schema": 1,
+        "kind": "verdict",
+        "statement": "kd against sft in nats per token, where lower is better.",
+        "ships": False,
+        "verdict": one | {"failures": [one["failures"][0] | harmed]},
+        "comparisons": [comparison("kd", 0.09, 0.02, "WORSE") | {"treatment": arms[2]}],
+        "arms": [{"arm": a, "seeds": 3, "documents": 60, "mean": m} for a, m in means.items()],
+        "seeds": [
+            {"seed": str(s), "means": dict(list(means.items())[: 4 - (s == 2)]),
+             "difference": -0.02} for s in SEEDS
+        ],
+        "slices": slices,
+        "notes": ["temperature=2.0 has 2 of 3 seeds"],
+        "config": {"verdict.source": "/data/" + "scores-of-many-runs/" * 6 + "all.parquet"},
+        "provenance": {"distill_jax": "0.3.0", "files": {"/data/" + "s" * 90: "9f" * 32}},
+    }  # fmt: skip
 
 
 def hostile():

@@ -13,6 +13,7 @@ import tarfile
 import pytest
 
 from distill_jax.report import charts, page
+from distill_jax.report.verdict import verdict_page
 from tests.report import chromium, sample_report
 from tests.report.html_walk import at, rounds
 
@@ -20,6 +21,7 @@ REPORTS = {
     "study": sample_report.study(),
     "run": sample_report.run(),
     "hostile": sample_report.hostile(),
+    "verdict": sample_report.verdict(),
 }
 VIEWS = [(width, scheme) for width in (390, 1280) for scheme in ("light", "dark")]
 AXE = "axe-core@4.14.1"
@@ -37,6 +39,22 @@ STRAY = """(() => {
   }
   return found;
 })()"""
+OPEN = "document.querySelectorAll('details').forEach(d => { d.open = true })"
+# What reaches over either side of the screen, save what lies in a box that scrolls or in a drawing.
+BEYOND = """[...document.querySelectorAll('body *')].filter(e => {
+  const box = e.getBoundingClientRect();
+  return box.width && !e.closest('.skip') && !e.parentElement.closest('.wide, svg')
+    && (box.left < 0 || box.right > document.documentElement.clientWidth + 1);
+}).map(e => e.outerHTML.slice(0, 120))"""
+# Boxes of tables: how much is hidden, whether a key reaches them, their shades.
+BOXES = """[...document.querySelectorAll('.wide')].map(e => [e.getAttribute('aria-label'),
+  e.scrollWidth - e.clientWidth, e.tabIndex, getComputedStyle(e).backgroundImage])"""
+CLIPPED = """[...document.querySelectorAll('body *')].filter(
+  e => !e.closest('.wide, svg, .skip') && e.scrollWidth > e.clientWidth + 1
+    && getComputedStyle(e).overflowX !== 'visible' && e.clientWidth
+).map(e => e.outerHTML.slice(0, 120))"""
+# axe does not judge contrast before a gradient; those here lie at the edge of a box that scrolls.
+UNSHADED = "document.querySelectorAll('.wide').forEach(e => { e.style.background = 'none' })"
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
@@ -59,7 +77,8 @@ def browser():
 def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     for name, told in REPORTS.items():
-        (folder / f"{name}.html").write_text(page.page(told))
+        made = verdict_page if told["kind"] == "verdict" else page.page
+        (folder / f"{name}.html").write_text(made(told))
     return folder
 
 
@@ -109,6 +128,46 @@ def test_the_page_is_quiet_and_fits(browser, pages, name, width, scheme):
 
 
 @pytest.mark.parametrize("name", REPORTS)
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_is_clipped_and_what_scrolls_shows_it(browser, pages, name, width):
+    browser.open(pages / f"{name}.html", width=width)
+    browser.evaluate(OPEN)
+    assert browser.evaluate(BEYOND) == []
+    assert browser.evaluate(CLIPPED) == []
+    boxes = browser.evaluate(BOXES)
+    assert boxes
+    for label, hidden, tab_index, shades in boxes:
+        assert label
+        assert tab_index == 0
+        assert shades.count("linear-gradient") == 4
+        if width == 1280 and name != "hostile":
+            assert hidden <= 0, label
+    if width == 390:
+        assert any(hidden > 0 for _, hidden, _, _ in boxes)
+
+
+def test_names_of_rows_stay_while_a_table_scrolls(browser, pages):
+    browser.open(pages / "study.html", width=390)
+    place = "document.querySelector('.wide tbody th').getBoundingClientRect().left"
+    before = browser.evaluate(place)
+    assert browser.evaluate("document.querySelector('.wide').scrollLeft = 100") == 100
+    assert browser.evaluate(place) == before
+
+
+def test_empty_lines_are_folded_in_sight_alone(browser, pages):
+    browser.open(pages / "run.html")
+    said = browser.evaluate(
+        "[...document.querySelectorAll('.fold')].map(e => [getComputedStyle(e, '::before').content,"
+        " e.textContent, e.getBoundingClientRect().height])"
+    )
+    assert [one[:2] for one in said] == [
+        ['"only white space, 16 empty lines"', "\n" * 16],
+        ['"3 empty lines"', "\n\n \n"],
+    ]
+    assert all(height < 30 for *_, height in said)
+
+
+@pytest.mark.parametrize("name", REPORTS)
 def test_every_number_in_the_document_equals_the_report(browser, pages, name):
     browser.open(pages / f"{name}.html")
     placed = browser.evaluate(PLACED)
@@ -128,11 +187,12 @@ def test_every_number_in_the_document_equals_the_report(browser, pages, name):
     assert browser.evaluate(STRAY) == []
 
 
-@pytest.mark.parametrize("name", ["study", "run"])
+@pytest.mark.parametrize("name", ["study", "run", "verdict"])
 @pytest.mark.parametrize(("width", "scheme"), VIEWS)
 def test_axe_finds_nothing_serious(browser, pages, axe, name, width, scheme):
     browser.open(pages / f"{name}.html", width=width, scheme=scheme)
-    browser.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true })")
+    browser.evaluate(OPEN)
+    browser.evaluate(UNSHADED)
     browser.evaluate(axe + "; 0")
     found = browser.evaluate(
         "axe.run(document, {resultTypes: ['violations']}).then(r => r.violations.map(v =>"
@@ -145,6 +205,7 @@ def test_axe_would_find_a_table_cell_too_pale(browser, pages, axe, tmp_path):
     text = (pages / "study.html").read_text()
     (tmp_path / "pale.html").write_text(text.replace("</style>", "td { color: #aaaaaa }</style>"))
     browser.open(tmp_path / "pale.html")
+    browser.evaluate(UNSHADED)
     browser.evaluate(axe + "; 0")
     found = browser.evaluate("axe.run(document).then(r => r.violations.map(v => v.id))")
     assert "color-contrast" in found

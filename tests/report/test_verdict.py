@@ -1,11 +1,16 @@
 """A verdict as JSON takes it."""
 
 import json
+from pathlib import Path
 
+import jsonschema
 import numpy as np
 
-from distill_jax.report.verdict import slice_dict, verdict_dict
+from distill_jax.report import verdict as report
+from distill_jax.report.verdict import slice_dict, verdict_dict, verdict_page
 from distill_jax.study.verdict import verdict
+from tests.report import sample_report
+from tests.report.html_walk import Walk, agrees, stray
 from tests.study.simulated import sliced, sliced_table, study
 
 MARGINS = {"margin": 0.0, "slice_margin": 0.0}
@@ -28,3 +33,12 @@ def test_json_holds_every_number_and_no_nan():
         assert [f["slice"] for f in loaded["failures"]] == [f.slice for f in v.failures]
         drawn = json.loads(json.dumps([slice_dict(s) for s in v.slices], allow_nan=False))
         assert [r["weight"] for r in drawn] == [s.weight for s in v.slices]
+
+
+def test_the_page_of_long_names_shows_what_its_report_holds():
+    told = sample_report.verdict()
+    schema = json.loads((Path(report.__file__).parent / "verdict.schema.json").read_text())
+    jsonschema.Draft202012Validator(schema).validate(told)
+    walk = Walk(verdict_page(told))
+    assert not stray(walk)
+    assert all(agrees(e, told) for e in walk.elements if "data-path" in e.attributes)
