@@ -48,10 +48,11 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def check_keys(config: ConfigDict, base: ConfigDict) -> None:
+def check_keys(config: ConfigDict, base: ConfigDict, *, whole: bool = True) -> None:
     """Raises UserError for a key that base lacks, one that is missing, or a value that cannot be.
 
-    A value has the type of base's; an integer may stand for a float; numbers are finite.
+    A value has the type of base's; an integer may stand for a float; numbers are finite. whole:
+    every key of base has to be there.
     """
     known, values = flatten(base), flatten(config)
     for key, value in values.items():
@@ -70,7 +71,7 @@ def check_keys(config: ConfigDict, base: ConfigDict) -> None:
             if isinstance(part, float) and not math.isfinite(part):
                 raise UserError(f"config.{key} is {value}: give a finite number, such as {default}")
     missing = [key for key in known if key not in values]
-    if missing:
+    if whole and missing:
         raise UserError(
             f"config.{missing[0]} is missing from the config: begin with configs.base.get_config()"
             " and take no key away"

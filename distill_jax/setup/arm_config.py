@@ -86,7 +86,7 @@ def arm_config(
             mine.teacher.cache = shared.cache
         if seed in shared.starts and not any(key.startswith("student.") for key in arm.overrides):
             mine.student.path, mine.student.init = shared.starts[seed], "checkpoint"
-    check_keys(mine, c)
+    check_keys(mine, c, whole=False)
     return mine
 
 
