@@ -29,9 +29,16 @@ def export_job(c: ConfigDict, directory: Path) -> None:
     of_run = (directory / ARCHITECTURE).exists()
     if of_run:
         manager = open_checkpoints(c, directory)
-        step = manager.latest_step() if c.export.checkpoint == "latest" else manager.best_step()
+        step, metric = manager.latest_step(), c.checkpoint.metric
         if step is None:
             raise UserError(f"{directory} has no checkpoint yet: train first")
+        if c.export.checkpoint == "best":
+            step = checkpoint.best_step(manager, metric)
+        if step is None:
+            raise UserError(
+                f"no checkpoint of {directory} was saved with {metric}: let eval.every divide"
+                " checkpoint.every, or export the latest"
+            )
         model = saved_model(c, directory)
         abstract, _ = abstract_state(model, starter(c, make_recipe(c)), mesh)
         params = checkpoint.restore(manager, abstract, step).params
