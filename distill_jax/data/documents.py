@@ -54,8 +54,7 @@ def split_documents(
             f"held-out fraction {held_out_fraction} is not between 0 and 1: "
             "choose one between, or name a source of held-out documents"
         )
-    salt = f"{seed}:".encode()
-    places = [_unit_interval(salt + content_hash(document)) for document in documents]
+    places = [place_of(document, seed) for document in documents]
     distinct = sorted(set(places))
     if len(distinct) < 2:
         raise UserError(
@@ -68,5 +67,7 @@ def split_documents(
     return train, held_out
 
 
-def _unit_interval(content: bytes) -> float:
-    return int.from_bytes(hashlib.sha256(content).digest()[:6], "big") / 2**48
+def place_of(document: Document, seed: int) -> float:
+    """Where in [0, 1) the content of a document falls; below the fraction, it is held out."""
+    salted = f"{seed}:".encode() + content_hash(document)
+    return int.from_bytes(hashlib.sha256(salted).digest()[:6], "big") / 2**48

@@ -1,5 +1,6 @@
 """Documents as token ids, with a mark on every token that is trained."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from distill_jax.data.chat import Span, render_with_spans
 from distill_jax.data.documents import Document
+from distill_jax.data.limits import CHARACTERS_PER_TOKEN, Limits, batches, filled_by
 from distill_jax.data.tokenizer import Tokenizer, close_text
 from distill_jax.types import UserError
 
@@ -28,27 +30,42 @@ class Tokenized(NamedTuple):
     labels: tuple[str, ...]
 
 
-def tokenize_documents(documents: Sequence[Document], tokenizer: Tokenizer) -> Tokenized:
+def tokenize_documents(
+    documents: Sequence[Document], tokenizer: Tokenizer, *, max_tokens: int = 0
+) -> Tokenized:
     """Encodes documents and marks the trained tokens.
 
     A text is encoded by the tokenizer plus the end-of-text token, and all of it is trained. A
     prompt with its completion is encoded as one string in the same way; the completion is trained,
     with a token that overlaps prompt and completion and with the end-of-text token. Messages are
     rendered by the chat template, nothing added; the assistant's spans are trained.
+    max_tokens: unless 0, that many tokens are predicted; the document in which they end is cut
+    there, and those after it are left out, and not encoded.
     Raises UserError if a document has messages without an assistant's turn.
     """
-    tokens, trained = [], []
-    for start in range(0, len(documents), _BATCH):
-        for ids, marks in _encode_batch(documents[start : start + _BATCH], tokenizer):
-            tokens.append(ids)
-            trained.append(marks)
-    offsets = np.zeros(len(documents) + 1, np.int64)
+    tokens, trained, predicted = [], [], 0
+    left = lambda: max_tokens - predicted if max_tokens else math.inf
+    for batch in batches(documents, _BATCH, left):
+        for ids, marks in _encode_batch(batch, tokenizer):
+            if left() <= 0:
+                break
+            kept = min(len(ids), left() + 1)
+            tokens.append(ids[:kept])
+            trained.append(marks[:kept])
+            predicted += max(kept - 1, 0)
+    used = documents[: len(tokens)]
+    if left() > 0 and max_tokens and any(map(filled_by(Limits(0, max_tokens)), used)):
+        raise UserError(
+            f"{used[-1].name}: the text has fewer than one token per {CHARACTERS_PER_TOKEN}"
+            " characters: use a limit of documents, not of tokens"
+        )
+    offsets = np.zeros(len(tokens) + 1, np.int64)
     np.cumsum([len(ids) for ids in tokens], out=offsets[1:])
     return Tokenized(
         tokens=np.concatenate(tokens),
         trained=np.concatenate(trained),
         offsets=offsets,
-        labels=tuple(document.label for document in documents),
+        labels=tuple(document.label for document in used),
     )
 
 

@@ -1,7 +1,7 @@
 """Where documents come from: one entry of SOURCES for each kind of source."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,12 @@ from distill_jax.data.records import document_from_record
 from distill_jax.types import UserError
 
 
-def read_documents(source: str, form: str = "") -> list[Document]:
-    """All documents of a source, in the same order on every run. form: of files, see FORMATS.
+def read_documents(
+    source: str, form: str = "", enough: Callable[[Document], bool] | None = None
+) -> list[Document]:
+    """The documents of a source, in the same order on every run. form: of files, see FORMATS.
+
+    enough: called for every document; where it says so, those after it are not read.
 
     `python_docs`                        the documentation of the running Python
     `tfds:name[:split][@directory]`      a TensorFlow dataset stored as ArrayRecord; the split is
@@ -30,7 +34,11 @@ def read_documents(source: str, form: str = "") -> list[Document]:
     """
     kind, _, address = source.partition(":")
     read = SOURCES.get(kind)
-    documents = list(read_files(source, form) if read is None else read(address, form))
+    documents = []
+    for document in read_files(source, form) if read is None else read(address, form):
+        documents.append(document)
+        if enough is not None and enough(document):
+            break
     if not documents:
         raise UserError(f"data source {source!r} holds no document: check that it is not empty")
     return documents

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from distill_jax.data.documents import Document
 from distill_jax.data.tokenizer import Tokenizer
 from distill_jax.setup import data, samples, student, teachers, writing
 from distill_jax.setup.loss import Recipe, make_recipe
@@ -71,7 +70,7 @@ def check(c: ConfigDict) -> tuple[Recipe, Mesh]:
 
 
 def inputs_of(
-    c: ConfigDict, mesh: Mesh, found: Teachers, documents: list[Document], held_out: list[Document]
+    c: ConfigDict, mesh: Mesh, found: Teachers, documents: data.Chosen, held_out: data.Chosen
 ) -> Inputs:
     """Reads the student's architecture and tokenizer, checks all models, tokenizes the text."""
     source = student_source(c, found.first)
