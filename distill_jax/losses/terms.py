@@ -223,5 +223,7 @@ SHAPES: dict[str, Callable[[float, str, int], Weight]] = {
     "steps": _steps,
 }
 ADAPTIVE: dict[str, Adaptive] = {
+    # momentum: share of the loss's mean fall that is kept per step
+    # rate: how fast t may rise per step
     "taid": Adaptive("t", {"momentum": 0.99, "rate": 5e-4}, _taid_init, _taid_follow),
 }
