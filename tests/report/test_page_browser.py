@@ -144,6 +144,14 @@ def test_nothing_is_clipped_and_what_scrolls_shows_it(browser, pages, name, widt
             assert hidden <= 0, label
     if width == 390:
         assert any(hidden > 0 for _, hidden, _, _ in boxes)
+    prose = browser.evaluate(
+        "[...document.querySelectorAll('.below .what')].map(e => e.getBoundingClientRect())"
+        ".map(box => [box.left, box.right, box.height])"
+    )
+    assert len(prose) == 0 if name == "run" else len(prose) > 0
+    for left, right, height in prose:  # readable without scrolling, not a narrow column
+        assert 0 <= left < right <= width
+        assert height < 80 or name == "hostile"
 
 
 def test_names_of_rows_stay_while_a_table_scrolls(browser, pages):
