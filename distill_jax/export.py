@@ -1,7 +1,6 @@
 """The student as a Hugging Face directory that transformers loads without extra flags."""
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -27,19 +26,21 @@ def export_student(
     config: ModelConfig,
     params: Params,
     tokenizer: Tokenizer,
-    token_ids: dict[str, Any],
     *,
     dtype: str,
 ) -> None:
-    """Writes weights, configs, tokenizer and chat template. Every process must call it."""
+    """Writes weights, configs, tokenizer and chat templates. Every process must call it.
+
+    How the tokenizer's model pads, samples and stops is said as the tokenizer's files say it.
+    """
     host = to_host(params)
     if jax.process_index() == 0:
         huggingface.write(
             directory,
             config,
             host,
-            token_ids=token_ids,
+            generation={"eos_token_id": tokenizer.eos_id, **tokenizer.settings.generation},
             dtype=np.dtype(jax.numpy.dtype(dtype)),
             max_shard_bytes=MAX_SHARD_BYTES,
         )
-        save_tokenizer(tokenizer, directory)
+        save_tokenizer(tokenizer, directory, positions=config.max_positions)

@@ -15,6 +15,8 @@ import numpy as np
 
 Array = jax.Array | np.ndarray
 Params = dict[str, Any]  # nested plain dicts of arrays
+# Tokens, ids or lists of ids, that config.json and generation_config.json name.
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # A key path of jax.tree_util as `blocks/attention/query`.
 path_name = partial(jax.tree_util.keystr, simple=True, separator="/")
 

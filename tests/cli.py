@@ -103,8 +103,7 @@ def write_model(path, *, seed=0, extra=(), **shape):
     tokenizer = make_tiny_tokenizer(extra)
     model = tiny.model(vocab=tokenizer.vocab_size, **shape)
     params = jax.tree.map(np.asarray, tiny.params(model, seed))
-    ids = {"eos_token_id": tokenizer.eos_id}
-    export_student(path, model.config, params, tokenizer, ids, dtype="float32")
+    export_student(path, model.config, params, tokenizer, dtype="float32")
     return path
 
 

@@ -40,7 +40,7 @@ def small_vocabulary(world, tmp_path):
     embedding = read.params["embedding"][:40]
     config = read.config.__class__(**{**vars(read.config), "vocab": 40})
     huggingface.write(
-        path, config, read.params | {"embedding": embedding}, token_ids={}, dtype=None,
+        path, config, read.params | {"embedding": embedding}, generation={}, dtype=None,
         max_shard_bytes=10**9,
     )  # fmt: skip
     return [f"--config.student.path={path}"], "vocabulary of 40"

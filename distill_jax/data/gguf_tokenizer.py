@@ -15,6 +15,7 @@ from tokenizers import (
     processors,
 )
 
+from distill_jax.data.tokenizer_settings import Settings, gguf_settings
 from distill_jax.types import UserError
 
 _CONTROL, _USER_DEFINED = 3, 4  # token types of the format
@@ -47,6 +48,7 @@ class GGUFTokenizer(NamedTuple):
     backend: Tokenizer
     special_tokens: dict[str, str]  # "bos_token", "eos_token", ... to token
     chat_template: str | None
+    settings: Settings
 
 
 def read_gguf_tokenizer(path: Path) -> GGUFTokenizer:
@@ -81,13 +83,15 @@ def read_gguf_tokenizer(path: Path) -> GGUFTokenizer:
     adds_bos = fields.get("tokenizer.ggml.add_bos_token", pre.adds_bos)
     bos = special.get("bos_token") if adds_bos else None
     backend.post_processor = _post_processor(bos, backend)
-    return GGUFTokenizer(backend, special, fields.get("tokenizer.chat_template"))
+    template = fields.get("tokenizer.chat_template")
+    return GGUFTokenizer(backend, special, template, gguf_settings(fields))
 
 
 def _tokenizer_fields(path: Path) -> dict[str, Any]:
     try:
         reader = gguf.GGUFReader(path)
-        fields = {k: v.contents() for k, v in reader.fields.items() if k.startswith("tokenizer.")}
+        wanted = ("tokenizer.", "general.sampling.")
+        fields = {k: v.contents() for k, v in reader.fields.items() if k.startswith(wanted)}
     # Raised by the reader for a file that is truncated or of another format.
     except (ValueError, IndexError, KeyError) as error:
         raise UserError(f"{path}: not a readable GGUF file ({error}): download it again") from error

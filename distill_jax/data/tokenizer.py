@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 import tokenizers
 
 from distill_jax.data.gguf_tokenizer import read_gguf_tokenizer
-from distill_jax.files import write_json, write_text
+from distill_jax.data.tokenizer_settings import (
+    NO_SETTINGS,
+    Settings,
+    chat_template,
+    read_json,
+    read_settings,
+    write_settings,
+)
 from distill_jax.types import UserError
 
 # Encoding runs in threads. Unset, the library turns its threads off, with a warning, in every
@@ -34,6 +41,7 @@ class Tokenizer(NamedTuple):
     chat_template   jinja2 source or None
     vocab_size      one more than the highest token id, added tokens included
     fingerprint     sha256 in hex of all of the above
+    settings        what the model's files say besides, for an exported student
     """
 
     backend: tokenizers.Tokenizer
@@ -48,10 +56,15 @@ class Tokenizer(NamedTuple):
     chat_template: str | None
     vocab_size: int
     fingerprint: str
+    settings: Settings
 
 
 def make_tokenizer(
-    backend: tokenizers.Tokenizer, *, special_tokens: dict[str, str], chat_template: str | None
+    backend: tokenizers.Tokenizer,
+    *,
+    special_tokens: dict[str, str],
+    chat_template: str | None,
+    settings: Settings = NO_SETTINGS,
 ) -> Tokenizer:
     """Builds a Tokenizer. Raises UserError if a special token is not in the vocabulary."""
     backend.no_padding()
@@ -86,6 +99,7 @@ def make_tokenizer(
         chat_template=chat_template,
         vocab_size=max(backend.get_vocab(with_added_tokens=True).values()) + 1,
         fingerprint=hashlib.sha256("\0".join(parts).encode()).hexdigest(),
+        settings=settings,
     )
 
 
@@ -98,8 +112,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """
     path = Path(path)
     if path.suffix == ".gguf":
-        backend, special_tokens, chat_template = read_gguf_tokenizer(path)
-        return make_tokenizer(backend, special_tokens=special_tokens, chat_template=chat_template)
+        return make_tokenizer(**read_gguf_tokenizer(path)._asdict())
     file = path / "tokenizer.json"
     if not file.is_file():
         raise UserError(
@@ -110,27 +123,19 @@ def load_tokenizer(path: Path) -> Tokenizer:
         backend = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exception
         raise UserError(f"{file}: unreadable ({error}): download it again") from error
-    config = _read_json(path / "tokenizer_config.json")
+    config = read_json(path / "tokenizer_config.json")
     return make_tokenizer(
         backend,
         special_tokens=_special_tokens(path, config, backend),
-        chat_template=_chat_template(path, config),
+        chat_template=chat_template(path, config),
+        settings=read_settings(path, config, backend),
     )
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file}: not JSON ({error}): download it again") from error
 
 
 def _special_tokens(
     path: Path, config: dict[str, Any], backend: tokenizers.Tokenizer
 ) -> dict[str, str]:
-    older = _read_json(path / "special_tokens_map.json")
+    older = read_json(path / "special_tokens_map.json")
     found = {}
     for name in _SPECIAL_TOKENS:
         token = config.get(name) or older.get(name)
@@ -139,35 +144,28 @@ def _special_tokens(
         if token is not None:
             found[name] = token
     for file in ("generation_config.json", "config.json"):
-        ids = _read_json(path / file).get("eos_token_id")
+        ids = read_json(path / file).get("eos_token_id")
         first = ids[0] if isinstance(ids, list) and ids else ids
         if "eos_token" not in found and isinstance(first, int):
             found["eos_token"] = backend.id_to_token(first) or f"<{first}>"
     return found
 
 
-def _chat_template(path: Path, config: dict[str, Any]) -> str | None:
-    file = path / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several by name
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    return template
+def save_tokenizer(tokenizer: Tokenizer, directory: Path, *, positions: int | None = None) -> None:
+    """Writes the files from which transformers' AutoTokenizer builds the same tokenizer.
 
-
-def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
-    """Writes the files from which transformers' AutoTokenizer builds the same tokenizer."""
+    They say what the tokenizer's own files said, but for what names a program, a version or a
+    place. positions: of the model, which model_max_length does not exceed.
+    """
     directory = Path(directory)
     tokenizer.backend.save(str(directory / "tokenizer.json"))
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",  # uses tokenizer.json unchanged
-        "clean_up_tokenization_spaces": False,
-        **tokenizer.special_tokens,
-    }
-    write_json(directory / "tokenizer_config.json", config)
-    if tokenizer.chat_template is not None:
-        write_text(directory / "chat_template.jinja", tokenizer.chat_template)
+    write_settings(
+        tokenizer.settings,
+        directory,
+        special_tokens=tokenizer.special_tokens,
+        template=tokenizer.chat_template,
+        positions=positions,
+    )
 
 
 def close_text(tokenizer: Tokenizer, ids: list[int]) -> list[int]:

@@ -7,10 +7,12 @@ from ml_collections import ConfigDict
 
 from distill_jax import checkpoint, workdir
 from distill_jax.config import choose
+from distill_jax.data.tokenizer import load_tokenizer
 from distill_jax.export import export_student
+from distill_jax.models.load import resolve
 from distill_jax.progress import say
 from distill_jax.setup.loss import make_recipe
-from distill_jax.setup.models import load_only_model, load_teacher, mesh_of, student_tokenizer
+from distill_jax.setup.models import load_only_model, mesh_of, own_tokenizer, student_tokenizer
 from distill_jax.setup.owner import claim
 from distill_jax.setup.training import (
     ARCHITECTURE,
@@ -42,13 +44,13 @@ def export_job(c: ConfigDict, directory: Path) -> None:
         model = saved_model(c, directory)
         abstract, _ = abstract_state(model, starter(c, make_recipe(c)), mesh)
         params = checkpoint.restore(manager, abstract, step).params
-        read = load_only_model(c, mesh) if c.student.path else load_teacher(c, mesh)
-        tokenizer, where = student_tokenizer(c, read), f"step {step}"
+        teacher = None if own_tokenizer(c) else load_tokenizer(resolve(c.teacher.path))
+        tokenizer, where = student_tokenizer(c, teacher), f"step {step}"
     else:
         read = load_only_model(c, mesh)
         model, params, tokenizer, where = read.model, read.params, read.tokenizer, read.path
     target = directory / workdir.STUDENT
-    export_student(target, model.config, params, tokenizer, read.token_ids, dtype=c.export.dtype)
+    export_student(target, model.config, params, tokenizer, dtype=c.export.dtype)
     if jax.process_index() == 0 and not of_run:
         claim(c, directory)
     say(f"wrote {target} from {where}")

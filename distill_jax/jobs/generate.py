@@ -20,7 +20,7 @@ def generate_job(asked: Reading) -> None:
             " --config.generate.prompts='(\"Once upon\",)'"
         )
     read = load_only_model(c, mesh_of(c))
-    stop_ids = samples.stop_ids(read.tokenizer, read.token_ids)
+    stop_ids = samples.stop_ids(read.tokenizer)
     subject = (read.model, read.params, read.tokenizer, stop_ids)
     lines = samples.sample(c, read.path, 0, *subject, time_it=False)
     if jax.process_index() == 0:

@@ -224,8 +224,7 @@ def _start(c: ConfigDict, directory: Path, inputs: Inputs, seed: int, longest: P
     target.parent.mkdir(parents=True, exist_ok=True)
     whole = written_whole(target) if jax.process_index() == 0 else nullcontext(target)
     with whole as part:
-        of = (model.config, params, inputs.tokenizer, inputs.token_ids)
-        export_student(part, *of, dtype=c.student.dtype)
+        export_student(part, model.config, params, inputs.tokenizer, dtype=c.student.dtype)
     barrier(f"start of seed {seed}")
     return str(target)
 

@@ -144,8 +144,8 @@ def finish(
     c, directory, inputs = setting.config, setting.directory, setting.inputs
     teacher = inputs.teachers.first
     after = _samples(setting, "student after", c.steps, model, params)
-    target, of = directory / workdir.STUDENT, (model.config, params, inputs.tokenizer)
-    export_student(target, *of, inputs.token_ids, dtype=c.export.dtype)
+    target = directory / workdir.STUDENT
+    export_student(target, model.config, params, inputs.tokenizer, dtype=c.export.dtype)
     if jax.process_index():
         return ()
     written = workdir.read_lines(directory / workdir.SAMPLES)

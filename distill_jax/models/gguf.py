@@ -9,7 +9,6 @@ from gguf import GGUFReader, dequantize
 from distill_jax.models import config_json
 from distill_jax.models.families import FAMILIES
 from distill_jax.models.family import Family
-from distill_jax.models.huggingface import TOKEN_IDS
 from distill_jax.models.rope import RopeScaling, inverse_frequencies
 from distill_jax.models.weights import Checkpoint, check_names, stack_weights
 from distill_jax.types import UserError
@@ -24,11 +23,6 @@ METADATA_KEYS = {
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
 }
 ROPE_DIVISORS = "rope_freqs.weight"  # divisors of the rotary frequencies, [H/2]
-TOKEN_KEYS = (
-    "tokenizer.ggml.bos_token_id",
-    "tokenizer.ggml.eos_token_id",
-    "tokenizer.ggml.padding_token_id",
-)
 _gguf_name = attrgetter("gguf")  # of a family.Weight
 
 
@@ -51,9 +45,7 @@ def read(path: Path, *, dtype) -> Checkpoint:
         return family.gguf.hf_array(parameter, _values(tensors[tensor_name], path), config)
 
     params = stack_weights(config, fetch, _gguf_name, dtype=dtype)
-    ids = {ours: metadata.get(key) for ours, key in zip(TOKEN_IDS, TOKEN_KEYS, strict=True)}
-    ids = {ours: value for ours, value in ids.items() if value is not None}
-    return Checkpoint(config, params, ids, path)
+    return Checkpoint(config, params, path)
 
 
 def _open(path):
@@ -65,7 +57,7 @@ def _open(path):
 
 def _metadata(reader):
     """What describes the model, by name; data/gguf_tokenizer.py reads the tokenizer."""
-    names = [n for n in reader.fields if not n.startswith("tokenizer.") or n in TOKEN_KEYS]
+    names = [name for name in reader.fields if not name.startswith("tokenizer.")]
     return {name: reader.fields[name].contents() for name in names}
 
 

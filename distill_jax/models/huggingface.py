@@ -1,9 +1,11 @@
 """Hugging Face directories: config.json, generation_config.json, safetensors (also sharded)."""
 
 import json
+from collections.abc import Mapping
 from contextlib import ExitStack
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from huggingface_hub import split_state_dict_into_shards_factory
@@ -14,11 +16,10 @@ from distill_jax.files import write_json, written_whole
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.families import FAMILIES, family_of
 from distill_jax.models.weights import Checkpoint, check_names, flatten, layout, stack_weights
-from distill_jax.types import Params, UserError
+from distill_jax.types import TOKEN_IDS, Params, UserError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _hf_name = attrgetter("hf")  # of a family.Weight
 
 
@@ -37,7 +38,7 @@ def read(directory: Path, *, dtype) -> Checkpoint:
         check_names(config, present, _hf_name, source=directory)
         fetch = lambda path, name: file_of[name].get_tensor(name)
         params = stack_weights(config, fetch, _hf_name, dtype=dtype)
-    return Checkpoint(config, params, _token_ids(directory, raw), directory)
+    return Checkpoint(config, params, directory)
 
 
 def write(
@@ -45,17 +46,22 @@ def write(
     config: ModelConfig,
     params: Params,
     *,
-    token_ids: dict,
+    generation: Mapping[str, Any],
     dtype,
     max_shard_bytes: int,
 ) -> None:
     """Writes a directory that transformers loads without extra flags. `dtype` None: unchanged.
 
+    generation: entries of generation_config.json; its token ids also stand in config.json, and its
+    max_length does not exceed the model's positions.
     Each file is written completely or not at all; files of an earlier, differently sharded export
     are removed last. Raises UserError if the directory cannot be written.
     """
     flat = flatten(params)
-    ids = {name: token_ids[name] for name in TOKEN_IDS if token_ids.get(name) is not None}
+    ids = {name: generation[name] for name in TOKEN_IDS if name in generation}
+    if "max_length" in generation:
+        most = min(generation["max_length"], config.max_positions)
+        generation = {**generation, "max_length": most}
     try:
         directory.mkdir(parents=True, exist_ok=True)
         written = _write_weights(directory, config, flat, dtype, max_shard_bytes)
@@ -65,7 +71,7 @@ def write(
             "torch_dtype": np.dtype(dtype or flat["embedding"].dtype).name,
         }
         write_json(directory / "config.json", raw)
-        write_json(directory / "generation_config.json", ids)
+        write_json(directory / "generation_config.json", {**ids, **generation})
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {directory} ({error}): choose another place") from error
     for stale in {SINGLE, INDEX, *(p.name for p in directory.glob("model-*-of-*.safetensors"))}:
@@ -119,13 +125,6 @@ def _open(path):
 def _redundant(name, config):
     """Whether a stored array follows from the config or another weight; some writers store it."""
     return name.endswith("rotary_emb.inv_freq") or (config.tied and name == "lm_head.weight")
-
-
-def _token_ids(directory, raw):
-    path = directory / "generation_config.json"
-    generation = read_json(path) if path.exists() else {}
-    both = {**raw, **{name: value for name, value in generation.items() if value is not None}}
-    return {name: both[name] for name in TOKEN_IDS if both.get(name) is not None}
 
 
 def _write_weights(directory, config, flat, dtype, max_shard_bytes):

@@ -18,14 +18,12 @@ from distill_jax.types import Params, UserError
 class Checkpoint(NamedTuple):
     """A model read from disk.
 
-    params     nested dicts of host numpy arrays
-    token_ids  bos_token_id, eos_token_id (an id or a list), pad_token_id, where the files have them
-    path       the local file or directory, which also has the tokenizer
+    params  nested dicts of host numpy arrays
+    path    the local file or directory, which also has the tokenizer
     """
 
     config: ModelConfig
     params: Params
-    token_ids: dict[str, Any]
     path: Path
 
 

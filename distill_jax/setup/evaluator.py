@@ -186,7 +186,7 @@ def task_scores(c: ConfigDict, subject: Loaded) -> TaskScores:
         subject.params,
         subject.tokenizer,
         batch_size=c.eval.batch_size,
-        stop_ids=samples.stop_ids(subject.tokenizer, subject.token_ids),
+        stop_ids=samples.stop_ids(subject.tokenizer),
         cache_dtype=c.model.compute_dtype,
         block_tokens=c.model.block_tokens,
     )

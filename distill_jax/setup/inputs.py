@@ -1,7 +1,7 @@
 """What a training run reads: teachers, tokenizer and text. Runs of one study share it."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -30,15 +30,9 @@ class Inputs(NamedTuple):
     held_out: data.Text
 
     @property
-    def token_ids(self) -> dict[str, Any]:
-        """The student's special tokens, or else the teacher's."""
-        first = self.teachers.first
-        return self.source.read.token_ids if self.source.read else first.token_ids if first else {}
-
-    @property
     def stop_ids(self) -> tuple[int, ...]:
         """The tokens that end a text of the student's."""
-        return samples.stop_ids(self.tokenizer, self.token_ids)
+        return samples.stop_ids(self.tokenizer)
 
 
 class Setting(NamedTuple):
@@ -74,9 +68,9 @@ def inputs_of(
 ) -> Inputs:
     """Reads the student's architecture and tokenizer, checks all models, tokenizes the text."""
     source = student_source(c, found.first)
-    tokenizer = student_tokenizer(c, found.first)
+    tokenizer = student_tokenizer(c, found.first and found.first.tokenizer)
     for one in found.loaded[1:]:
-        check_tokenizers(tokenizer, one)
+        check_tokenizers(tokenizer, one.tokenizer)
     vocab = min(m.vocab for m in (source.config, *(t.model.config for t in found.loaded)))
     texts = [data.tokenized(some, tokenizer, vocab) for some in (documents, held_out)]
     return Inputs(mesh, found, source, tokenizer, *texts)

@@ -1,6 +1,7 @@
 """Teacher and student of a config: read, checked against each other, placed on the mesh."""
 
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,6 @@ class Loaded(NamedTuple):
     model: Model
     params: Params
     tokenizer: Tokenizer
-    token_ids: dict[str, Any]
     path: str
     fingerprint: str
 
@@ -67,7 +67,6 @@ def load_model(c: ConfigDict, path: str, dtype: str, mesh: Mesh) -> Loaded:
         model,
         place_params(model, read.params, mesh),
         load_tokenizer(read.path),
-        read.token_ids,
         path,
         weights_fingerprint(read.params),
     )
@@ -93,7 +92,7 @@ def load_measured(c: ConfigDict, mesh: Mesh, baseline: str = "") -> dict[str, Lo
         models["baseline"] = load_model(c, baseline, c.student.dtype, mesh)
     for loaded in models.values():
         check_length(c, loaded.model.config, loaded.path)
-        check_tokenizers(loaded.tokenizer, teacher)
+        check_tokenizers(loaded.tokenizer, teacher and teacher.tokenizer)
     return models
 
 
@@ -141,28 +140,35 @@ def student_source(c: ConfigDict, teacher: Loaded | None) -> Source:
     return Source(read.config, read)
 
 
-def student_tokenizer(c: ConfigDict, teacher: Loaded | None) -> Tokenizer:
+def own_tokenizer(c: ConfigDict) -> Path | None:
+    """Where the student has a tokenizer of its own; None where it takes the teacher's."""
+    path = resolve(c.student.path) if c.student.path else None
+    lacks = path is None or (path.is_dir() and not (path / "tokenizer.json").exists())
+    return None if lacks else path
+
+
+def student_tokenizer(c: ConfigDict, teacher: Tokenizer | None) -> Tokenizer:
     """The student's tokenizer, which must make the same tokens as the teacher's.
 
     A student without one (the architecture alone) takes the teacher's. Raises UserError naming the
     first token that differs.
     """
-    path = resolve(c.student.path) if c.student.path else None
-    if path is None or (path.is_dir() and not (path / "tokenizer.json").exists()):
+    path = own_tokenizer(c)
+    if path is None:
         if teacher is None:
             raise UserError(
                 f"config.student.path {c.student.path} has no tokenizer.json and there is no"
                 " teacher to take one from: add the file"
             )
-        return teacher.tokenizer
+        return teacher
     tokenizer = load_tokenizer(path)
     check_tokenizers(tokenizer, teacher)
     return tokenizer
 
 
-def check_tokenizers(tokenizer: Tokenizer, teacher: Loaded | None) -> None:
+def check_tokenizers(tokenizer: Tokenizer, teacher: Tokenizer | None) -> None:
     """Raises UserError naming the first token that student and teacher make differently."""
-    difference = teacher and first_difference(tokenizer, teacher.tokenizer)
+    difference = teacher and first_difference(tokenizer, teacher)
     if difference:
         raise UserError(
             f"student and teacher have different tokenizers: {difference} (student first):"

@@ -61,9 +61,9 @@ def sample(
     ]
 
 
-def stop_ids(tokenizer: Tokenizer, token_ids: dict[str, Any]) -> tuple[int, ...]:
+def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     """Tokens that end a generated text: the tokenizer's and those of the generation config."""
-    ids = token_ids.get("eos_token_id", tokenizer.eos_id)
+    ids = tokenizer.settings.generation.get("eos_token_id", tokenizer.eos_id)
     return tuple(dict.fromkeys([tokenizer.eos_id, *(ids if isinstance(ids, list) else [ids])]))
 
 

@@ -48,6 +48,7 @@ def write_gguf(path, tokenizer, pre_name, **changes):
     writer.add_chat_template("{{ messages }}")
     if "add_bos" in changes:
         writer.add_add_bos_token(changes["add_bos"])
+    changes.get("more", lambda writer: None)(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()

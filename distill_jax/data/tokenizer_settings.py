@@ -1,0 +1,172 @@
+"""What a model's files say besides its tokenizer and weights, so that an export repeats it."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tokenizers
+
+from distill_jax.files import write_json, write_text
+from distill_jax.types import TOKEN_IDS, UserError
+
+TEMPLATE, MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
+# Files of older versions of transformers that it still reads beside tokenizer_config.json.
+OLDER_FILES = ("special_tokens_map.json", "added_tokens.json")
+
+# Not repeated: what names a program, a version or a place, and what is written anew.
+_OF_THE_SOURCE = {
+    "_commit_hash", "auto_map", "backend", "chat_template", "from_slow", "is_local",
+    "local_files_only", "merges_file", "name_or_path", "processor_class",
+    "special_tokens_map_file", "tokenizer_class", "tokenizer_file", "transformers_version",
+    "vocab_file",
+}  # fmt: skip
+# transformers pads on the left for these classes unless tokenizer_config.json says otherwise.
+_PADS_LEFT = {"LlamaTokenizer", "GemmaTokenizer"}
+# Metadata of a GGUF file that stand for entries of a generation_config.json.
+_SAMPLING = {
+    "general.sampling.temp": "temperature",
+    "general.sampling.top_k": "top_k",
+    "general.sampling.top_p": "top_p",
+    "general.sampling.min_p": "min_p",
+    "general.sampling.penalty_repeat": "repetition_penalty",
+}
+_TURN_ENDS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")  # besides EOS
+
+
+class Settings(NamedTuple):
+    """What an exported student says as its source does.
+
+    tokenizer   entries of tokenizer_config.json
+    generation  entries of generation_config.json; token ids from config.json where it has none
+    templates   further chat templates, by name
+    older       OLDER_FILES that there are, by name
+    """
+
+    tokenizer: Mapping[str, Any]
+    generation: Mapping[str, Any]
+    templates: Mapping[str, str]
+    older: Mapping[str, Any]
+
+
+NO_SETTINGS = Settings({}, {}, {}, {})
+
+
+def read_settings(
+    directory: Path, config: Mapping[str, Any], backend: tokenizers.Tokenizer
+) -> Settings:
+    """The settings of a Hugging Face directory, of its tokenizer_config.json and tokenizer.json.
+
+    Raises UserError for another file that is not JSON.
+    """
+    padding, truncation = backend.padding, backend.truncation
+    sides = {"padding_side": padding["direction"]} if padding else {}
+    sides |= {"truncation_side": truncation["direction"]} if truncation else {}
+    kind = str(config.get("tokenizer_class", "")).removesuffix("Fast")
+    # A tokenizer of bytes is none of these classes, whatever the config says.
+    if kind in _PADS_LEFT and "ByteLevel" not in str(backend.pre_tokenizer):
+        sides.setdefault("padding_side", "left")
+    older = {name: read_json(directory / name) for name in OLDER_FILES}
+    return Settings(
+        sides | _repeated(config),
+        _repeated(_token_ids(read_json(directory / "config.json")))
+        | _repeated(read_json(directory / "generation_config.json")),
+        further_templates(directory, config),
+        {name: content for name, content in older.items() if content},
+    )
+
+
+def gguf_settings(fields: Mapping[str, Any]) -> Settings:
+    """The settings that the metadata of a GGUF file stand for."""
+    keys = ("bos_token_id", "eos_token_id", "padding_token_id")
+    ids = {ours: fields.get(f"tokenizer.ggml.{k}") for ours, k in zip(TOKEN_IDS, keys, strict=True)}
+    ends = [ids["eos_token_id"], *(fields[key] for key in _TURN_ENDS if key in fields)]
+    ends = list(dict.fromkeys(end for end in ends if end is not None))
+    ids["eos_token_id"] = ends[0] if len(ends) == 1 else ends or None
+    # Stored as float32: back to the decimal number that was meant.
+    decimal = lambda x: float(str(np.float32(x))) if isinstance(x, float) else x
+    sampling = {ours: decimal(fields[key]) for key, ours in _SAMPLING.items() if key in fields}
+    sampling |= {"do_sample": True} if sampling.keys() - {"repetition_penalty"} else {}
+    prefix = "tokenizer.chat_template."
+    templates = {k.removeprefix(prefix): v for k, v in fields.items() if k.startswith(prefix)}
+    return Settings({}, _repeated(ids) | sampling, templates, {})
+
+
+def write_settings(
+    settings: Settings,
+    directory: Path,
+    *,
+    special_tokens: Mapping[str, str],
+    template: str | None,
+    positions: int | None,
+) -> None:
+    """Writes tokenizer_config.json, the chat templates and the older files, and removes others'.
+
+    special_tokens: said where the settings do not say them. positions: of the model, which
+    model_max_length does not exceed.
+    """
+    limits = [n for n in (settings.tokenizer.get("model_max_length"), positions) if n is not None]
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",  # uses tokenizer.json unchanged
+        "clean_up_tokenization_spaces": False,
+        **special_tokens,
+        **settings.tokenizer,
+        **({"model_max_length": min(limits)} if limits else {}),
+    }
+    write_json(directory / "tokenizer_config.json", config)
+    texts = {Path(TEMPLATE): template} if template is not None else {}
+    texts |= {Path(MORE_TEMPLATES, f"{k}.jinja"): v for k, v in settings.templates.items()}
+    for earlier in (*OLDER_FILES, TEMPLATE):
+        (directory / earlier).unlink(missing_ok=True)
+    shutil.rmtree(directory / MORE_TEMPLATES, ignore_errors=True)
+    for name, content in settings.older.items():
+        write_json(directory / name, content)
+    for name, text in texts.items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        write_text(directory / name, text)
+
+
+def chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
+    """The default chat template of a directory; a file goes before tokenizer_config.json."""
+    file = directory / TEMPLATE
+    return file.read_text(encoding="utf-8") if file.is_file() else _named(config).get("default")
+
+
+def further_templates(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """The other chat templates of a directory, by name."""
+    files = sorted((directory / MORE_TEMPLATES).glob("*.jinja"))
+    if files or (directory / TEMPLATE).is_file():
+        return {file.stem: file.read_text(encoding="utf-8") for file in files}
+    return {name: text for name, text in _named(config).items() if name != "default"}
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The content of a file, empty if there is none. Raises UserError if it is not JSON."""
+    if not file.is_file():
+        return {}
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON ({error}): download it again") from error
+
+
+def _named(config: Mapping[str, Any]) -> dict[str, str]:
+    """The chat templates of a tokenizer_config.json, by name."""
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        return {entry["name"]: entry["template"] for entry in template}
+    if isinstance(template, dict):
+        return template
+    return {} if template is None else {"default": template}
+
+
+def _token_ids(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: config[name] for name in TOKEN_IDS if name in config}
+
+
+def _repeated(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that are true of an exported student as well; null is the same as absent."""
+    kept = {k: v for k, v in entries.items() if k not in _OF_THE_SOURCE}
+    return {k: v for k, v in kept.items() if v is not None}
