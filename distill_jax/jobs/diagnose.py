@@ -15,6 +15,7 @@ from distill_jax.evals.continuations import behaviour_section
 from distill_jax.evals.records_file import write_records
 from distill_jax.jobs.study_report import TOKENS
 from distill_jax.progress import say
+from distill_jax.report.headline import diagnose_answer
 from distill_jax.report.page import page
 from distill_jax.report.run import report_json, study_command
 from distill_jax.report.tables import ModelRow, text_table
@@ -118,6 +119,7 @@ def _report(asked: Reading, evaluator: Evaluator, models, records, written) -> d
         kl_own=written["student"].get("kl_own"),
         kl_data=written["student"].get("kl_data"),
     )._asdict()
+    report |= diagnose_answer(rows, report["diagnose"])._asdict()
     if evaluator.prompts is not None:
         report["behaviour"] = behaviour_section(
             written, prompts=len(evaluator.prompts.prompts), new_tokens=c.study.new_tokens
@@ -131,9 +133,9 @@ def _report(asked: Reading, evaluator: Evaluator, models, records, written) -> d
 
 def _lines(report: dict) -> Iterator[str]:
     """What the page says first, for a terminal."""
+    yield "\n" + report["headline"]
+    yield from report["findings"]
     found = report["diagnose"]
-    if found["half_of_kl_share"] is not None:
-        yield f"\nhalf of the divergence is on {found['half_of_kl_share']:.1%} of the tokens"
     for row in found["classes"]:
         if row["tokens"]:
             tokens = plural(row["tokens"], "token")

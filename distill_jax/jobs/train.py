@@ -171,5 +171,6 @@ def finish(
         if lines:
             writer.samples(c.steps, lines)
         writer.finish(c.steps, [row._asdict() for row in rows], files)
+    said = "\n".join(["", report["headline"], *report["findings"]])
     where = f"\nstudent: {target}\nreport:  {directory / workdir.PAGE}"
-    return samples_text(lines), text_table(rows), where
+    return samples_text(lines), text_table(rows), said, where

@@ -6,14 +6,17 @@ from typing import Any
 
 from distill_jax.config import as_flags
 from distill_jax.evals.likelihood import perplexity
+from distill_jax.report.headline import diagnose_answer, run_answer
 from distill_jax.report.page import finite
 from distill_jax.report.tables import ModelRow, text_table
 
 # A run alone has no arm to compare with, and its page must not suggest otherwise.
 NO_VERDICT = (
-    "This is a single {}. It shows how close the student is to its teacher on held-out text;"
-    " it cannot tell whether distillation helped against plain fine-tuning at equal steps or"
-    " equal FLOPs."
+    "What this cannot tell: whether distilling helped. Plain fine-tuning on the labels, for as many"
+    " steps or for as many operations, may do as well."
+)
+NO_TEACHER = (
+    "What this cannot tell: what a teacher would add, and how far another seed would end from here."
 )
 SCHEMA = 1  # version of the structure that report.schema.json describes
 CURVE_POINTS = 500  # lines of metrics.jsonl that a report keeps, besides the evaluations
@@ -39,17 +42,20 @@ def report_json(
     evaluation: the held-out metrics at the end, which also stand flat under their names. history:
     the lines of metrics.jsonl. study_command: what would tell whether distillation helped.
     """
+    teacher = teacher_of(rows)
+    answer = run_answer(rows) if kind == "run" else diagnose_answer(rows, None)
     absent = ("verdict", "slices", "behaviour", "calibration", "cost", "diagnose")
     return finite(
         {
             **evaluation,
             "schema": SCHEMA,
             "kind": kind,
-            "statement": NO_VERDICT.format({"run": "run", "diagnose": "comparison"}[kind]),
-            **({"study_command": study_command} if study_command else {}),
+            **answer._asdict(),
+            "statement": NO_VERDICT if teacher else NO_TEACHER,
+            **({"study_command": study_command} if study_command and teacher else {}),
             **dict.fromkeys(absent),
             "arms": [],
-            "teacher": teacher_of(rows),
+            "teacher": teacher,
             "curves": [{"arm": "student", "seed": config.get("seed", 0), "points": points(history)}]
             if history
             else [],

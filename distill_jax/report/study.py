@@ -16,6 +16,7 @@ from distill_jax.evals.aggregates import by_slice, flips
 from distill_jax.evals.bounds import ANY, Bounds, bounds_of, within
 from distill_jax.evals.continuations import behaviour_section
 from distill_jax.evals.records_file import Records
+from distill_jax.report.headline import study_answer
 from distill_jax.report.verdict import slice_dict, verdict_dict
 from distill_jax.study.arms import EQUAL_STEPS, TREATMENT
 from distill_jax.study.comparisons import StudyVerdicts
@@ -98,6 +99,7 @@ def study_report(study: Study) -> dict[str, Any]:
         "samples": list(study.samples),
         "table": "",
     }
+    report |= study_answer(report)._asdict()
     if study.advice is not None:
         report["options"] = advise(trigger_values(report), study.advice)
     return report

@@ -5,7 +5,7 @@ import re
 from html.parser import HTMLParser
 from typing import NamedTuple
 
-from distill_jax.report import page
+from distill_jax.report import shown
 from distill_jax.words import labelled, named
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -83,10 +83,10 @@ def agrees_in_words(element, report):
         name = where.split(".")[-1].replace("~1", ".").replace("~0", "~")
     else:
         name = at(report, where)
-    title, shown = element.attributes.get("title"), text_of(element)
+    title, text = element.attributes.get("title"), text_of(element)
     if title is None:  # of a chart it is an element
-        title, shown = element.text[0], "".join(element.text[1:])
-    return name == title and shown == named(labelled(name))
+        title, text = element.text[0], "".join(element.text[1:])
+    return name == title and text == named(labelled(name))
 
 
 def agrees(element, report):
@@ -98,7 +98,7 @@ def agrees(element, report):
     if value != there or type(value) is not type(there):
         return False
     if value is None:
-        return text == page.ABSENT
+        return text == shown.ABSENT
     if isinstance(value, bool):
         return text == ("yes" if value else "no")
     return rounds(text, value)

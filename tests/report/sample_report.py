@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 
+from distill_jax.report.headline import study_answer
 from distill_jax.report.run import report_json
 from distill_jax.report.tables import ModelRow
 
@@ -78,7 +79,7 @@ def study(seed=0):
     keys = ("slice", "effect", "low", "high", "adjusted_p")
     failures = [{k: r[k] for k in keys} for r in harmed if r["comparison"] == "equal_steps"]
     label = f"NEW FAILURE MODE IN {failures[0]['slice']}"
-    return {
+    made = {
         "schema": 1,
         "kind": "study",
         "statement": "Distillation lowers the loss on held-out text at equal steps, but it harms"
@@ -123,6 +124,7 @@ def study(seed=0):
         "samples": samples(),
         "table": "",
     }
+    return made | study_answer(made)._asdict()
 
 
 def arm(name, what, nll, kl, rng):

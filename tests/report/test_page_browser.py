@@ -12,7 +12,7 @@ import tarfile
 
 import pytest
 
-from distill_jax.report import charts, page
+from distill_jax.report import charts, page, shown
 from distill_jax.report.verdict import verdict_page
 from tests.report import chromium, sample_report
 from tests.report.html_walk import at, rounds
@@ -187,7 +187,7 @@ def test_every_number_in_the_document_equals_the_report(browser, pages, name):
             continue
         assert json.loads(value) == there, path
         if there is None:
-            assert text == page.ABSENT, path
+            assert text == shown.ABSENT, path
         elif isinstance(there, bool):
             assert text == ("yes" if there else "no"), path
         else:

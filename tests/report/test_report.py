@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from configs.base import get_config
 from distill_jax.command_line import parse
 from distill_jax.config import flatten
-from distill_jax.report import charts, number_formats, page, run, tables
+from distill_jax.report import charts, number_formats, page, run, shown, tables
 from tests.report import sample_report
 from tests.report.html_walk import Walk, agrees, agrees_in_words, at, rounds, stray, text_of
 
@@ -46,7 +46,7 @@ def section_ids(walk):
 def numbers(value, *before):
     """Paths of all numbers."""
     return [
-        p for p in page.leaves(value, *before) if number_formats.is_number(look(value, p, before))
+        p for p in shown.leaves(value, *before) if number_formats.is_number(look(value, p, before))
     ]
 
 
@@ -151,13 +151,13 @@ DRAWN = ("curves", "config", "schema", "calibration.models.*.bins", "diagnose.po
 @pytest.mark.parametrize("name", ["study", "run"])
 def test_every_number_of_the_report_is_shown(name):
     walk = Walk(page.page(REPORTS[name]))
-    shown = {e.attributes.get("data-path") for e in walk.elements}
+    there = {e.attributes.get("data-path") for e in walk.elements}
     missing = []
     for parts in numbers(REPORTS[name]):
-        where = page.path(*parts)
+        where = shown.path(*parts)
         generic = ".".join("*" if isinstance(p, int) else p for p in parts)
         skipped = generic.startswith(DRAWN) or parts[-1] in ("step",) or parts[0] == "samples"
-        if where not in shown and not skipped and not hidden(REPORTS[name], parts):
+        if where not in there and not skipped and not hidden(REPORTS[name], parts):
             missing.append(where)
     assert not missing
 
@@ -241,7 +241,7 @@ def test_absent_and_broken_numbers_are_absent_and_never_zero(nullable, broken):
     VALIDATOR.validate(clean)
     absent = [e for e in walk.elements if e.attributes.get("data-value") == "null"]
     assert len(absent) > 200
-    assert {text_of(e) for e in absent} == {page.ABSENT}
+    assert {text_of(e) for e in absent} == {shown.ABSENT}
     assert all(agrees(e, clean) for e in walk.elements if "data-path" in e.attributes)
     for e in walk.elements:
         if e.tag in SHAPES:
@@ -283,16 +283,43 @@ def test_the_page_asks_for_nothing(name):
 # --- a single run ---
 
 
-def test_a_run_says_first_what_it_cannot_tell():
-    walk = Walk(page.page(REPORTS["run"]))
-    seen = [
+def seen_texts(told):
+    """What stands in the body, piece by piece."""
+    walk = Walk(page.page(told))
+    return [
         t.strip() for t, around in walk.texts if t.strip() and any(e.tag == "body" for e in around)
     ]
+
+
+def test_a_run_answers_first_and_says_second_what_it_cannot_tell():
+    told = REPORTS["run"]
+    seen = seen_texts(told)
     assert seen[0] == "Skip to the report"
-    assert seen[1] == run.NO_VERDICT.format("run")
-    assert "cannot tell whether distillation helped" in seen[1]
-    assert seen[3].startswith("python -m distill_jax.main --config=")
+    assert seen[2] == "Half the size, 2.0x as fast, NLL +0.73 over its teacher" == told["headline"]
+    order = [seen.index(x) for x in (*told["findings"], "student before", run.NO_VERDICT)]
+    assert order == sorted(order)
+    assert order[-1] < seen.index("Evidence")
+    command = seen[seen.index(run.NO_VERDICT) + 2]
+    assert command.startswith("python -m distill_jax.main --config=")
     assert "Did distillation help" not in " ".join(seen)
+
+
+def test_a_run_without_teacher_or_speed_has_no_column_for_them():
+    told = without_teacher()
+    VALIDATOR.validate(told)
+    seen = seen_texts(told)
+    assert told["headline"] == "Training lowered NLL from 3.771 to 3.350 nats per token"
+    assert run.NO_TEACHER in seen
+    assert not {"KL to the teacher", "agreement", "tokens/s"} & set(seen)
+    assert "study_command" not in told
+
+
+def without_teacher():
+    rows = [
+        tables.ModelRow("student before", 9000, 3.771, None, None, None),
+        tables.ModelRow("student after", 9000, 3.35, None, None, None),
+    ]
+    return run.report_json(rows, {"eval/nll": 3.35}, [], {}, {}, study_command="never shown")
 
 
 @pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
@@ -313,7 +340,7 @@ def test_a_run_that_no_study_can_follow_has_no_command():
     rows = [tables.ModelRow("student after", 1, 1.0, None, None, None)]
     made = run.report_json(rows, {}, [], {}, {})
     VALIDATOR.validate(made)
-    assert "study" not in page.page(made).split("<header>")[0].split("<body>")[1]
+    assert "A study compares" not in page.page(made)
 
 
 # --- a study for a terminal ---
@@ -395,16 +422,16 @@ def test_paths_lead_back(keys):
     tree = 7
     for key in reversed(keys):
         tree = {key: tree}
-    assert at(tree, page.path(*keys)) == 7
-    assert page.Shown(tree).at(tuple(keys[:1]), *keys[1:]) == 7
-    assert text_of(Walk(str(page.Shown(tree).key(*keys))).elements[0]) == keys[-1]
+    assert at(tree, shown.path(*keys)) == 7
+    assert shown.Shown(tree).at(tuple(keys[:1]), *keys[1:]) == 7
+    assert text_of(Walk(str(shown.Shown(tree).key(*keys))).elements[0]) == keys[-1]
 
 
 @given(st.text())
 def test_texts_are_escaped_and_come_back(text):
     text = text.replace("\r", "").replace("\0", "")
-    shown = str(page.Shown({"a": text}).text("a"))
-    assert text_of(Walk(shown).elements[0]) == text
+    made = str(shown.Shown({"a": text}).text("a"))
+    assert text_of(Walk(made).elements[0]) == text
 
 
 def test_colors_say_what_labels_say():
