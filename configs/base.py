@@ -16,7 +16,7 @@ from distill_jax.losses.terms import ADAPTIVE
 
 
 def get_config(variant: str = "train") -> ConfigDict:
-    """The defaults. With teacher.path and data.source given, they make a usable run of any job."""
+    """The defaults. With teacher.path, student.path and data.source they make a run of any job."""
     c = ConfigDict()
     c.job = variant  # train | study | verdict | diagnose | cache | evaluate | export | generate
     c.seed = 0  # what initialisation, data order and sampling are drawn from
@@ -40,7 +40,7 @@ def get_config(variant: str = "train") -> ConfigDict:
 
     c.student = ConfigDict()  # the model that is trained
     c.student.path = ""  # of a model; empty: the teacher's weights or architecture
-    c.student.init = "checkpoint"  # checkpoint | random (the architecture alone) | prune
+    c.student.init = "checkpoint"  # checkpoint | random (the architecture alone) | prune | copy
     c.student.dtype = "float32"  # as teacher.dtype: of the parameters and the optimizer's moments
     c.student.prune = ConfigDict()  # what student.init=prune keeps of the model it starts from
     c.student.prune.blocks = 0  # blocks to keep; 0: all

@@ -87,6 +87,12 @@ MISTAKES = {
     "prunes more than there is": lambda w, t: (
         ["--config.student.init=prune", "--config.student.prune.blocks=9"], "the model has 2"
     ),
+    "prunes nothing": lambda w, t: (
+        ["--config.student.init=prune", "--config.student.prune.blocks=2"], "keeps all 2 blocks"
+    ),
+    "a copy of the teacher": lambda w, t: (
+        ["--config.student.path="], "the student would be a copy of its teacher"
+    ),
     "unwritable workdir": lambda w, t: (["--workdir=/proc/none/here"], "cannot be written"),
     "not a flag": lambda w, t: (["steps=100"], "--config.steps=100"),
 }  # fmt: skip

@@ -56,7 +56,7 @@ def check(c: ConfigDict) -> tuple[Recipe, Mesh]:
     Raises UserError for what is cheap to see before anything is read.
     """
     recipe = make_recipe(c)
-    student.check(c)
+    student.check(c, recipe.terms)
     samples.check(c)
     writing.check(c)
     teachers.check(c, recipe.terms)
@@ -68,6 +68,7 @@ def inputs_of(
 ) -> Inputs:
     """Reads the student's architecture and tokenizer, checks all models, tokenizes the text."""
     source = student_source(c, found.first)
+    student.check_pruned(c, source)
     tokenizer = student_tokenizer(c, found.first and found.first.tokenizer)
     for one in found.loaded[1:]:
         check_tokenizers(tokenizer, one.tokenizer)

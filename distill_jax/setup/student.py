@@ -1,6 +1,7 @@
 """The student at its start: read, random, or pruned out of a larger model."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,19 +10,25 @@ from ml_collections import ConfigDict
 
 from distill_jax.config import at_least, choose
 from distill_jax.losses.fused import linear_divergence
-from distill_jax.losses.terms import CROSS_ENTROPY, Term
+from distill_jax.losses.terms import CROSS_ENTROPY, Term, needs_teacher
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.binding import Model
 from distill_jax.models.prune import PruneOptions, prune, pruned_config
 from distill_jax.models.prune_blocks import BLOCK_CRITERIA
 from distill_jax.models.refit import NEURON_CRITERIA
 from distill_jax.setup.models import Loaded, Source, bind_config, check_length, place_params
-from distill_jax.types import Batch, Params
+from distill_jax.setup.teachers import AVERAGE
+from distill_jax.types import Batch, Params, UserError
 
-INITS = ("checkpoint", "random", "prune")
+INITS = ("checkpoint", "random", "prune", "copy")
+SMALLER = (
+    "give a smaller model by --config.student.path=PATH, prune by --config.student.init=prune with"
+    " --config.student.prune.blocks=N or .neurons=N, or start a smaller architecture by"
+    " --config.student.init=random with --config.student.path=PATH"
+)
 
 
-def check(c: ConfigDict) -> None:
+def check(c: ConfigDict, terms: tuple[Term, ...]) -> None:
     """Raises UserError for what can be seen to be wrong before a model is read."""
     choose("student.init", c.student.init, INITS)
     p = c.student.prune
@@ -30,6 +37,44 @@ def check(c: ConfigDict) -> None:
     least = {"ridge": 0, "attention_ridge": 0, "calibration_tokens": 1, "ranking_tokens": 1}
     for key, value in least.items():
         at_least(f"student.prune.{key}", p[key], value)
+    _check_differs(c, terms)
+
+
+def _check_differs(c: ConfigDict, terms: tuple[Term, ...]) -> None:
+    """Raises UserError where the student would start as its own teacher, which it cannot near."""
+    s, t = c.student, c.teacher
+    if s.init == "prune" and not s.prune.blocks and not s.prune.neurons:
+        raise UserError(
+            "config.student.init is prune, and student.prune.blocks and .neurons are both 0, which"
+            f" keeps everything: {SMALLER}"
+        )
+    same = s.path == "" or (t.path != "" and _place(s.path) == _place(t.path))
+    if s.init == "copy" and not (same and t.path not in ("", AVERAGE)):
+        raise UserError(
+            "config.student.init is copy, which starts from the teacher's own weights: give"
+            " --config.teacher.path=PATH and leave config.student.path empty"
+        )
+    knows = t.init == "checkpoint" and not t.more and t.path not in ("", AVERAGE)
+    if s.init == "checkpoint" and same and knows and needs_teacher(terms):
+        raise UserError(
+            f"the student would be a copy of its teacher, {t.path}: its loss is 0, and training can"
+            f" only make it worse; {SMALLER} (--config.student.init=copy if you want the copy)"
+        )
+
+
+def check_pruned(c: ConfigDict, source: Source) -> None:
+    """Raises UserError where pruning would keep all of a model, or more than it has."""
+    if c.student.init == "prune" and student_config(c, source) == source.config:
+        raise UserError(
+            f"config.student.prune keeps all {source.config.blocks} blocks and"
+            f" {source.config.neurons} neurons of the model: keep fewer"
+        )
+
+
+def _place(path: str) -> str:
+    """A model path such that two of the same directory or file are equal."""
+    local = Path(path).expanduser()
+    return str(local.resolve()) if local.exists() else path
 
 
 def make_student(
@@ -52,7 +97,7 @@ def make_student(
         params = place_params(model, read.params, mesh)
     else:
         params = jax.tree.map(lambda x: x.astype(c.student.dtype), teacher.params)
-    if c.student.init == "checkpoint":
+    if c.student.init in ("checkpoint", "copy"):
         return model, params
     smaller, pruned, _ = prune(model, params, calibration(), prune_options(c), summed_nll(c))
     model = bind_config(c, smaller, c.student.dtype)
