@@ -21,7 +21,7 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.job = variant  # train | study | verdict | diagnose | cache | evaluate | export | generate
     c.seed = 0  # what initialisation, data order and sampling are drawn from
     c.steps = 1000  # optimizer updates
-    c.watchdog_s = 3600  # seconds without a finished step before the run gives up; 0: never
+    c.watchdog_s = 3600  # seconds without a step or evaluated batch until a run gives up; 0: never
 
     c.teacher = ConfigDict()  # the model, or models, that the student learns from
     c.teacher.path = ""  # of a model | average: the student's running average; empty: no teacher
@@ -178,7 +178,7 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.mesh.tensor = 1  # parameters split within a matrix product
 
     c.log = ConfigDict()  # progress and metrics elsewhere
-    c.log.every = 10  # steps between progress lines where there is no terminal
+    c.log.every = 10  # seconds between progress lines where there is no terminal; 0: none
     c.log.tensorboard = False  # event files in the workdir; needs tensorboardX
     c.log.wandb_project = ""  # a Weights & Biases project; needs wandb
     return c

@@ -1,31 +1,36 @@
 """The only loop that trains: owns time, progress, evaluation, saving and stopping."""
 
 import json
-import os
+import math
 import sys
-import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
-from tqdm import tqdm
 
 from distill_jax import checkpoint
 from distill_jax.losses.tokens import finish
-from distill_jax.progress import progress_line, say
+from distill_jax.progress import COMPILE, Progress, Stage, say, step_note
 from distill_jax.signals import saving
-from distill_jax.types import Array, Batch, Mean, NumbersBrokeDown, Params, Stopped, TrainState
+from distill_jax.stopping import shared, watchdog
+from distill_jax.types import (
+    Advance,
+    Array,
+    Batch,
+    Mean,
+    NumbersBrokeDown,
+    Params,
+    Stopped,
+    TrainState,
+)
 from distill_jax.workdir import METRICS, rewind
 from distill_jax.writers import Writer
 
-STEPS_BETWEEN_STOP_CHECKS = 10  # with several processes
 BATCH_HASH = "train/batch"  # of a step's tokens: identifies, measures nothing
 
 
@@ -35,7 +40,6 @@ class LoopOptions(NamedTuple):
     steps: int
     eval_every: int
     checkpoint_every: int
-    log_every: int
     max_skipped: int
     watchdog_s: float
 
@@ -49,15 +53,15 @@ class Run(NamedTuple):
     state: TrainState  # fresh or restored; its buffers are donated
     teacher_params: tuple[Params, ...]
     key: Array  # for teachers that draw; folded with the step
-    train_step: Callable[..., tuple[TrainState, dict[str, Any]]]
+    train_step: Callable[..., tuple[TrainState, dict[str, Any]]]  # jitted
     batches: Callable[[int], Iterator[tuple[Batch, Batch]]]  # from a given step on: (host, global)
-    evaluate: Callable[[Params], dict[str, float]]
+    evaluate: Callable[[Params, Advance], dict[str, float]]
     learning_rate: Callable[[int], float]
     on_start: Callable[[Params], None]  # called once, before the first step of a fresh run
     writers: tuple[Writer, ...]  # of process 0 only
 
 
-def train(run: Run) -> TrainState:
+def train(run: Run, progress: Progress) -> TrainState:
     """Trains from the step of the run's state to the last.
 
     Raises Stopped after a signal and a save, NumbersBrokeDown when updates stay non-finite.
@@ -72,39 +76,48 @@ def train(run: Run) -> TrainState:
     log = _Log(run)
     if start == 0:
         run.on_start(state.params)
-        log.line(0, run.evaluate(state.params))
-    with saving() as stop, _watchdog(run.options.watchdog_s) as alive:
-        state = _steps(run, state, start, log, stop, alive)
-        run.manager.wait_until_finished()
+    with watchdog(run.options.watchdog_s, _say_error) as alive:
+        if start == 0:
+            _evaluate(run, state, 0, log, progress, alive)
+        with saving() as stop:
+            with progress.stage("train", "training") as stage:
+                state = _steps(run, state, start, log, stop, alive, progress, stage)
+            with progress.stage("write", "saving the last checkpoint"):
+                run.manager.wait_until_finished()
     run.manager.close()
     if stop.asked.is_set():
         raise Stopped(f"stopped by a signal after saving the last step, {run.options.steps}")
     return state
 
 
-def _steps(run, state, start, log, stop, alive):
+def _steps(run, state, start, log, stop, alive, progress, stage):
     options, late = run.options, None
     for step, (host, batch) in enumerate(run.batches(start), start + 1):
+        if step == start + 1:
+            _compile(run, state, batch, progress, alive)
+            stage.tell(f"step {start}/{options.steps}", None)
+            log.restart()
         state, metrics = run.train_step(state, run.teacher_params, batch, run.key)
         stop.begun.set()
         # Metrics are fetched one step late, so that the next step is dispatched first.
         if late is not None:
-            log.train(*late)
+            log.train(*late, stage)
         late = (step, host, metrics)
         alive()
-        stopping = _shared(stop.asked.is_set(), step)
+        stopping = shared(stop.asked.is_set(), step)
         last = step == options.steps
         due = lambda every, step=step: bool(every) and step % every == 0
         evaluation = None
         if due(options.eval_every) or last or stopping or due(options.checkpoint_every):
-            log.train(*late)
+            log.train(*late, stage)
             late = None
         if due(options.eval_every) or last:
-            evaluation = run.evaluate(state.params)
-            log.line(step, evaluation)
-            alive()
+            evaluation = _evaluate(run, state, step, log, progress, alive)
         if due(options.checkpoint_every) or last or stopping:
-            checkpoint.save(run.manager, state, evaluation)
+            with progress.stage("write", f"saving step {step}"):
+                checkpoint.save(run.manager, state, evaluation)
+            log.restart()
+            alive()
         if stopping and not last:
             run.manager.wait_until_finished()
             log.close()
@@ -113,19 +126,51 @@ def _steps(run, state, start, log, stop, alive):
     return state
 
 
+def _say_error(text):
+    say(f"error: {text}", sys.stderr, everywhere=True)
+
+
+def _compile(run, state, batch, progress, alive):
+    """Compiles the training step before the first call, which then finds the program."""
+    with progress.stage(COMPILE, "compiling the training step"):
+        alive(math.inf)  # a compilation cannot say that it goes on
+        run.train_step.lower(state, run.teacher_params, batch, run.key).compile()
+        alive()
+
+
+def _evaluate(run, state, step, log, progress, alive):
+    """Measures the student, writes and shows it."""
+    compiled = progress.seconds(COMPILE)
+    with progress.stage("evaluate", f"evaluating at step {step}") as stage:
+        began = time.monotonic()
+
+        def advance(what: str, done: int, total: int) -> None:
+            stage.advance(what, done, total)
+            alive(0.0 if total else math.inf)
+
+        values = run.evaluate(state.params, advance)
+        seconds = time.monotonic() - began - (progress.seconds(COMPILE) - compiled)
+    log.line(step, values, seconds)
+    alive()
+    return values
+
+
 class _Log:
-    """Writes metrics.jsonl and shows progress: a bar on a terminal, otherwise occasional lines."""
+    """Writes metrics.jsonl, and tells how far the training is."""
 
     def __init__(self, run: Run):
         self.run = run
         self.began = self.before = time.monotonic()
         self.rates: list[float] = []
         self.tokens = 0
+        self.evaluation_s = 0.0  # of one; 0 before any was made
         self.file = (run.workdir / METRICS).open("a") if jax.process_index() == 0 else None
-        terminal = sys.stderr.isatty() and jax.process_index() == 0
-        self.bar = tqdm(total=0, bar_format="{desc}", leave=True) if terminal else None
 
-    def train(self, step: int, host: Batch, metrics: dict[str, Any]) -> None:
+    def restart(self) -> None:
+        """What went on until now was no step."""
+        self.before = time.monotonic()
+
+    def train(self, step: int, host: Batch, metrics: dict[str, Any], stage: Stage) -> None:
         """Fetches one step's metrics, writes them and shows them."""
         jax.block_until_ready(metrics)
         now = time.monotonic()
@@ -140,24 +185,22 @@ class _Log:
         values["train/learning_rate"] = self.run.learning_rate(step - 1)
         values[BATCH_HASH] = zlib.crc32(np.ascontiguousarray(host.tokens_BT))
         self._write(step, values, device_s=device_s, tokens=self.tokens)
-        self._show(step, values, pace, tokens / pace)
+        self._tell(step, values, pace, tokens / pace, stage)
         if values["train/skipped_in_a_row"] >= self.run.options.max_skipped > 0:
             raise NumbersBrokeDown(
                 f"{values['train/skipped_in_a_row']:.0f} updates in a row up to step {step} were"
                 " not finite: lower optim.learning_rate or look at the data of those steps"
             )
 
-    def line(self, step: int, values: dict[str, float]) -> None:
-        """Writes and shows an evaluation."""
+    def line(self, step: int, values: dict[str, float], seconds: float) -> None:
+        """Writes and shows an evaluation. seconds: what it took, without compiling."""
         now = time.monotonic()
         self._write(step, values, device_s=now - self.before, tokens=self.tokens)
-        self.before = now
+        self.before, self.evaluation_s = now, seconds
         shown = [f"{k} {values[k]:.4g}" for k in SHOWN_EVALUATION if k in values]
-        self._text(f"step {step}/{self.run.options.steps}  " + "  ".join(shown))
+        say(f"step {step}/{self.run.options.steps}  " + "  ".join(shown), sys.stderr)
 
     def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
         if self.file is not None:
             self.file.close()
 
@@ -171,23 +214,27 @@ class _Log:
         for writer in self.run.writers:
             writer.metrics(step, numbers)
 
-    def _show(self, step, values, pace, speed):
-        options = self.run.options
+    def _tell(self, step, values, pace, speed, stage):
         names = ("loss", "forward_kl", "nll")
         numbers = {n: values[f"train/{n}"] for n in names if values.get(f"train/{n}") is not None}
         if memory := _device_memory():
             numbers["GB"] = memory
-        text = progress_line(step, options.steps, pace * (options.steps - step), speed, numbers)
-        if self.bar is not None:
-            self.bar.set_description_str(text)
-        elif options.log_every and (step % options.log_every == 0 or step in (1, options.steps)):
-            self._text(text)
+        options = self.run.options
+        left = pace * (options.steps - step)
+        left += self.evaluation_s * evaluations_left(step, options.steps, options.eval_every)
+        stage.tell(f"step {step_note(step, options.steps, speed, numbers)}", left, pace)
 
-    def _text(self, text):
-        if self.bar is not None:
-            self.bar.write(text, file=sys.stderr)
-        else:
-            say(text, sys.stderr)
+
+def evaluations_left(step: int, steps: int, every: int) -> int:
+    """Evaluations after `step`: every so many steps, if any, and after the last.
+
+    >>> evaluations_left(3, 10, 4), evaluations_left(3, 10, 0)
+    (2, 1)
+    """
+    if step >= steps:
+        return 0
+    between = (steps - 1) // every - step // every if every else 0
+    return between + 1
 
 
 SHOWN_EVALUATION = ("eval/nll", "eval/forward_kl", "eval/agreement_top1", "eval/teacher_nll")
@@ -203,40 +250,3 @@ def _device_memory() -> float | None:
     """Gigabytes in use on the fullest device; None where the backend does not say."""
     used = [(d.memory_stats() or {}).get("bytes_in_use") for d in jax.local_devices()]
     return max(used) / 1e9 if used and None not in used else None
-
-
-def _shared(flag: bool, step: int) -> bool:
-    """Whether any process has set the flag: all must agree, or the next collective hangs.
-
-    Several processes compare flags only every few steps, because that waits for the device.
-    """
-    if jax.process_count() == 1:
-        return flag
-    if step % STEPS_BETWEEN_STOP_CHECKS:
-        return False
-    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
-
-
-@contextmanager
-def _watchdog(limit_s: float) -> Iterator[Callable[[], None]]:
-    """Ends the process with code 74 if the yielded function is not called for `limit_s` seconds.
-
-    A hung collective cannot be interrupted from Python, hence os._exit.
-    """
-    last, over = [time.monotonic()], threading.Event()
-
-    def watch():
-        while not over.wait(min(limit_s / 4, 10.0)):
-            silent = time.monotonic() - last[0]
-            if silent > limit_s:
-                text = f"no step finished for {silent:.0f} s (watchdog_s is {limit_s:g}): run again"
-                print(f"error: {text}", file=sys.stderr, flush=True)
-                os._exit(74)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    if limit_s > 0:
-        thread.start()
-    try:
-        yield lambda: last.__setitem__(0, time.monotonic())
-    finally:
-        over.set()

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import NoReturn
 
-from distill_jax import signals
+from distill_jax import STARTED, signals
 
 
 def run() -> NoReturn:
@@ -25,7 +25,7 @@ def run() -> NoReturn:
         text = f"error: the package {error.name} is missing: pip install -r requirements.txt"
         print(text, file=sys.stderr)
         sys.exit(2)
-    sys.exit(main(sys.argv))
+    sys.exit(main(sys.argv, STARTED))
 
 
 if __name__ == "__main__":

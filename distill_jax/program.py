@@ -9,6 +9,7 @@ failure, 74 no progress, 75 stopped by a signal, 76 the numbers broke down.
 import os
 import re
 import sys
+import time
 import traceback
 import warnings
 from pathlib import Path
@@ -18,13 +19,18 @@ from absl import logging
 from distill_jax import signals
 from distill_jax.command_line import Command, parse
 from distill_jax.key_help import help_text
+from distill_jax.progress import Progress
 from distill_jax.types import Forbidden, NumbersBrokeDown, Stopped, UserError
 
 EXIT_CODES = {UserError: 2, Forbidden: 3, Stopped: 75, NumbersBrokeDown: 76}
 
 
-def main(argv: list[str]) -> int:
-    """Runs one command line and gives its exit code; errors are one line on stderr."""
+def main(argv: list[str], began: float | None = None) -> int:
+    """Runs one command line and gives its exit code; errors are one line on stderr.
+
+    began: when the process did, by time.monotonic(); now, if it is not given.
+    """
+    began = time.monotonic() if began is None else began
     logging.set_verbosity(logging.ERROR)
     workdir = None
     try:
@@ -32,7 +38,7 @@ def main(argv: list[str]) -> int:
             return _show(help_text(names))
         command = parse(argv)
         workdir = command.workdir
-        return _run(command)
+        return _run(command, began)
     except tuple(EXIT_CODES) as error:
         return _fail(EXIT_CODES[type(error)], str(error))
     except Exception as error:
@@ -56,7 +62,7 @@ def _show(text):
     return 0
 
 
-def _run(command: Command) -> int:
+def _run(command: Command, began: float) -> int:
     # For example, orbax warns of a missing sharding file whenever it restores a host scalar.
     warnings.filterwarnings("ignore", module="orbax")
     import jax
@@ -65,11 +71,14 @@ def _run(command: Command) -> int:
         jax.distributed.initialize()
     elif command.processes > 1:
         jax.distributed.initialize(command.coordinator, command.processes, command.process)
-    if command.distributed or command.processes > 1:
+    several = command.distributed or command.processes > 1
+    if several:
         signals.handle()  # the distributed runtime takes SIGTERM for itself
-    from distill_jax.jobs.run import run_job
-
-    run_job(command.config, command.base, command.workdir)
+    stream = None if several and jax.process_index() else sys.stderr
+    with Progress(stream, every_s=command.config.log.every, began=began).shown() as progress:
+        with progress.stage("start", f"starting the job {command.config.job}"):
+            from distill_jax.jobs.run import run_job  # takes seconds
+        run_job(command.config, command.base, command.workdir, progress)
     return 0
 
 

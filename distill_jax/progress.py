@@ -1,16 +1,213 @@
-"""Text for the terminal: progress lines, tables, and the only function that prints."""
+"""What goes on and how long it takes: one line on stderr; tables; the only function that prints.
+
+On a terminal the line is replaced as the work goes on. Elsewhere a line is written at most every
+LINE_S seconds, and none about what takes less than SHORT_S.
+"""
 
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TextIO
 
 import jax
+from tqdm import tqdm
+
+from distill_jax.types import COMPILING
+
+LINE_S = 10.0  # between lines where there is no terminal
+SHORT_S = 2.0
+COMPILE, OTHER = "compile", "other"  # names of parts: see Progress.times
+# Only threads of one process draw. The default lock is one between processes.
+tqdm.set_lock(threading.RLock())
 
 
-def say(text: str, stream: TextIO | None = None) -> None:
-    """Prints a line on process 0 only; to stdout unless another stream is given."""
-    if jax.process_index() == 0:
-        print(text, file=stream or sys.stdout, flush=True)
+def say(text: str, stream: TextIO | None = None, *, everywhere: bool = False) -> None:
+    """Prints a line on process 0 or on all; to stdout unless another stream is given."""
+    if everywhere or jax.process_index() == 0:
+        _write(text, stream or sys.stdout)
+
+
+def _write(text: str, stream: TextIO) -> None:
+    """A whole line at once, so that threads do not mix theirs; that of a Progress makes room."""
+    with tqdm.external_write_mode(file=stream):
+        stream.write(text + "\n")
+        stream.flush()
+
+
+class Stage:
+    """What goes on now. `advance` may be given to what does the work (types.Advance).
+
+    left_s: seconds until it is done, where that is known. pace_s: seconds per unit.
+    """
+
+    def __init__(self, part: str, title: str, progress: "Progress"):
+        self.part, self.title, self._progress = part, title, progress
+        self.what = ""
+        self.began = self.changed = progress.clock()
+        self.note: str | None = None
+        self.left_s: float | None = None
+        self.pace_s: float | None = None
+        self._done = self._total = 0
+        self._first: tuple[int, float] | None = None
+
+    def advance(self, what: str, done: int, total: int) -> None:
+        """`done` of `total` units are done (0: it is not known how many); what: in words."""
+        now = self._progress.clock()
+        if what != self.what:
+            self._progress.charge(now)
+            self.began = now
+        if what != self.what or done < self._done or total != self._total:
+            self._first = None
+        if total and self._first is None:
+            # The first unit may have waited for a compilation: the pace is that of the others.
+            self._first = (done, now)
+            self.left_s = self.pace_s = None
+        elif total and done > self._first[0]:
+            self.pace_s = (now - self._first[1]) / (done - self._first[0])
+            self.left_s = self.pace_s * (total - done)
+        self.what, self._done, self._total, self.changed, self.note = what, done, total, now, None
+
+    def tell(self, note: str, left_s: float | None, pace_s: float | None = None) -> None:
+        """How far it is in the caller's own words."""
+        self.note, self.left_s, self.pace_s = note, left_s, pace_s
+        self.changed = self._progress.clock()
+
+    def remaining(self, now: float) -> float | None:
+        """Seconds left, those since the last unit taken off."""
+        return None if self.left_s is None else max(0.0, self.left_s - (now - self.changed))
+
+    def line(self, now: float) -> str:
+        """The stage in words, such as `pruning: blocks 3/21  4.2 s each  1m16s left`."""
+        left = self.remaining(now)
+        ending = [] if left is None else [f"{duration(left)} left"]
+        if self.note is not None:
+            return "  ".join([f"{self.title} {self.note}", *ending])
+        what = f"{self.title}: {self.what}" if self.what else self.title
+        if not self._total:
+            return f"{what} ... {duration(now - self.began)}"
+        rate = [] if not self.pace_s else [rate_of(self.pace_s)]
+        return "  ".join([f"{what} {self._done:,}/{self._total:,}", *rate, *ending])
+
+
+class Progress:
+    """The stages of a process, its line, and what its time went to.
+
+    stream: None shows nothing. every_s: between lines where there is no terminal; 0: none. began:
+    on the same clock, when the process started.
+
+      with progress.stage("load", "reading the teacher") as stage:
+          read(path, advance=stage.advance)
+    """
+
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        *,
+        every_s: float = LINE_S,
+        began: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.stream, self.every_s, self.clock = stream, every_s, clock
+        self.began = self._since = clock() if began is None else began
+        self._stages: list[Stage] = []
+        self._within: list[Callable[[Stage], str]] = []
+        self._seconds: dict[str, float] = {}
+        self._shown: float | None = None
+        self._bar = None
+        if stream is not None and stream.isatty():
+            self._bar = tqdm(
+                total=0, bar_format="{desc}", leave=False, file=stream, dynamic_ncols=True
+            )
+
+    @contextmanager
+    def stage(self, part: str, title: str) -> Iterator[Stage]:
+        """A stage of the work. part: one word for what its time goes to; title: as shown.
+
+        A stage within another has its time to itself.
+        """
+        self.charge(self.clock())
+        self._stages.append(Stage(part, title, self))
+        try:
+            yield self._stages[-1]
+        finally:
+            self.charge(self.clock())
+            self._stages.pop()
+
+    @contextmanager
+    def within(self, label: Callable[[Stage], str]) -> Iterator[None]:
+        """While it lasts, label(stage) stands before every line."""
+        self._within.append(label)
+        try:
+            yield
+        finally:
+            self._within.pop()
+
+    def charge(self, now: float) -> None:
+        """Counts the time since the last change for what has gone on."""
+        part = OTHER
+        if self._stages:
+            compiling = self._stages[-1].what.startswith(COMPILING)
+            part = COMPILE if compiling else self._stages[-1].part
+        self._seconds[part] = self._seconds.get(part, 0.0) + now - self._since
+        self._since = now
+
+    def seconds(self, part: str) -> float:
+        """What a part took so far."""
+        return self.times().get(part, 0.0)
+
+    def times(self) -> dict[str, float]:
+        """Seconds by part, in the order in which they began; they add up to the time since `began`.
+
+        What goes on now is counted up to now.
+        """
+        self.charge(self.clock())
+        parts = {name: value for name, value in self._seconds.items() if name != OTHER}
+        return parts | {OTHER: self._seconds.get(OTHER, 0.0)}
+
+    def line(self, now: float) -> str:
+        """What is shown now; nothing between stages."""
+        stages = list(self._stages)
+        if not stages:
+            return ""
+        return "  ".join([*(label(stages[-1]) for label in self._within), stages[-1].line(now)])
+
+    def tick(self) -> None:
+        """Shows what there is to show now."""
+        now, text = self.clock(), self.line(self.clock())
+        if self._bar is not None:
+            self._bar.set_description_str(text)
+        elif self.stream is not None and text and self._due(now):
+            self._shown = now
+            _write(text, self.stream)
+
+    def _due(self, now: float) -> bool:
+        since = now - (self.began if self._shown is None else self._shown)
+        if not self.every_s or (self._shown is not None and since < self.every_s):
+            return False
+        return since >= self.every_s or now - self._stages[-1].began >= SHORT_S
+
+    @contextmanager
+    def shown(self) -> Iterator["Progress"]:
+        """Shows the line from a thread of its own while it lasts."""
+        over = threading.Event()
+
+        def show():
+            while not over.wait(0.5):
+                self.tick()
+
+        thread = threading.Thread(target=show, daemon=True)
+        if self.stream is not None:
+            thread.start()
+        try:
+            yield self
+        finally:
+            over.set()
+            if self.stream is not None:
+                thread.join()
+            if self._bar is not None:
+                self._bar.close()
 
 
 def duration(seconds: float) -> str:
@@ -23,13 +220,26 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
 
 
-def progress_line(
-    step: int, steps: int, seconds_left: float, tokens_per_s: float, numbers: dict[str, float]
-) -> str:
-    """One line: step, time left, tokens per second, and a few metrics by name."""
+def rate_of(pace_s: float) -> str:
+    """Units per second, or seconds per unit where that is more than one."""
+    if pace_s > 1:
+        return f"{pace_s:.1f} s each"
+    return f"{1 / pace_s:,.1f}/s" if pace_s > 0.1 else f"{1 / pace_s:,.0f}/s"
+
+
+def times_line(times: dict[str, float]) -> str:
+    """Where the time went, in whole seconds that add up: `load 12s, train 4m10s, other 3s: ...`."""
+    whole = {name: int(value) for name, value in times.items() if name != OTHER}
+    total = round(sum(times.values()))
+    whole[OTHER] = total - sum(whole.values())
+    parts = ", ".join(f"{name} {duration(value)}" for name, value in whole.items() if value)
+    return f"{duration(total)}: {parts}"
+
+
+def step_note(step: int, steps: int, tokens_per_s: float, numbers: dict[str, float]) -> str:
+    """Step, tokens per second, and a few metrics by name."""
     shown = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-    left = f"{duration(seconds_left)} left"
-    return f"step {step}/{steps}  {left}  {tokens_per_s:,.0f} tokens/s  {shown}"
+    return f"{step}/{steps}  {tokens_per_s:,.0f} tokens/s  {shown}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -7,6 +7,7 @@ Shape legend, used in every name of this package:
   M temperatures, draws or teachers  x any leading shape
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,6 +20,14 @@ Params = dict[str, Any]  # nested plain dicts of arrays
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # A key path of jax.tree_util as `blocks/attention/query`.
 path_name = partial(jax.tree_util.keystr, simple=True, separator="/")
+# advance(what, done, total): `done` of `total` units of something are done, in words such as
+# "blocks"; total 0 where it is not known. Whoever waits is told; nothing else depends on it.
+Advance = Callable[[str, int, int], None]
+COMPILING = "compiling"  # how `what` begins while a program is compiled
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """An Advance that tells nobody."""
 
 
 class UserError(Exception):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from distill_jax.data.tokenizer import make_tokenizer
 from distill_jax.export import export_student
 from distill_jax.program import main
+from distill_jax.progress import Progress
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,13 +54,17 @@ def run_process(*arguments, config="configs/base.py", devices=1, timeout=300):
 
 
 def run(*arguments, config="configs/base.py"):
-    """The same within this process, on its one device: importing everything anew costs seconds."""
+    """The same within this process, on its one device: importing everything anew costs seconds.
+
+    How far it is depends on the machine and is not told.
+    """
     _, _, *words = command(*arguments, config=config and ROOT / config)
     out, err = io.StringIO(), io.StringIO()
     with (
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         warnings.catch_warnings(),
+        mock.patch("distill_jax.program.Progress", lambda _, **more: Progress(None, **more)),
     ):
         # What the interpreter hides from a user, and no other warning.
         for hidden in (DeprecationWarning, PendingDeprecationWarning, ResourceWarning):

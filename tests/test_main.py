@@ -117,10 +117,12 @@ def test_sigterm_saves_and_exits_75_and_the_rerun_goes_on(done, flags, tmp_path)
         cli.command(f"--workdir={workdir}", *flags), cwd=cli.ROOT, env=cli.environment(),
         stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
     ) as process:  # fmt: skip
-        for line in process.stderr:
-            if line.startswith("step 1/"):
-                process.send_signal(signal.SIGTERM)
-                break
+        deadline = time.monotonic() + 240
+        while not (workdir / "metrics.jsonl").exists() or not losses(workdir):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
         rest = process.stderr.read()
         code = process.wait(timeout=120)
     if code == 0:  # the signal came after the last step

@@ -10,7 +10,7 @@ from distill_jax.data.chat import Span, render_with_spans
 from distill_jax.data.documents import Document
 from distill_jax.data.limits import CHARACTERS_PER_TOKEN, Limits, batches, filled_by
 from distill_jax.data.tokenizer import Tokenizer, close_text
-from distill_jax.types import UserError
+from distill_jax.types import Advance, UserError, silent
 
 _BATCH = 256  # documents encoded at a time; only limits memory
 
@@ -31,7 +31,11 @@ class Tokenized(NamedTuple):
 
 
 def tokenize_documents(
-    documents: Sequence[Document], tokenizer: Tokenizer, *, max_tokens: int = 0
+    documents: Sequence[Document],
+    tokenizer: Tokenizer,
+    *,
+    max_tokens: int = 0,
+    advance: Advance = silent,
 ) -> Tokenized:
     """Encodes documents and marks the trained tokens.
 
@@ -40,7 +44,8 @@ def tokenize_documents(
     with a token that overlaps prompt and completion and with the end-of-text token. Messages are
     rendered by the chat template, nothing added; the assistant's spans are trained.
     max_tokens: unless 0, that many tokens are predicted; the document in which they end is cut
-    there, and those after it are left out, and not encoded.
+    there, and those after it are left out, and not encoded. advance: told of every so many
+    documents, or of the tokens where there is a limit of them.
     Raises UserError if a document has messages without an assistant's turn.
     """
     tokens, trained, predicted = [], [], 0
@@ -53,6 +58,10 @@ def tokenize_documents(
             tokens.append(ids[:kept])
             trained.append(marks[:kept])
             predicted += max(kept - 1, 0)
+        if max_tokens:
+            advance("tokens", predicted, max_tokens)
+        else:
+            advance("documents", len(tokens), len(documents))
     used = documents[: len(tokens)]
     if left() > 0 and max_tokens and any(map(filled_by(Limits(0, max_tokens)), used)):
         raise UserError(

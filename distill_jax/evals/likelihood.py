@@ -9,7 +9,7 @@ from distill_jax.evals.token_values import check_counted, make_token_values
 from distill_jax.losses.tokens import finish, merge, weighted_mean
 from distill_jax.models.binding import Model
 from distill_jax.objective import Teach
-from distill_jax.types import Batch, Mean, Params
+from distill_jax.types import COMPILING, Advance, Batch, Mean, Params, silent
 
 # The values (token_values.py) that training logs; the last four where there is a teacher.
 LOGGED = ("nll", "accuracy_top1", "teacher_nll", "forward_kl", "reverse_kl", "agreement_top1")
@@ -44,17 +44,26 @@ def evaluate(
     params: Params,
     teacher_params: tuple[Params, ...],
     batches: Iterable[Batch],
+    *,
+    count: int = 0,
+    advance: Advance = silent,
 ) -> dict[str, float]:
     """Means per token over all batches, perplexity and counted tokens, named as in metrics.jsonl.
 
-    Raises UserError where not one token counts.
+    advance: told of every batch; count: how many there are, where it is known. Raises UserError
+    where not one token counts.
     """
     total: dict[str, Mean] = {}
-    for batch in batches:
+    for i, batch in enumerate(batches):
+        if i == 0:
+            advance(f"{COMPILING} the evaluation", 0, 0)
+            eval_step.lower(params, teacher_params, batch).compile()
+            advance("batches", 0, 0)
         means = eval_step(params, teacher_params, batch)
         # Totals of many batches are added in float64 on the host.
         means = {k: Mean(float(m.total), float(m.count)) for k, m in means.items()}
         total = {k: merge(total[k], m) for k, m in means.items()} if total else means
+        advance("batches", i + 1, count)
     check_counted(round(total["nll"].count) if total else 0)
     means = {f"eval/{name}": finish(mean) for name, mean in total.items()}
     means["eval/perplexity"] = perplexity(means["eval/nll"])

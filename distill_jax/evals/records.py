@@ -20,7 +20,7 @@ from distill_jax.evals.token_values import (
 )
 from distill_jax.models.binding import Model
 from distill_jax.objective import Teach
-from distill_jax.types import Array, Batch, Params
+from distill_jax.types import COMPILING, Advance, Array, Batch, Params, silent
 
 RecordStep = Callable[[Params, tuple[Params, ...], Batch], dict[str, Array]]
 
@@ -54,17 +54,23 @@ def collect(
     teacher_params: tuple[Params, ...],
     batches: Iterable[Batch],
     rows: Rows,
+    *,
+    advance: Advance = silent,
 ) -> dict[str, np.ndarray]:
     """The columns of records_file.py, without slices, for every counted token of all rows.
 
     batches: the rows in order, filled up with padding; host arrays, or arrays over a mesh, also of
-    several processes, which then all hold the result. Raises UserError where not one token counts
-    and ValueError where the batches are not these rows.
+    several processes, which then all hold the result. advance: told of the rows that are done.
+    Raises UserError where not one token counts and ValueError where the batches are not these rows.
     """
     document_NT, position_NT = places(getattr(rows, "rows", rows))
     parts: list[dict[str, np.ndarray]] = []
     start = 0
     for batch in batches:
+        if not start:
+            advance(f"{COMPILING} the measures", 0, 0)
+            record_step.lower(params, teacher_params, batch).compile()
+            advance("rows", 0, 0)
         values = record_step(params, teacher_params, batch)
         values = jax.tree.map(np.asarray, multihost_utils.process_allgather(values, tiled=True))
         counted_BT, document_BT = values.pop("counted"), values["document"]
@@ -76,6 +82,7 @@ def collect(
         kept = {name: value[:known][counted_BT[:known]] for name, value in values.items()}
         parts.append(kept | {"position": position_NT[here][counted_BT[:known]]})
         start = here.stop
+        advance("rows", min(start, len(document_NT)), len(document_NT))
     if start < len(document_NT):
         raise ValueError(f"the batches hold {start} rows of {len(document_NT)}")
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,6 +1,5 @@
 """The job cache: the teacher runs once over the text, and what it gives is stored for training."""
 
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +24,7 @@ from distill_jax.data.cache_writer import (
 from distill_jax.losses.fused import linear_divergence
 from distill_jax.losses.terms import Term
 from distill_jax.objective import live_teacher, partial_teacher
-from distill_jax.progress import progress_line, say
+from distill_jax.progress import COMPILE, Progress, Stage, say
 from distill_jax.setup import data, teachers
 from distill_jax.setup.loss import terms_of
 from distill_jax.setup.models import Loaded, check_length, load_teacher, mesh_of, size_line
@@ -34,7 +33,6 @@ from distill_jax.sharding import barrier, batch_sharding, batch_ways, local_part
 from distill_jax.signals import Saving, saving
 from distill_jax.types import Batch, Stopped, UserError
 
-SECONDS_BETWEEN_LINES = 20
 STREAM = 2  # of random numbers
 
 
@@ -46,10 +44,11 @@ class CacheRun(NamedTuple):
     mesh: Mesh
     teacher: Loaded
     rows: list[Batch]
-    compute: Any  # (params, batch) -> signals [B, T, ..] by name
+    compute: Any  # (params, batch) -> signals [B, T, ..] by name, jitted
+    progress: Progress
 
 
-def cache_job(c: ConfigDict, directory: Path) -> None:
+def cache_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
     """Writes config.teacher.targets of all training and held-out text into the workdir."""
     kind = c.teacher.targets
     mesh = mesh_of(c, "cache")
@@ -62,35 +61,42 @@ def cache_job(c: ConfigDict, directory: Path) -> None:
         )
     if kind == "sampled" and not 1 <= c.teacher.draws <= 255:
         raise UserError(f"config.teacher.draws is {c.teacher.draws}: a cache holds 1 to 255 draws")
-    documents, held_out = data.training_documents(c)
-    teacher = load_teacher(c, mesh)
+    with progress.stage("load", "reading the text"):
+        documents, held_out = data.training_documents(c)
+    with progress.stage("load", "reading the teacher") as stage:
+        teacher = load_teacher(c, mesh, stage.advance)
     check_length(c, teacher.model.config, c.teacher.path)
     say(size_line("teacher", teacher))
-    texts = [
-        data.tokenized(some, teacher.tokenizer, teacher.model.config.vocab)
-        for some in (documents, held_out)
-    ]
-    parts = [data.packed(c, text, seed=None) for text in texts]
+    of = (teacher.tokenizer, teacher.model.config.vocab)
+    with progress.stage("tokenise", "tokenising") as stage:
+        texts = [data.tokenized(some, *of, stage.advance) for some in (documents, held_out)]
+        parts = [data.packed(c, text, seed=None) for text in texts]
     for name, part in zip(("training", "held-out"), parts, strict=True):
         say(f"{name} text: {data.description(part)}")
     rows = [part.rows[i] for part in parts for i in range(len(part.rows))]
     if jax.process_index() == 0:
         claim_directory(c, directory)
-    fill_cache(c, directory, mesh, teacher, rows)
+    fill_cache(c, directory, mesh, teacher, rows, progress)
 
 
 def fill_cache(
-    c: ConfigDict, directory: Path, mesh: Mesh, teacher: Loaded, rows: list[Batch]
+    c: ConfigDict,
+    directory: Path,
+    mesh: Mesh,
+    teacher: Loaded,
+    rows: list[Batch],
+    progress: Progress,
 ) -> None:
     """Stores the teacher's signals for all pieces of some rows, and reads one batch back."""
     kind = c.teacher.targets
     temperatures = teachers.temperatures_of(terms_of(c))
     compute = _compute(c, teacher, temperatures, mesh)
-    run = CacheRun(c, directory, mesh, teacher, rows, compute)
+    run = CacheRun(c, directory, mesh, teacher, rows, compute, progress)
     hashes = data.cache_hashes(teacher, teacher.tokenizer)
     manifest = Manifest(kind, _form(c, teacher, temperatures), c.data.seq_len, hashes)
     _write(run, manifest)
-    _report(run)
+    with progress.stage("check", "reading the cache back"):
+        _report(run)
 
 
 def _form(c: ConfigDict, teacher: Loaded, temperatures: tuple[float, ...]) -> dict[str, Any]:
@@ -132,6 +138,9 @@ def _write(run: CacheRun, manifest: Manifest) -> None:
         manifest = manifest._replace(hashes=manifest.hashes | {"head": digest})
     pieces = [list(pieces_of(row)) for row in run.rows]
     tokens = {key: place.stop - place.start for row in pieces for place, key in row}
+    with run.progress.stage(COMPILE, "compiling the teacher"):
+        some = data.batch_of(run.rows[: c.cache.batch_size], c.cache.batch_size, run.mesh)
+        run.compute.lower(run.teacher.params, some).compile()
     first = _signals(run, run.rows[: c.cache.batch_size])
     size = KINDS[manifest.kind].bytes_per_token(manifest.form, _distinct(first))
     total = sum(tokens.values())
@@ -153,7 +162,8 @@ def _write(run: CacheRun, manifest: Manifest) -> None:
     todo = [i for i, row in enumerate(pieces) if any(key.hex() not in done for _, key in row)]
     barrier("cache read")
     with saving() as stop:
-        _batches(run, writer, pieces, todo, stop)
+        with run.progress.stage("cache", "running the teacher") as stage:
+            _batches(run, writer, pieces, todo, stop, stage)
         writer.commit()
     if stop.asked.is_set():
         raise Stopped("stopped by a signal after saving what the teacher gave so far")
@@ -169,10 +179,11 @@ def _batches(
     pieces: list[list[tuple[slice, bytes]]],
     todo: list[int],
     stop: Saving,
+    stage: Stage,
 ) -> None:
     size, rows = run.config.cache.batch_size, run.rows
-    began = shown = time.monotonic()
     part, seen, owner = local_rows(run.mesh, size), 0, {}
+    tokens = sum(int((rows[i].segment_BT > 0).sum()) for i in todo)
     for i in todo:
         # Rows of several processes may hold the same piece: only one of them writes it.
         for _, key in pieces[i]:
@@ -189,12 +200,7 @@ def _batches(
         if stop.asked.is_set():
             return
         seen += sum(int((row.segment_BT > 0).sum()) for row in chosen)
-        now, last = time.monotonic(), start + size >= len(todo)
-        if last or now - shown > SECONDS_BETWEEN_LINES:
-            shown = now
-            count, speed = min(start + size, len(todo)), seen / (now - began)
-            eta = (now - began) / count * (len(todo) - count)
-            say(progress_line(count, len(todo), eta, speed, {}))
+        stage.advance("tokens", seen, tokens)
 
 
 def _signals(run: CacheRun, chosen: list[Batch]) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ from distill_jax.evals.aggregates import aggregate
 from distill_jax.evals.continuations import behaviour_section
 from distill_jax.evals.records_file import write_records
 from distill_jax.jobs.study_report import TOKENS
-from distill_jax.progress import say
+from distill_jax.progress import Progress, say
 from distill_jax.report.headline import diagnose_answer
 from distill_jax.report.page import page
 from distill_jax.report.run import report_json, study_command
@@ -33,11 +33,11 @@ from distill_jax.setup.models import Loaded, Source, count, load_measured, mesh_
 from distill_jax.setup.owner import Reading
 from distill_jax.setup.provenance import provenance
 from distill_jax.setup.teachers import Teachers
-from distill_jax.types import UserError
+from distill_jax.types import Advance, UserError
 from distill_jax.words import named, plural
 
 
-def diagnose_job(asked: Reading) -> None:
+def diagnose_job(asked: Reading, progress: Progress) -> None:
     """Compares student.path with teacher.path on the evaluation text; diagnose.baseline beside it.
 
     Writes tokens.parquet, report.json and report.html.
@@ -47,18 +47,22 @@ def diagnose_job(asked: Reading) -> None:
         if not c[key].path:
             raise UserError(f"config.{key}.path is empty: diagnose needs --config.{key}.path=PATH")
     mesh = mesh_of(c, "eval")
-    documents = data.evaluation_documents(c, own=asked.own_text)
-    models = load_measured(c, mesh, c.diagnose.baseline)
+    with progress.stage("load", "reading the text"):
+        documents = data.evaluation_documents(c, own=asked.own_text)
+    with progress.stage("load", "reading the models") as stage:
+        models = load_measured(c, mesh, c.diagnose.baseline, stage.advance)
     for name, loaded in models.items():
         say(size_line(name, loaded))
-    evaluator = evaluator_of(c, _inputs(asked, mesh, models, documents))
+    with progress.stage("tokenise", "tokenising") as stage:
+        evaluator = evaluator_of(c, _inputs(asked, mesh, models, documents, stage.advance))
     say(f"text: {data.description(evaluator.held_out)}")
-    records = {
-        name: measure_tokens(c, loaded, evaluator)
-        for name, loaded in models.items()
-        if name != "teacher"
-    }
-    written = {name: measure_texts(c, loaded, evaluator).metrics for name, loaded in models.items()}
+    records, written = {}, {}
+    for name, loaded in models.items():
+        if name != "teacher":
+            with progress.stage("evaluate", f"measuring the {name}") as stage:
+                records[name] = measure_tokens(c, loaded, evaluator, stage.advance)
+        with progress.stage("write", f"texts of the {name}"):
+            written[name] = measure_texts(c, loaded, evaluator).metrics
     if jax.process_index():
         return
     write_records(results / TOKENS, records["student"])
@@ -71,15 +75,18 @@ def diagnose_job(asked: Reading) -> None:
     say(f"\nreport: {results / workdir.PAGE}")
 
 
-def _inputs(asked: Reading, mesh: Mesh, models: dict[str, Loaded], documents) -> Inputs:
+def _inputs(
+    asked: Reading, mesh: Mesh, models: dict[str, Loaded], documents, advance: Advance
+) -> Inputs:
     """The evaluation text, and where token frequencies come from: data.source, or else it."""
     c = asked.config
     student = models["student"]
     vocab = min(loaded.model.config.vocab for loaded in models.values())
-    text = data.tokenized(documents, student.tokenizer, vocab)
+    text = data.tokenized(documents, student.tokenizer, vocab, advance)
     training = text
     if asked.own_text or (c.data.eval_source and c.data.source):
-        training = data.tokenized(data.training_documents(c)[0], student.tokenizer, vocab)
+        read = data.training_documents(c)[0]
+        training = data.tokenized(read, student.tokenizer, vocab, advance)
     found = Teachers((models["teacher"],), None, None, False)
     return Inputs(
         mesh, found, Source(student.model.config, None), student.tokenizer, training, text

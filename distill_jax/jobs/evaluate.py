@@ -6,7 +6,7 @@ from distill_jax import workdir
 from distill_jax.config import flatten
 from distill_jax.evals.likelihood import evaluate, make_eval_step
 from distill_jax.objective import live_teacher
-from distill_jax.progress import say
+from distill_jax.progress import Progress, say
 from distill_jax.report.tables import ModelRow, text_table
 from distill_jax.setup import data
 from distill_jax.setup.evaluator import task_scores
@@ -16,17 +16,21 @@ from distill_jax.setup.provenance import provenance
 from distill_jax.sharding import batch_ways
 
 
-def evaluate_job(asked: Reading) -> None:
+def evaluate_job(asked: Reading, progress: Progress) -> None:
     """Measures student.path, against teacher.path where both are given, on the evaluation text."""
     c, results = asked.config, asked.results
     mesh = mesh_of(c, "eval")
-    documents = data.evaluation_documents(c, own=asked.own_text)
-    models = load_measured(c, mesh)
+    with progress.stage("load", "reading the text"):
+        documents = data.evaluation_documents(c, own=asked.own_text)
+    with progress.stage("load", "reading the models") as stage:
+        models = load_measured(c, mesh, advance=stage.advance)
     for name, loaded in models.items():
         say(size_line(name, loaded))
     subject, teacher = models["student"], models.get("teacher")
     vocab = min(loaded.model.config.vocab for loaded in models.values())
-    text = data.packed(c, data.tokenized(documents, subject.tokenizer, vocab), seed=None)
+    with progress.stage("tokenise", "tokenising") as stage:
+        tokens = data.tokenized(documents, subject.tokenizer, vocab, stage.advance)
+        text = data.packed(c, tokens, seed=None)
     say(f"text: {data.description(text)}")
     eval_step = make_eval_step(
         subject.model,
@@ -35,7 +39,10 @@ def evaluate_job(asked: Reading) -> None:
     )
     batches = data.held_out_batches(c, text.rows, mesh)
     teacher_params = (teacher.params,) if teacher else ()
-    measured = evaluate(eval_step, subject.params, teacher_params, batches)
+    count_of = -(-len(text.rows) // c.eval.batch_size)
+    with progress.stage("evaluate", "evaluating") as stage:
+        of = (eval_step, subject.params, teacher_params, batches)
+        measured = evaluate(*of, count=count_of, advance=stage.advance)
     measured |= {f"eval/{name}": value for name, value in task_scores(c, subject).numbers.items()}
     if jax.process_index():
         return

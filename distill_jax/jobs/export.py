@@ -10,7 +10,7 @@ from distill_jax.config import choose
 from distill_jax.data.tokenizer import load_tokenizer
 from distill_jax.export import export_student
 from distill_jax.models.load import resolve
-from distill_jax.progress import say
+from distill_jax.progress import Progress, say
 from distill_jax.setup.loss import make_recipe
 from distill_jax.setup.models import load_only_model, mesh_of, own_tokenizer, student_tokenizer
 from distill_jax.setup.owner import claim
@@ -24,7 +24,7 @@ from distill_jax.setup.training import (
 from distill_jax.types import UserError
 
 
-def export_job(c: ConfigDict, directory: Path) -> None:
+def export_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
     """Writes workdir/student: from this run's checkpoints, or else from student.path."""
     mesh = mesh_of(c)
     choose("export.checkpoint", c.export.checkpoint, ("latest", "best"))
@@ -43,14 +43,17 @@ def export_job(c: ConfigDict, directory: Path) -> None:
             )
         model = saved_model(c, directory)
         abstract, _ = abstract_state(model, starter(c, make_recipe(c)), mesh)
-        params = checkpoint.restore(manager, abstract, step).params
+        with progress.stage("load", f"reading step {step}"):
+            params = checkpoint.restore(manager, abstract, step).params
         teacher = None if own_tokenizer(c) else load_tokenizer(resolve(c.teacher.path))
         tokenizer, where = student_tokenizer(c, teacher), f"step {step}"
     else:
-        read = load_only_model(c, mesh)
+        with progress.stage("load", "reading the model") as stage:
+            read = load_only_model(c, mesh, stage.advance)
         model, params, tokenizer, where = read.model, read.params, read.tokenizer, read.path
     target = directory / workdir.STUDENT
-    export_student(target, model.config, params, tokenizer, dtype=c.export.dtype)
+    with progress.stage("write", "writing the model"):
+        export_student(target, model.config, params, tokenizer, dtype=c.export.dtype)
     if jax.process_index() == 0 and not of_run:
         claim(c, directory)
     say(f"wrote {target} from {where}")

@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from distill_jax import workdir
-from distill_jax.config import choose
+from distill_jax.config import at_least, choose
 from distill_jax.jobs.cache import cache_job
 from distill_jax.jobs.diagnose import diagnose_job
 from distill_jax.jobs.evaluate import evaluate_job
@@ -18,37 +18,38 @@ from distill_jax.jobs.generate import generate_job
 from distill_jax.jobs.study import study_job
 from distill_jax.jobs.train import train_job
 from distill_jax.jobs.verdict import verdict_job
-from distill_jax.progress import say
+from distill_jax.progress import Progress, say
 from distill_jax.setup.loss import fit_to_steps
 from distill_jax.setup.owner import Reading, check_owner, publish, reading
 
 
 class Job(NamedTuple):
-    """What runs: (config, workdir), or (reading) of a job that only reads a model."""
+    """What runs: of (config, workdir, progress), or of (reading, progress) where it only reads."""
 
     run: Callable[..., Any]
     reads: bool = False
 
 
-def run_job(c: ConfigDict, base: ConfigDict, directory: Path) -> None:
+def run_job(c: ConfigDict, base: ConfigDict, directory: Path, progress: Progress) -> None:
     """Runs config.job in its directory, held by a lock.
 
     Raises UserError for an unknown job, or a directory of another config or of a running job.
     """
     job = JOBS[choose("job", c.job, JOBS)]
+    at_least("log.every", c.log.every, 0)
     c, adapted = fit_to_steps(c, base)
     for line in adapted:
         say(line)
     with workdir.locked(directory) if jax.process_index() == 0 else nullcontext():
         if job.reads:
-            _read(job, reading(c, directory))
+            _read(job, reading(c, directory), progress)
         else:
             check_owner(c, directory)
-            job.run(c, directory)
+            job.run(c, directory, progress)
 
 
-def _read(job: Job, asked: Reading) -> None:
-    job.run(asked)
+def _read(job: Job, asked: Reading, progress: Progress) -> None:
+    job.run(asked, progress)
     if jax.process_index() == 0:
         publish(asked)
 

@@ -11,51 +11,42 @@ from ml_collections import ConfigDict
 from distill_jax import workdir
 from distill_jax.config import flatten, leaves
 from distill_jax.data.cache import pieces_of
-from distill_jax.evals.aggregates import aggregate
-from distill_jax.evals.records_file import write_records
 from distill_jax.export import export_student
 from distill_jax.files import written_whole
 from distill_jax.jobs.cache import fill_cache
-from distill_jax.jobs.study_report import BEHAVIOUR, EXAMPLES, TOKENS, write_report
-from distill_jax.jobs.train import finish, read_inputs, start_of, train_student
-from distill_jax.progress import say
+from distill_jax.jobs.study_arm import inputs_of_arm, run_arm
+from distill_jax.jobs.study_report import write_report
+from distill_jax.jobs.train import read_inputs, start_of
+from distill_jax.progress import Progress, say, times_line
 from distill_jax.setup import data
 from distill_jax.setup.arm_config import (
     Shared,
     arm_config,
-    arm_inputs,
     cacheable,
     check_serving,
     check_study,
-    reads_its_own,
     step_flops,
 )
 from distill_jax.setup.evaluator import (
     Evaluator,
     evaluator_of,
-    measure_texts,
-    measure_tokens,
-    task_scores,
     with_cache,
 )
 from distill_jax.setup.inputs import Inputs, check, setting_of
 from distill_jax.setup.loss import make_recipe
 from distill_jax.setup.measures import measures_of
-from distill_jax.setup.models import count, load_model
-from distill_jax.setup.owner import check_owner, claim
-from distill_jax.setup.teachers import Teachers
+from distill_jax.setup.owner import claim
 from distill_jax.setup.training import CompiledSteps
-from distill_jax.setup.writing import writing
 from distill_jax.sharding import barrier
 from distill_jax.study.arms import Arm, arms_of
 from distill_jax.study.flops import steps_for, written
 from distill_jax.study.results import Key, PlannedArm, RunResult, StudyPlan, looks_with, result_of
-from distill_jax.types import Batch, Forbidden, NumbersBrokeDown
+from distill_jax.types import Batch, Forbidden
 
 PLAN, RESULTS, RESULT = "study.json", "results.jsonl", "result.json"
 
 
-def study_job(c: ConfigDict, directory: Path) -> None:
+def study_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
     """Trains and measures what is not done yet, then judges.
 
     Raises Forbidden where config.study.gate is set and the verdict forbids shipping.
@@ -66,9 +57,10 @@ def study_job(c: ConfigDict, directory: Path) -> None:
     arms = arms_of(c.study.arms, ablations, flatten(c))
     if unasked := [name for name in ablations if c.study.arms and name not in c.study.arms]:
         say(f"config.study.arms leaves out the ablations {', '.join(unasked)}: they do not run")
-    inputs = read_inputs(c, mesh)
-    planned = _planned(c, arms, inputs)
-    evaluator = evaluator_of(c, inputs)
+    inputs = read_inputs(c, mesh, progress)
+    with progress.stage("plan", "counting the operations of each arm"):
+        planned = _planned(c, arms, inputs, progress)
+        evaluator = evaluator_of(c, inputs)
     check_serving(c, inputs)
     earlier = _earlier_looks(directory)
     plan = _plan(c, planned, evaluator, earlier)
@@ -77,7 +69,7 @@ def study_job(c: ConfigDict, directory: Path) -> None:
         claim(c, directory)
         workdir.write_json(directory / PLAN, plan._replace(looks=earlier).json())
     say(f"held-out text: {data.description(evaluator.held_out)}")
-    shared = _share(c, directory, plan, evaluator)
+    shared = _share(c, directory, plan, evaluator, progress)
     evaluator = with_cache(c, evaluator, shared.cache)
     runs = [(p, seed) for seed in plan.seeds for p in plan.arms]
     steps_by_shape: dict[str, CompiledSteps] = {}
@@ -88,7 +80,7 @@ def study_job(c: ConfigDict, directory: Path) -> None:
             say(f"{title}: done already")
             continue
         say(f"{title}: {p.steps} steps")
-        result = _run(c, where, p, seed, shared, evaluator, steps_by_shape)
+        result = run_arm(c, where, p, seed, shared, evaluator, steps_by_shape, progress)
         if first:
             workdir.write_json(where / RESULT, result.json())
             # The exported student stays; what a resumed run would need is not needed any more.
@@ -97,7 +89,8 @@ def study_job(c: ConfigDict, directory: Path) -> None:
     barrier("arms")
     if first:
         workdir.write_json(directory / PLAN, plan.json())
-    ships = write_report(c, directory, plan, _results(directory, runs), evaluator)
+    ships = write_report(c, directory, plan, _results(directory, runs), evaluator, progress)
+    say(f"time:   {times_line(progress.times())}")
     if c.study.gate and not ships:
         raise Forbidden(f"the verdict forbids shipping: see {directory / workdir.PAGE}")
 
@@ -116,7 +109,9 @@ def _run_directory(directory: Path, arm: str, seed: int) -> Path:
     return directory / "arms" / arm / f"seed-{seed}"
 
 
-def _planned(c: ConfigDict, arms: list[Arm], inputs: Inputs) -> tuple[PlannedArm, ...]:
+def _planned(
+    c: ConfigDict, arms: list[Arm], inputs: Inputs, progress: Progress
+) -> tuple[PlannedArm, ...]:
     """Steps and cost of every arm, known before the first update."""
     costs: dict[str, int] = {}
     planned: dict[str, PlannedArm] = {}
@@ -126,7 +121,7 @@ def _planned(c: ConfigDict, arms: list[Arm], inputs: Inputs) -> tuple[PlannedArm
         recipe, _ = check(mine)
         shape = json.dumps({k: v for k, v in flatten(mine).items() if k not in ("steps", "seed")})
         if shape not in costs:
-            read = _arm_inputs(c, mine, inputs)
+            read = inputs_of_arm(c, mine, inputs, progress)
             costs[shape] = step_flops(setting_of(mine, recipe, Path(), read))
         steps = mine.steps
         if arm.flops_of:
@@ -139,15 +134,6 @@ def _planned(c: ConfigDict, arms: list[Arm], inputs: Inputs) -> tuple[PlannedArm
             f" {written(p.flops)} in all ({p.arm.what})"
         )
     return ordered
-
-
-def _arm_inputs(
-    c: ConfigDict, mine: ConfigDict, inputs: Inputs, references: Teachers | None = None
-) -> Inputs:
-    """What an arm reads: its own data and teachers where it changes them, else the study's."""
-    if reads_its_own(c, mine):
-        return read_inputs(mine, inputs.mesh)
-    return arm_inputs(c, mine, inputs, references)
 
 
 def _earlier_looks(directory: Path) -> tuple[tuple[int, ...], ...]:
@@ -179,12 +165,15 @@ def _plan(
     )
 
 
-def _share(c: ConfigDict, directory: Path, plan: StudyPlan, evaluator: Evaluator) -> Shared:
+def _share(
+    c: ConfigDict, directory: Path, plan: StudyPlan, evaluator: Evaluator, progress: Progress
+) -> Shared:
     """The pruned start of each seed, and the teacher's signals in a cache."""
     starts, inputs = {}, evaluator.inputs
     if c.student.init == "prune":
         longest = max(plan.arms, key=lambda planned: planned.steps)
-        starts = {seed: _start(c, directory, inputs, seed, longest) for seed in plan.seeds}
+        of = (c, directory, inputs, longest, progress)
+        starts = {seed: _start(*of, seed) for seed in plan.seeds}
     cache = directory / "cache"
     configs = [arm_config(c, p.arm, seed, steps=p.steps) for p in plan.arms for seed in plan.seeds]
     readers = [mine for mine in configs if cacheable(c, mine)]
@@ -196,7 +185,7 @@ def _share(c: ConfigDict, directory: Path, plan: StudyPlan, evaluator: Evaluator
         rows += [packed.rows[i] for i in data.rows_read(mine, packed.rows)]
     say("teacher cache: the teacher runs once over the text that the arms read")
     cache.mkdir(exist_ok=True)
-    fill_cache(c, cache, inputs.mesh, inputs.teachers.first, _distinct(rows))
+    fill_cache(c, cache, inputs.mesh, inputs.teachers.first, _distinct(rows), progress)
     return Shared(str(cache), starts)
 
 
@@ -212,7 +201,14 @@ def _distinct(rows: list[Batch]) -> list[Batch]:
     return kept
 
 
-def _start(c: ConfigDict, directory: Path, inputs: Inputs, seed: int, longest: PlannedArm) -> str:
+def _start(
+    c: ConfigDict,
+    directory: Path,
+    inputs: Inputs,
+    longest: PlannedArm,
+    progress: Progress,
+    seed: int,
+) -> str:
     """The student that all arms of a seed start from: the path of a Hugging Face directory."""
     target = directory / "students" / f"seed-{seed}"
     if target.exists():
@@ -220,63 +216,10 @@ def _start(c: ConfigDict, directory: Path, inputs: Inputs, seed: int, longest: P
     # Calibration text follows the last step of the longest arm, so that none trains on it.
     mine = arm_config(c, longest.arm._replace(overrides={}), seed, steps=longest.steps)
     setting = setting_of(mine, make_recipe(mine), directory, inputs)
-    model, params = start_of(setting)
+    model, params = start_of(setting, progress)
     target.parent.mkdir(parents=True, exist_ok=True)
     whole = written_whole(target) if jax.process_index() == 0 else nullcontext(target)
     with whole as part:
         export_student(part, model.config, params, inputs.tokenizer, dtype=c.student.dtype)
     barrier(f"start of seed {seed}")
     return str(target)
-
-
-def _run(
-    c: ConfigDict,
-    where: Path,
-    p: PlannedArm,
-    seed: int,
-    shared: Shared,
-    evaluator: Evaluator,
-    steps_by_shape: dict[str, CompiledSteps],
-) -> RunResult:
-    """Trains one arm x seed and measures its exported student, as it would be served."""
-    mine = arm_config(c, p.arm, seed, shared, p.steps)
-    check_owner(mine, where)
-    if jax.process_index() == 0:
-        where.mkdir(parents=True, exist_ok=True)
-    place = str(where.relative_to(where.parents[2]))
-    result = RunResult(p.arm.name, seed, p.steps, p.step_flops, place)
-    if not (where / workdir.REPORT).exists():
-        recipe = make_recipe(mine)
-        read = _arm_inputs(c, mine, evaluator.inputs, evaluator.teachers)
-        setting = setting_of(mine, recipe, where, read, evaluator.teachers)
-        name, group = f"{p.arm.name}-seed-{seed}", where.parents[2].resolve().name
-        try:
-            with writing(mine, where, name=name, group=group) as writers:
-                model, params = train_student(setting, steps_by_shape, writers)
-                finish(setting, model, params, writers)
-        except NumbersBrokeDown as error:
-            say(f"{p.arm.name}, seed {seed}: {error}")
-            return result._replace(failed=str(error))
-        del model, params
-        barrier(f"end of {p.arm.name}, seed {seed}")
-    wall_s = workdir.read_lines(where / workdir.METRICS)[-1]["wall_s"]
-    return _measured(c, where, evaluator, result._replace(wall_s=wall_s))
-
-
-def _measured(c: ConfigDict, where: Path, evaluator: Evaluator, result: RunResult) -> RunResult:
-    """The result with every number; writes the per-token records and the texts."""
-    student = load_model(c, str(where / workdir.STUDENT), c.student.dtype, evaluator.inputs.mesh)
-    records = measure_tokens(c, student, evaluator)
-    written, tasks = measure_texts(c, student, evaluator), task_scores(c, student)
-    if jax.process_index() == 0:
-        write_records(where / TOKENS, records)
-        workdir.write_json(where / BEHAVIOUR, written.json())
-        workdir.write_json(where / EXAMPLES, [part.json() for part in tasks.examples])
-    metrics = aggregate(records.columns) | tasks.numbers
-    shown = [
-        n for n in ("nll", "forward_kl", "agreement_top1", "ece") if metrics.get(n) is not None
-    ]
-    say("held-out: " + "  ".join(f"{name} {metrics[name]:.4g}" for name in shown))
-    return result._replace(
-        parameters=count(student.params), metrics=metrics, behaviour=written.metrics
-    )

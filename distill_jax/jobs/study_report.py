@@ -16,7 +16,7 @@ from distill_jax.evals.document_totals import document_groups
 from distill_jax.evals.lm_eval_tasks import TaskExamples, examples_of
 from distill_jax.evals.records_file import Records, read_records
 from distill_jax.evals.serving import compare_serving
-from distill_jax.progress import say
+from distill_jax.progress import Progress, say
 from distill_jax.report.charts import svg_files
 from distill_jax.report.page import finite, page
 from distill_jax.report.scores import example_scores, token_scores
@@ -51,6 +51,7 @@ def write_report(
     plan: StudyPlan,
     results: Mapping[Key, RunResult],
     evaluator: Evaluator,
+    progress: Progress,
 ) -> bool:
     """Writes report.json and report.html of all finished runs; gives whether the student may ship.
 
@@ -58,15 +59,17 @@ def write_report(
     """
     inputs = evaluator.inputs
     say("measuring what the teacher writes, and what serving costs")
-    written = {"teacher": _teacher_texts(c, directory, evaluator).metrics}
+    with progress.stage("write", "texts of the teacher"):
+        written = {"teacher": _teacher_texts(c, directory, evaluator).metrics}
     if evaluator.prompts is not None:
         new = c.study.new_tokens
         written["data"] = data_metrics(evaluator.prompts, new, evaluator.training)
     done = [key for key, result in results.items() if result.failed is None]
     where = {key: directory / result.workdir for key, result in results.items()}
     lines = {key: workdir.read_lines(where[key] / workdir.METRICS) for key in done}
-    records = {key: read_records(where[key] / TOKENS) for key in done}
-    measured = _measured(plan, where, records, evaluator)
+    with progress.stage("judge", "reading the records"):
+        records = {key: read_records(where[key] / TOKENS) for key in done}
+        measured = _measured(plan, where, records, evaluator)
     invalid = _mismatch(inputs)
     failed = {key: result.failed for key, result in results.items() if result.failed is not None}
     if not measured[0].scores.arms and not failed:
@@ -82,16 +85,20 @@ def write_report(
         teachers.identity(evaluator.teachers),
         {"train": inputs.training, "eval": evaluator.held_out},
     )
+    with progress.stage("serve", "timing what serving costs"):
+        cost = _cost(c, directory, evaluator, where, done)
+    with progress.stage("judge", "judging"):
+        verdicts = judge_study(plan, measured, invalid=invalid, failed=failed)
     report = finite(
         study_report(
             Study(
                 plan=plan,
                 results=results,
                 records=records,
-                verdicts=judge_study(plan, measured, invalid=invalid, failed=failed),
+                verdicts=verdicts,
                 curves={key: [x for x in lines[key] if "eval/nll" in x] for key in done},
                 written={name: row for name, row in written.items() if row},
-                cost=_cost(c, directory, evaluator, where, done),
+                cost=cost,
                 teacher_parameters=first and count(first.params),
                 text_of=text_of(inputs.tokenizer),
                 document_labels=inputs.held_out.tokenized.labels,

@@ -12,14 +12,14 @@ from distill_jax.config import flatten, load_base
 from distill_jax.export import export_student
 from distill_jax.loop import train
 from distill_jax.models.binding import Model
-from distill_jax.progress import say
+from distill_jax.progress import Progress, say, times_line
 from distill_jax.report.page import page
 from distill_jax.report.run import report_json, study_command
 from distill_jax.report.tables import model_rows, samples_text, text_table
 from distill_jax.setup import data, samples, student, teachers
 from distill_jax.setup.inputs import Inputs, Setting, check, description, inputs_of, setting_of
 from distill_jax.setup.loss import terms_of
-from distill_jax.setup.models import count, size_line
+from distill_jax.setup.models import count, size_line, student_source
 from distill_jax.setup.owner import claim
 from distill_jax.setup.provenance import provenance
 from distill_jax.setup.training import (
@@ -39,34 +39,43 @@ from distill_jax.types import Params
 from distill_jax.writers import Writer
 
 
-def train_job(c: ConfigDict, directory: Path) -> None:
+def train_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
     """Trains, exports the student and writes the report; a finished run says so again."""
     if workdir.kept(directory) and (directory / workdir.REPORT).exists():
         say(f"{directory} is done (to train again, give another --workdir)\n")
         say(json.loads((directory / workdir.REPORT).read_text())["table"])
         return
     recipe, mesh = check(c)
-    inputs = read_inputs(c, mesh)
-    setting = setting_of(c, recipe, directory, inputs)
+    inputs = read_inputs(c, mesh, progress)
+    with progress.stage("tokenise", "packing rows"):
+        setting = setting_of(c, recipe, directory, inputs)
     say(description(setting))
     with writing(c, directory, name=directory.resolve().name) as writers:
-        model, params = train_student(setting, {}, writers)
-        lines = finish(setting, model, params, writers)
+        model, params = train_student(setting, {}, writers, progress)
+        lines = finish(setting, model, params, writers, progress)
     for line in lines:
         say(line)
+    say(f"time:    {times_line(progress.times())}")
 
 
-def read_inputs(c: ConfigDict, mesh: Mesh) -> Inputs:
-    """Reads the text and the teachers, and tokenizes."""
-    documents, held_out = data.training_documents(c)
-    found = teachers.load_teachers(c, terms_of(c), mesh)
+def read_inputs(c: ConfigDict, mesh: Mesh, progress: Progress) -> Inputs:
+    """Reads the text and the models, and tokenizes."""
+    with progress.stage("load", "reading the text"):
+        documents, held_out = data.training_documents(c)
+    with progress.stage("load", "reading the models") as stage:
+        found = teachers.load_teachers(c, terms_of(c), mesh, stage.advance)
+        source = student_source(c, found.first, stage.advance)
     for one in found.loaded:
         say(size_line("teacher", one))
-    return inputs_of(c, mesh, found, documents, held_out)
+    with progress.stage("tokenise", "tokenising") as stage:
+        return inputs_of(c, mesh, found, source, documents, held_out, stage.advance)
 
 
 def train_student(
-    setting: Setting, steps_by_shape: dict[str, CompiledSteps], writers: tuple[Writer, ...]
+    setting: Setting,
+    steps_by_shape: dict[str, CompiledSteps],
+    writers: tuple[Writer, ...],
+    progress: Progress,
 ) -> tuple[Model, Params]:
     """Trains from the start or the last checkpoint to the last step.
 
@@ -76,29 +85,32 @@ def train_student(
     manager = open_checkpoints(c, directory)
     begin = starter(c, setting.recipe)
     if manager.latest_step() is None:
-        model, params = start_of(setting)
+        model, params = start_of(setting, progress)
         if jax.process_index() == 0:
             workdir.write_json(directory / ARCHITECTURE, architecture(model))
         _, shardings = abstract_state(model, begin, mesh)
-        state = jax.jit(begin, out_shardings=shardings)(params)
+        with progress.stage("load", "placing the student"):
+            state = jax.block_until_ready(jax.jit(begin, out_shardings=shardings)(params))
         del params
     else:
         model = saved_model(c, directory)
         abstract, shardings = abstract_state(model, begin, mesh)
-        state = checkpoint.restore(manager, abstract)
+        with progress.stage("load", "reading the last checkpoint"):
+            state = checkpoint.restore(manager, abstract)
         say(f"resuming from step {int(state.step)} of {c.steps}")
     say(f"student: {count(state.params) / 1e6:.1f} M parameters")
     shape = shape_of(c, model)
     if shape not in steps_by_shape:
         steps_by_shape[shape] = compiled_steps(setting, model, shardings)
-    on_start = lambda params: _begin_files(setting, model, params, writers)
+    on_start = lambda params: _begin_files(setting, model, params, writers, progress)
+    run = run_of(setting, model, state, steps_by_shape[shape], manager, on_start, writers)
     if jax.process_index() == 0:
         claim(c, directory)
-    state = train(run_of(setting, model, state, steps_by_shape[shape], manager, on_start, writers))
+    state = train(run, progress)
     return model, state.params
 
 
-def start_of(setting: Setting) -> tuple[Model, Params]:
+def start_of(setting: Setting, progress: Progress) -> tuple[Model, Params]:
     """The student before its first step."""
     c, inputs, mesh = setting.config, setting.inputs, setting.inputs.mesh
     if c.student.init == "prune":
@@ -110,18 +122,27 @@ def start_of(setting: Setting) -> tuple[Model, Params]:
     # Pruning needs no teacher signals, and may read rows that a cache does not hold.
     rows = data.plain(setting.training.rows)
     calibration = lambda: data.calibration_batches(c, rows, mesh)
-    return student.make_student(c, inputs.source, inputs.teachers.first, mesh, calibration)
+    of = (inputs.source, inputs.teachers.first, mesh, calibration)
+    if c.student.init != "prune":
+        with progress.stage("load", "placing the student"):
+            return student.make_student(c, *of)
+    with progress.stage("prune", "pruning") as stage:
+        return student.make_student(c, *of, stage.advance)
 
 
 def _begin_files(
-    setting: Setting, model: Model, params: Params, writers: tuple[Writer, ...]
+    setting: Setting,
+    model: Model,
+    params: Params,
+    writers: tuple[Writer, ...],
+    progress: Progress,
 ) -> None:
     """Writes provenance, and what teacher and student write before the first step."""
     inputs, lines = setting.inputs, []
     teacher = inputs.teachers.first
     if teacher is not None:
-        lines += _samples(setting, "teacher", 0, teacher.model, teacher.params)
-    lines += _samples(setting, "student before", 0, model, params)
+        lines += _samples(setting, "teacher", 0, teacher.model, teacher.params, progress)
+    lines += _samples(setting, "student before", 0, model, params, progress)
     parts = {"train": setting.training, "eval": setting.held_out}
     versions = provenance(inputs.mesh, inputs.tokenizer, teachers.identity(inputs.teachers), parts)
     if jax.process_index() == 0:
@@ -131,21 +152,29 @@ def _begin_files(
         writer.samples(0, lines)
 
 
-def _samples(setting: Setting, name: str, step: int, model: Model, params: Params) -> list[dict]:
+def _samples(
+    setting: Setting, name: str, step: int, model: Model, params: Params, progress: Progress
+) -> list[dict]:
     inputs = setting.inputs
     subject = (model, params, inputs.tokenizer, inputs.stop_ids)
-    return samples.sample(setting.config, name, step, *subject, time_it=True)
+    with progress.stage("write", f"texts of the {name}"):
+        return samples.sample(setting.config, name, step, *subject, time_it=True)
 
 
 def finish(
-    setting: Setting, model: Model, params: Params, writers: tuple[Writer, ...]
+    setting: Setting,
+    model: Model,
+    params: Params,
+    writers: tuple[Writer, ...],
+    progress: Progress,
 ) -> tuple[str, ...]:
     """Writes the exported student, the samples and the report; gives the lines to print."""
     c, directory, inputs = setting.config, setting.directory, setting.inputs
     teacher = inputs.teachers.first
-    after = _samples(setting, "student after", c.steps, model, params)
+    after = _samples(setting, "student after", c.steps, model, params, progress)
     target = directory / workdir.STUDENT
-    export_student(target, model.config, params, inputs.tokenizer, dtype=c.export.dtype)
+    with progress.stage("write", "writing the student"):
+        export_student(target, model.config, params, inputs.tokenizer, dtype=c.export.dtype)
     if jax.process_index():
         return ()
     written = workdir.read_lines(directory / workdir.SAMPLES)

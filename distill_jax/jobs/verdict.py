@@ -14,7 +14,7 @@ from distill_jax import __version__, workdir
 from distill_jax.config import choose, flatten
 from distill_jax.data.scores import ScoreTable, read_scores
 from distill_jax.evals.bounds import bounds_of, of_difference
-from distill_jax.progress import say
+from distill_jax.progress import Progress, say
 from distill_jax.report.verdict import verdict_page, verdict_report, verdict_text
 from distill_jax.setup.owner import claim
 from distill_jax.study.rules import NLL, Rules
@@ -26,13 +26,14 @@ OF_STUDY = ("study.confidence", "study.gate")  # keys that count here, too
 PACKAGES = ("numpy", "scipy", "pyarrow")
 
 
-def verdict_job(c: ConfigDict, directory: Path) -> None:
+def verdict_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
     """Reads config.verdict.source, judges, and writes the report.
 
     Raises Forbidden where config.study.gate is set and the verdict forbids shipping.
     """
     v = c.verdict
-    scores = read_scores(v.source, metric=v.metric, task=v.task)
+    with progress.stage("load", "reading the scores"):
+        scores = read_scores(v.source, metric=v.metric, task=v.task)
     arms = sorted(set(scores.columns["arm"]))
     for key in ("treatment", "baseline"):
         if v[key] not in arms:

@@ -11,7 +11,7 @@ from distill_jax.models.families import FAMILIES
 from distill_jax.models.family import Family
 from distill_jax.models.rope import RopeScaling, inverse_frequencies
 from distill_jax.models.weights import Checkpoint, check_names, stack_weights
-from distill_jax.types import UserError
+from distill_jax.types import Advance, UserError, silent
 
 # Metadata keys, without the architecture's prefix, and their names in a config.json.
 METADATA_KEYS = {
@@ -26,7 +26,7 @@ ROPE_DIVISORS = "rope_freqs.weight"  # divisors of the rotary frequencies, [H/2]
 _gguf_name = attrgetter("gguf")  # of a family.Weight
 
 
-def read(path: Path, *, dtype) -> Checkpoint:
+def read(path: Path, *, dtype, advance: Advance = silent) -> Checkpoint:
     """A checkpoint from a .gguf file. `dtype` None means float32, the result of dequantizing.
 
     Raises UserError for a truncated GGUF file, an unknown architecture or quantization, incomplete
@@ -44,7 +44,7 @@ def read(path: Path, *, dtype) -> Checkpoint:
     def fetch(parameter, tensor_name):
         return family.gguf.hf_array(parameter, _values(tensors[tensor_name], path), config)
 
-    params = stack_weights(config, fetch, _gguf_name, dtype=dtype)
+    params = stack_weights(config, fetch, _gguf_name, dtype=dtype, advance=advance)
     return Checkpoint(config, params, path)
 
 

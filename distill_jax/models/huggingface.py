@@ -16,14 +16,14 @@ from distill_jax.files import write_json, written_whole
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.families import FAMILIES, family_of
 from distill_jax.models.weights import Checkpoint, check_names, flatten, layout, stack_weights
-from distill_jax.types import TOKEN_IDS, Params, UserError
+from distill_jax.types import TOKEN_IDS, Advance, Params, UserError, silent
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _hf_name = attrgetter("hf")  # of a family.Weight
 
 
-def read(directory: Path, *, dtype) -> Checkpoint:
+def read(directory: Path, *, dtype, advance: Advance = silent) -> Checkpoint:
     """A checkpoint from a directory. `dtype` None keeps the stored one.
 
     Raises UserError for missing or unreadable files, an unknown family or feature, and missing,
@@ -37,7 +37,7 @@ def read(directory: Path, *, dtype) -> Checkpoint:
         present = [name for name in file_of if not _redundant(name, config)]
         check_names(config, present, _hf_name, source=directory)
         fetch = lambda path, name: file_of[name].get_tensor(name)
-        params = stack_weights(config, fetch, _hf_name, dtype=dtype)
+        params = stack_weights(config, fetch, _hf_name, dtype=dtype, advance=advance)
     return Checkpoint(config, params, directory)
 
 

@@ -8,7 +8,7 @@ from huggingface_hub.errors import HFValidationError
 
 from distill_jax.models import gguf, huggingface
 from distill_jax.models.weights import Checkpoint
-from distill_jax.types import UserError
+from distill_jax.types import Advance, UserError, silent
 
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]  # never pickles
 
@@ -30,16 +30,17 @@ def resolve(path: str) -> Path:
     return local
 
 
-def load_checkpoint(path: str, *, dtype) -> Checkpoint:
+def load_checkpoint(path: str, *, dtype, advance: Advance = silent) -> Checkpoint:
     """Config, parameters and token ids of a model path. `dtype` None keeps the stored one.
 
-    Raises UserError as resolve, huggingface.read and gguf.read do.
+    advance: told of every stored array. Raises UserError as resolve, huggingface.read and gguf.read
+    do.
     """
     local = resolve(path)
     if local.is_dir():
-        return huggingface.read(local, dtype=dtype)
+        return huggingface.read(local, dtype=dtype, advance=advance)
     if local.suffix == ".gguf":
-        return gguf.read(local, dtype=dtype)
+        return gguf.read(local, dtype=dtype, advance=advance)
     raise UserError(f"model path {path} is neither a directory nor a .gguf file: give one of these")
 
 

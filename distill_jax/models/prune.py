@@ -22,7 +22,7 @@ from distill_jax.models.context import local_flags
 from distill_jax.models.prune_blocks import BLOCK_CRITERIA, SummedNll
 from distill_jax.models.refit import NEURON_CRITERIA, Sums, ridge_of
 from distill_jax.models.transformer import Block
-from distill_jax.types import Array, Batch, Params, UserError
+from distill_jax.types import Advance, Array, Batch, Params, UserError, silent
 
 
 class PruneOptions(NamedTuple):
@@ -44,9 +44,12 @@ def prune(
     batches: Sequence[Batch],
     options: PruneOptions,
     summed_nll: SummedNll,
+    *,
+    advance: Advance = silent,
 ) -> tuple[ModelConfig, Params, list[int]]:
     """The pruned config and host parameters, and the indices of the kept blocks.
 
+    advance: told of every batch that blocks are ranked on, and of every block that is refitted.
     Raises UserError if more is to be kept than the model has.
     """
     config = model.config
@@ -56,8 +59,8 @@ def prune(
     if blocks < config.blocks:
         choose = BLOCK_CRITERIA[options.block_criterion]
         some = _first(batches, options.ranking_tokens)
-        kept = choose(model, params, some, blocks, summed_nll)
-    layers = _walk(model, params, batches, kept, neurons, options)
+        kept = choose(model, params, some, blocks, summed_nll, advance)
+    layers = _walk(model, params, batches, kept, neurons, options, advance)
     pruned = {
         **{name: np.asarray(leaf) for name, leaf in params.items() if name != "blocks"},
         "blocks": jax.tree.map(lambda *leaves: np.stack(leaves), *layers),
@@ -100,10 +103,11 @@ class _Stream(NamedTuple):
     small_BTD: Array
 
 
-def _walk(model, params, batches, kept, neurons, options) -> list[Params]:
+def _walk(model, params, batches, kept, neurons, options, advance) -> list[Params]:
     """Both streams through all blocks; the host parameters of each kept block."""
     config, flags, run = model.config, local_flags(model.config), _block_functions(model)
     layer = lambda i: jax.tree.map(lambda leaf: leaf[i], params["blocks"])
+    advance("the first block, whose parts are compiled", 0, 0)
     streams = []
     for batch in batches:
         x_BTD = run.embed(params, batch.tokens_BT)
@@ -128,6 +132,7 @@ def _walk(model, params, batches, kept, neurons, options) -> list[Params]:
             streams = move(dropped, run.block)
         block, streams = _feed_forward_half(run, block, streams, neurons, options)
         layers.append(jax.tree.map(np.asarray, block))
+        advance("blocks", following, config.blocks)
     return layers
 
 

@@ -1,7 +1,8 @@
 """Which blocks of a model to keep.
 
-A criterion(model, params, batches, keep, summed_nll) returns the indices of the `keep` kept blocks,
-in order. summed_nll(hidden_BTD, unembed, batch) is the loss on the labels, summed over tokens.
+A criterion(model, params, batches, keep, summed_nll, advance) returns the indices of the `keep`
+kept blocks, in order. summed_nll(hidden_BTD, unembed, batch) is the loss on the labels, summed over
+tokens. advance is told of every batch.
 """
 
 from collections.abc import Callable
@@ -12,21 +13,17 @@ import numpy as np
 
 from distill_jax.models.binding import Model
 from distill_jax.models.context import local_flags
-from distill_jax.types import Array, Batch, Params, Unembed
+from distill_jax.types import COMPILING, Array, Batch, Params, Unembed
 
 SummedNll = Callable[[Array, Unembed, Batch], Array]
 
 
-def by_loss(model, params, batches, keep, summed_nll) -> list[int]:
+def by_loss(model, params, batches, keep, summed_nll, advance) -> list[int]:
     """Drops the blocks whose individual removal raises the loss on labels least (2407.14679)."""
-    run = _loss_without(model, summed_nll)
-    costs = np.zeros(model.config.blocks)
-    for batch in batches:
-        costs += np.asarray(run(params, batch))
-    return _best(costs, keep)
+    return _best(_summed(_loss_without(model, summed_nll), params, batches, advance), keep)
 
 
-def by_influence(model, params, batches, keep, summed_nll) -> list[int]:
+def by_influence(model, params, batches, keep, summed_nll, advance) -> list[int]:
     """Drops the blocks with the least 1 - cosine(input, output) (ShortGPT, 2403.03853)."""
 
     @jax.jit
@@ -41,8 +38,19 @@ def by_influence(model, params, batches, keep, summed_nll) -> list[int]:
         turned = 1 - jnp.sum(inputs * outputs, -1) / jnp.maximum(norms, 1e-12)
         return jnp.sum(jnp.where(batch.segment_BT > 0, turned, 0.0), (1, 2))
 
-    costs = sum(np.asarray(influence(params, batch)) for batch in batches)
-    return _best(costs, keep)
+    return _best(_summed(influence, params, batches, advance), keep)
+
+
+def _summed(costs, params, batches, advance) -> np.ndarray:
+    """The sum over all batches of what the jitted costs(params, batch) gives."""
+    advance(f"{COMPILING} the ranking of blocks", 0, 0)
+    costs.lower(params, batches[0]).compile()
+    advance("ranking batches", 0, 0)
+    total = np.zeros((), np.float64)
+    for i, batch in enumerate(batches, 1):
+        total = total + np.asarray(costs(params, batch))
+        advance("ranking batches", i, len(batches))
+    return total
 
 
 def _best(costs: np.ndarray, keep: int) -> list[int]:

@@ -12,7 +12,7 @@ from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.binding import bind
 from distill_jax.models.families import FAMILIES
 from distill_jax.models.family import Weight
-from distill_jax.types import Params, UserError
+from distill_jax.types import Advance, Params, UserError, silent
 
 
 class Checkpoint(NamedTuple):
@@ -66,16 +66,18 @@ def stack_weights(
     name_of: Callable[[Weight], str],
     *,
     dtype,
+    advance: Advance = silent,
 ) -> Params:
     """Stacks stored arrays into parameters, with one stored array in memory besides the result.
 
     fetch(path, stored name) -> array as Hugging Face stores it.
     name_of(weight) -> its name in these files, with {block}.
-    dtype: of the result; None keeps each parameter's own.
+    dtype: of the result; None keeps each parameter's own. advance: told of every stored array.
     Raises UserError for a shape that differs from the config's, naming the weight.
     """
-    flat = {}
-    for path, (weight, shape) in layout(config).items():
+    flat, places = {}, layout(config)
+    done, total = 0, sum(config.blocks if p.startswith("blocks/") else 1 for p in places)
+    for path, (weight, shape) in places.items():
         stacked = path.startswith("blocks/")
         for block in range(config.blocks if stacked else 1):
             name = name_of(weight).format(block=block)
@@ -98,6 +100,8 @@ def stack_weights(
                     f"{flat[path].dtype}: name one dtype to load in"
                 )
             (flat[path][block] if stacked else flat[path])[...] = array
+            done += 1
+            advance("weights", done, total)
     return traverse_util.unflatten_dict(flat, sep="/")
 
 

@@ -22,7 +22,7 @@ from distill_jax.data.sources import read_documents
 from distill_jax.data.tokenizer import Tokenizer
 from distill_jax.setup.models import Loaded
 from distill_jax.sharding import local_rows, to_global
-from distill_jax.types import Batch, UserError
+from distill_jax.types import Advance, Batch, UserError, silent
 
 # Fixed: every seed of a study holds out the same documents.
 SPLIT_SEED = 0
@@ -122,12 +122,13 @@ def _read(c: ConfigDict, source: str, enough: Callable[[Document], bool] | None)
     return read_documents(source, form, enough)
 
 
-def tokenized(chosen: Chosen, tokenizer: Tokenizer, vocab: int) -> Text:
+def tokenized(chosen: Chosen, tokenizer: Tokenizer, vocab: int, advance: Advance = silent) -> Text:
     """Tokenizes; `vocab` is the smallest number of embedding rows among the models.
 
     Raises UserError where no token within the limit would be trained.
     """
-    tokens = tokenize_documents(chosen.documents, tokenizer, max_tokens=chosen.max_tokens)
+    limit = chosen.max_tokens
+    tokens = tokenize_documents(chosen.documents, tokenizer, max_tokens=limit, advance=advance)
     check_vocabulary(tokens, tokenizer, vocab_size=vocab)
     used = chosen.documents[: len(tokens.labels)]
     identity = fingerprint(used)

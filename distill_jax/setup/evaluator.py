@@ -26,6 +26,7 @@ from distill_jax.setup.models import Loaded
 from distill_jax.setup.scorer import Scorer, load_scorer
 from distill_jax.setup.teachers import Teachers
 from distill_jax.sharding import batch_ways
+from distill_jax.types import Advance, silent
 
 
 class Continuation(NamedTuple):
@@ -107,7 +108,9 @@ def with_cache(c: ConfigDict, evaluator: Evaluator, cache: str) -> Evaluator:
     return evaluator._replace(teachers=found, held_out=held_out_of(mine, inputs, found))
 
 
-def measure_tokens(c: ConfigDict, subject: Loaded, evaluator: Evaluator) -> Records:
+def measure_tokens(
+    c: ConfigDict, subject: Loaded, evaluator: Evaluator, advance: Advance = silent
+) -> Records:
     """One pass over the held-out text: the records of every counted token."""
     key = ("tokens", subject.model.config)
     teach, teacher_params = teachers.measure_of(c, evaluator.teachers)
@@ -121,6 +124,7 @@ def measure_tokens(c: ConfigDict, subject: Loaded, evaluator: Evaluator) -> Reco
         teacher_params,
         data.held_out_batches(c, evaluator.held_out.rows, mesh),
         evaluator.held_out.rows,
+        advance=advance,
     )
     return add_slices(
         columns,

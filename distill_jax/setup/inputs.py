@@ -13,10 +13,10 @@ from distill_jax.setup.models import (
     Source,
     check_tokenizers,
     mesh_of,
-    student_source,
     student_tokenizer,
 )
 from distill_jax.setup.teachers import Teachers
+from distill_jax.types import Advance, silent
 
 
 class Inputs(NamedTuple):
@@ -64,16 +64,24 @@ def check(c: ConfigDict) -> tuple[Recipe, Mesh]:
 
 
 def inputs_of(
-    c: ConfigDict, mesh: Mesh, found: Teachers, documents: data.Chosen, held_out: data.Chosen
+    c: ConfigDict,
+    mesh: Mesh,
+    found: Teachers,
+    source: Source,
+    documents: data.Chosen,
+    held_out: data.Chosen,
+    advance: Advance = silent,
 ) -> Inputs:
-    """Reads the student's architecture and tokenizer, checks all models, tokenizes the text."""
-    source = student_source(c, found.first)
+    """Reads the student's tokenizer, checks all models, tokenizes the text.
+
+    advance: told how far the tokenizing is.
+    """
     student.check_pruned(c, source)
     tokenizer = student_tokenizer(c, found.first and found.first.tokenizer)
     for one in found.loaded[1:]:
         check_tokenizers(tokenizer, one.tokenizer)
     vocab = min(m.vocab for m in (source.config, *(t.model.config for t in found.loaded)))
-    texts = [data.tokenized(some, tokenizer, vocab) for some in (documents, held_out)]
+    texts = [data.tokenized(some, tokenizer, vocab, advance) for some in (documents, held_out)]
     return Inputs(mesh, found, source, tokenizer, *texts)
 
 

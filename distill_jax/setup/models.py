@@ -19,7 +19,7 @@ from distill_jax.models.load import load_checkpoint, resolve
 from distill_jax.models.weights import Checkpoint
 from distill_jax.models.weights import fingerprint as weights_fingerprint
 from distill_jax.sharding import check_batch, make_mesh, parameter_shardings, place
-from distill_jax.types import Params, UserError
+from distill_jax.types import Advance, Params, UserError, silent
 
 TEACHER = 3  # the stream of random numbers for a teacher without knowledge
 TEACHER_INITS = ("checkpoint", "random")
@@ -59,9 +59,11 @@ def bind_config(c: ConfigDict, config: ModelConfig, dtype: str) -> Model:
     return bind(config, param_dtype=dtype, compute_dtype=compute, remat=remat)
 
 
-def load_model(c: ConfigDict, path: str, dtype: str, mesh: Mesh) -> Loaded:
+def load_model(
+    c: ConfigDict, path: str, dtype: str, mesh: Mesh, advance: Advance = silent
+) -> Loaded:
     """Reads a model path and places its parameters on the mesh."""
-    read = load_checkpoint(path, dtype=jnp.dtype(dtype))
+    read = load_checkpoint(path, dtype=jnp.dtype(dtype), advance=told_of(path, advance))
     model = bind_config(c, read.config, dtype)
     return Loaded(
         model,
@@ -72,35 +74,39 @@ def load_model(c: ConfigDict, path: str, dtype: str, mesh: Mesh) -> Loaded:
     )
 
 
-def load_only_model(c: ConfigDict, mesh: Mesh) -> Loaded:
+def load_only_model(c: ConfigDict, mesh: Mesh, advance: Advance = silent) -> Loaded:
     """The one model of a job without training: student.path, or else teacher.path."""
     path = c.student.path or c.teacher.path
     if not path:
         raise UserError("config.student.path is empty: give --config.student.path=PATH")
-    return load_model(c, path, c.student.dtype if c.student.path else c.teacher.dtype, mesh)
+    dtype = c.student.dtype if c.student.path else c.teacher.dtype
+    return load_model(c, path, dtype, mesh, advance)
 
 
-def load_measured(c: ConfigDict, mesh: Mesh, baseline: str = "") -> dict[str, Loaded]:
+def load_measured(
+    c: ConfigDict, mesh: Mesh, baseline: str = "", advance: Advance = silent
+) -> dict[str, Loaded]:
     """`teacher` where both paths are given, `student`, and `baseline` where a path is given.
 
     Raises UserError where tokenizers differ, or where a row is longer than a model's positions.
     """
-    teacher = load_teacher(c, mesh) if c.student.path else None
+    teacher = load_teacher(c, mesh, advance) if c.student.path else None
     models = {"teacher": teacher} if teacher else {}
-    models["student"] = load_only_model(c, mesh)
+    models["student"] = load_only_model(c, mesh, advance)
     if baseline:
-        models["baseline"] = load_model(c, baseline, c.student.dtype, mesh)
+        models["baseline"] = load_model(c, baseline, c.student.dtype, mesh, advance)
     for loaded in models.values():
         check_length(c, loaded.model.config, loaded.path)
         check_tokenizers(loaded.tokenizer, teacher and teacher.tokenizer)
     return models
 
 
-def load_teacher(c: ConfigDict, mesh: Mesh) -> Loaded | None:
+def load_teacher(c: ConfigDict, mesh: Mesh, advance: Advance = silent) -> Loaded | None:
     """The teacher of a config; None where it names none."""
     if not c.teacher.path:
         return None
-    loaded = load_model(c, c.teacher.path, choose("teacher.dtype", c.teacher.dtype, DTYPES), mesh)
+    dtype = choose("teacher.dtype", c.teacher.dtype, DTYPES)
+    loaded = load_model(c, c.teacher.path, dtype, mesh, advance)
     if choose("teacher.init", c.teacher.init, TEACHER_INITS) == "random":
         return without_knowledge(c, loaded, mesh)
     return loaded
@@ -119,7 +125,7 @@ def place_params(model: Model, params: Params, mesh: Mesh) -> Params:
     return place(params, parameter_shardings(model.abstract(), rules, mesh))
 
 
-def student_source(c: ConfigDict, teacher: Loaded | None) -> Source:
+def student_source(c: ConfigDict, teacher: Loaded | None, advance: Advance = silent) -> Source:
     """The architecture the student starts from, and the weights of student.path.
 
     There are none where student.path is empty, which means the teacher's, or where only its
@@ -136,7 +142,8 @@ def student_source(c: ConfigDict, teacher: Loaded | None) -> Source:
     if c.student.init == "random" and directory.is_dir():
         raw = huggingface.read_json(directory / "config.json")
         return Source(family_of(raw.get("model_type")).from_hf(raw), None)
-    read = load_checkpoint(c.student.path, dtype=jnp.dtype(c.student.dtype))
+    told = told_of(c.student.path, advance)
+    read = load_checkpoint(c.student.path, dtype=jnp.dtype(c.student.dtype), advance=told)
     return Source(read.config, read)
 
 
@@ -183,6 +190,11 @@ def check_length(c: ConfigDict, config: ModelConfig, name: str) -> None:
             f"config.data.seq_len is {c.data.seq_len} and {name} has {config.max_positions}"
             f" positions: use at most {config.max_positions}"
         )
+
+
+def told_of(path: str, advance: Advance) -> Advance:
+    """The same, with the model that is read in words."""
+    return lambda what, done, total: advance(f"{what} of {path}", done, total)
 
 
 def size_line(name: str, loaded: Loaded) -> str:

@@ -18,7 +18,7 @@ from distill_jax.models.prune_blocks import BLOCK_CRITERIA
 from distill_jax.models.refit import NEURON_CRITERIA
 from distill_jax.setup.models import Loaded, Source, bind_config, check_length, place_params
 from distill_jax.setup.teachers import AVERAGE
-from distill_jax.types import Batch, Params, UserError
+from distill_jax.types import Advance, Batch, Params, UserError, silent
 
 INITS = ("checkpoint", "random", "prune", "copy")
 SMALLER = (
@@ -83,10 +83,12 @@ def make_student(
     teacher: Loaded | None,
     mesh: Mesh,
     calibration: Callable[[], list[Batch]],
+    advance: Advance = silent,
 ) -> tuple[Model, Params]:
     """The student's decoder and its first parameters, on the mesh.
 
-    calibration() gives the batches that pruning measures importance on.
+    calibration() gives the batches that pruning measures importance on; advance: told how far the
+    pruning is.
     """
     config, read = source
     check_length(c, config, "the student")
@@ -99,7 +101,8 @@ def make_student(
         params = jax.tree.map(lambda x: x.astype(c.student.dtype), teacher.params)
     if c.student.init in ("checkpoint", "copy"):
         return model, params
-    smaller, pruned, _ = prune(model, params, calibration(), prune_options(c), summed_nll(c))
+    measured = (calibration(), prune_options(c), summed_nll(c))
+    smaller, pruned, _ = prune(model, params, *measured, advance=advance)
     model = bind_config(c, smaller, c.student.dtype)
     return model, place_params(model, pruned, mesh)
 

@@ -26,7 +26,7 @@ from distill_jax.objective import (
 )
 from distill_jax.setup.models import Loaded, check_length, load_model, load_teacher
 from distill_jax.sharding import batch_ways, place_whole
-from distill_jax.types import UserError
+from distill_jax.types import Advance, UserError, silent
 
 AVERAGE = "average"
 Part = Callable[..., Any]
@@ -93,11 +93,14 @@ def _check_part(c, kind, temperatures, terms):
     check_partial_terms(terms, temperatures, policy)
 
 
-def load_teachers(c: ConfigDict, terms: tuple[Term, ...], mesh: Mesh) -> Teachers:
+def load_teachers(
+    c: ConfigDict, terms: tuple[Term, ...], mesh: Mesh, advance: Advance = silent
+) -> Teachers:
     """Reads every model and the cache. Raises UserError where a cache is another teacher's."""
     dtype = c.teacher.dtype
-    more = [load_model(c, path, dtype, mesh) for path in c.teacher.more if path != AVERAGE]
-    first = load_teacher(c, mesh) if c.teacher.path != AVERAGE else None
+    paths = [path for path in c.teacher.more if path != AVERAGE]
+    more = [load_model(c, path, dtype, mesh, advance) for path in paths]
+    first = load_teacher(c, mesh, advance) if c.teacher.path != AVERAGE else None
     loaded = (first, *more) if first else tuple(more)
     for one in loaded:
         check_length(c, one.model.config, one.path)

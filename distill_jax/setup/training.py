@@ -23,7 +23,7 @@ from distill_jax.setup.loss import Recipe, train_step_of
 from distill_jax.setup.models import bind_config
 from distill_jax.sharding import batch_ways, parameter_shardings
 from distill_jax.step import TrainStep, init_state
-from distill_jax.types import Params, TrainState
+from distill_jax.types import Advance, Params, TrainState
 from distill_jax.writers import Writer
 
 TEACHING = 1  # the stream of random numbers for what teachers draw
@@ -110,9 +110,12 @@ def run_of(
     _, teacher_params = teachers.teach_of(c, found, setting.recipe.terms, model, mesh)
     _, reference_params = teachers.measure_of(c, setting.references)
 
-    def measure(params: Params) -> dict[str, float]:
-        batches = data.held_out_batches(c, setting.held_out.rows, mesh)
-        return evaluate(steps.eval_step, params, reference_params, batches)
+    def measure(params: Params, advance: Advance) -> dict[str, float]:
+        rows = setting.held_out.rows
+        batches = data.held_out_batches(c, rows, mesh)
+        count = -(-len(rows) // c.eval.batch_size)
+        of = (steps.eval_step, params, reference_params, batches)
+        return evaluate(*of, count=count, advance=advance)
 
     return Run(
         workdir=setting.directory,
@@ -120,7 +123,6 @@ def run_of(
             steps=c.steps,
             eval_every=int(at_least("eval.every", c.eval.every, 0)),
             checkpoint_every=int(at_least("checkpoint.every", c.checkpoint.every, 0)),
-            log_every=int(at_least("log.every", c.log.every, 0)),
             max_skipped=c.optim.max_skipped,
             watchdog_s=c.watchdog_s,
         ),

@@ -1,0 +1,110 @@
+"""One arm of a study on one seed: trained, exported, and measured as it would be served."""
+
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from distill_jax import workdir
+from distill_jax.evals.aggregates import aggregate
+from distill_jax.evals.records_file import write_records
+from distill_jax.jobs.study_report import BEHAVIOUR, EXAMPLES, TOKENS
+from distill_jax.jobs.train import finish, read_inputs, train_student
+from distill_jax.progress import Progress, say
+from distill_jax.setup.arm_config import (
+    Shared,
+    arm_config,
+    arm_inputs,
+    reads_its_own,
+)
+from distill_jax.setup.evaluator import (
+    Evaluator,
+    measure_texts,
+    measure_tokens,
+    task_scores,
+)
+from distill_jax.setup.inputs import Inputs, setting_of
+from distill_jax.setup.loss import make_recipe
+from distill_jax.setup.models import count, load_model
+from distill_jax.setup.owner import check_owner
+from distill_jax.setup.teachers import Teachers
+from distill_jax.setup.training import CompiledSteps
+from distill_jax.setup.writing import writing
+from distill_jax.sharding import barrier
+from distill_jax.study.results import PlannedArm, RunResult
+from distill_jax.types import NumbersBrokeDown
+
+
+def inputs_of_arm(
+    c: ConfigDict,
+    mine: ConfigDict,
+    inputs: Inputs,
+    progress: Progress,
+    references: Teachers | None = None,
+) -> Inputs:
+    """What an arm reads: its own data and teachers where it changes them, else the study's."""
+    if reads_its_own(c, mine):
+        return read_inputs(mine, inputs.mesh, progress)
+    return arm_inputs(c, mine, inputs, references)
+
+
+def run_arm(
+    c: ConfigDict,
+    where: Path,
+    p: PlannedArm,
+    seed: int,
+    shared: Shared,
+    evaluator: Evaluator,
+    steps_by_shape: dict[str, CompiledSteps],
+    progress: Progress,
+) -> RunResult:
+    """Trains one arm x seed and measures its exported student, as it would be served."""
+    mine = arm_config(c, p.arm, seed, shared, p.steps)
+    check_owner(mine, where)
+    if jax.process_index() == 0:
+        where.mkdir(parents=True, exist_ok=True)
+    place = str(where.relative_to(where.parents[2]))
+    result = RunResult(p.arm.name, seed, p.steps, p.step_flops, place)
+    if not (where / workdir.REPORT).exists():
+        recipe = make_recipe(mine)
+        read = inputs_of_arm(c, mine, evaluator.inputs, progress, evaluator.teachers)
+        setting = setting_of(mine, recipe, where, read, evaluator.teachers)
+        name, group = f"{p.arm.name}-seed-{seed}", where.parents[2].resolve().name
+        try:
+            with writing(mine, where, name=name, group=group) as writers:
+                model, params = train_student(setting, steps_by_shape, writers, progress)
+                finish(setting, model, params, writers, progress)
+        except NumbersBrokeDown as error:
+            say(f"{p.arm.name}, seed {seed}: {error}")
+            return result._replace(failed=str(error))
+        del model, params
+        barrier(f"end of {p.arm.name}, seed {seed}")
+    wall_s = workdir.read_lines(where / workdir.METRICS)[-1]["wall_s"]
+    return _measured(c, where, evaluator, result._replace(wall_s=wall_s), progress)
+
+
+def _measured(
+    c: ConfigDict, where: Path, evaluator: Evaluator, result: RunResult, progress: Progress
+) -> RunResult:
+    """The result with every number; writes the per-token records and the texts."""
+    path, mesh = str(where / workdir.STUDENT), evaluator.inputs.mesh
+    with progress.stage("load", "reading the student") as stage:
+        student = load_model(c, path, c.student.dtype, mesh, stage.advance)
+    with progress.stage("evaluate", "measuring held-out text") as stage:
+        records = measure_tokens(c, student, evaluator, stage.advance)
+    with progress.stage("write", "texts of the student"):
+        written = measure_texts(c, student, evaluator)
+    with progress.stage("evaluate", "tasks"):
+        tasks = task_scores(c, student)
+    if jax.process_index() == 0:
+        write_records(where / TOKENS, records)
+        workdir.write_json(where / BEHAVIOUR, written.json())
+        workdir.write_json(where / EXAMPLES, [part.json() for part in tasks.examples])
+    metrics = aggregate(records.columns) | tasks.numbers
+    shown = [
+        n for n in ("nll", "forward_kl", "agreement_top1", "ece") if metrics.get(n) is not None
+    ]
+    say("held-out: " + "  ".join(f"{name} {metrics[name]:.4g}" for name in shown))
+    return result._replace(
+        parameters=count(student.params), metrics=metrics, behaviour=written.metrics
+    )
