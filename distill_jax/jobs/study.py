@@ -184,7 +184,7 @@ def _share(
         packed = data.packed(mine, inputs.training, seed=mine.seed)
         rows += [packed.rows[i] for i in data.rows_read(mine, packed.rows)]
     say("teacher cache: the teacher runs once over the text that the arms read")
-    cache.mkdir(exist_ok=True)
+    cache.mkdir(parents=True, exist_ok=True)
     fill_cache(c, cache, inputs.mesh, inputs.teachers.first, _distinct(rows), progress)
     return Shared(str(cache), starts)
 
