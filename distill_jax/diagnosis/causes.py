@@ -164,34 +164,35 @@ def _with_sft(rule: Callable[[Evidence], np.ndarray]) -> Callable[[Evidence], np
 # In order of precedence: a token has the first cause whose rule holds.
 CAUSES: dict[str, Cause] = {
     "teacher_wrong": Cause(
-        f"The teacher's top-1 is not the label at a confidence of at least {SURE:.0%}, or it gives"
-        f" the label {NATS:g} nat or more above the student's NLL, or the student copied its"
-        " mistake where SFT is right: following the teacher hurts here. Even a calibrated teacher"
-        " is wrong in 1 - confidence of the cases.",
+        f"The teacher's likeliest token is not the one that stands there, at a confidence of at"
+        f" least {SURE:.0%}, or its NLL is {NATS:g} nat or more above the student's, or the student"
+        " copied its mistake where plain fine-tuning is right: following the teacher hurts here."
+        " Even a calibrated teacher is wrong in as many cases as its confidence lacks to 100%.",
         teacher_wrong,
     ),
     "distillation_made": Cause(
-        "SFT's top-1 is the label and the distilled student's is not: distilling lost it.",
+        "Plain fine-tuning has the token right and the distilled student has not: distilling lost"
+        " it.",
         _with_sft(lambda e: (e.sft_right_n > 0.5) & (e.right_n < 0.5)),
     ),
     "capacity": Cause(
-        "The teacher's top-1 is the label and neither student's is: a student of this size and"
-        " training does not get it from labels either.",
+        "The teacher has the token right and neither student has: one of this size and training"
+        " does not get it from labels either.",
         _with_sft(lambda e: e.teacher_right_n & (e.right_n < 0.5) & (e.sft_right_n < 0.5)),
     ),
     "student_wrong": Cause(
-        "The teacher's top-1 is the label and the student's is not. Without an SFT student, too"
-        " small a student and what distilling broke look the same.",
+        "The teacher has the token right and the student has not. Without a student that was"
+        " fine-tuned on the labels, too small a student and what distilling broke look the same.",
         lambda e: None if e.sft_right_n is not None else e.teacher_right_n & (e.right_n < 0.5),
     ),
     "tail": Cause(
-        f"Student and teacher have the same top-1, and at least {TAIL:.0%} of the KL is about the"
-        " mass outside the teacher's top 5.",
+        f"Student and teacher have the same likeliest token, and at least {TAIL:.0%} of the KL is"
+        " about what lies outside the teacher's five likeliest.",
         lambda e: (e.agrees_n > 0.5) & (e.tail_n >= TAIL),
     ),
     "other": Cause(
         "No rule fits: mostly tokens that nobody predicts, or whose KL is the order within the"
-        " teacher's top 5.",
+        " teacher's five likeliest.",
         lambda e: np.ones(e.forward_kl_n.shape, bool),
     ),
 }

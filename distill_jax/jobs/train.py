@@ -13,6 +13,7 @@ from distill_jax.export import export_student
 from distill_jax.loop import train
 from distill_jax.models.binding import Model
 from distill_jax.progress import Progress, say, times_line
+from distill_jax.report.number_formats import parameters
 from distill_jax.report.page import page
 from distill_jax.report.run import report_json, study_command
 from distill_jax.report.tables import model_rows, samples_text, text_table
@@ -98,7 +99,7 @@ def train_student(
         with progress.stage("load", "reading the last checkpoint"):
             state = checkpoint.restore(manager, abstract)
         say(f"resuming from step {int(state.step)} of {c.steps}")
-    say(f"student: {count(state.params) / 1e6:.1f} M parameters")
+    say(f"student: {parameters(count(state.params))} parameters")
     shape = shape_of(c, model)
     if shape not in steps_by_shape:
         steps_by_shape[shape] = compiled_steps(setting, model, shardings)

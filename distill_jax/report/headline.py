@@ -67,11 +67,11 @@ def diagnose_answer(rows: Sequence[ModelRow], found: Mapping[str, Any] | None) -
 
 
 def _first_cause(classes: Sequence[Mapping[str, Any]]) -> str:
-    known = [row for row in classes if row["share_of_kl"]]
+    known = [row for row in classes if row["share_of_kl"] and row["class"] != "other"]
     if not known:
         return ""
     worst = max(known, key=lambda row: row["share_of_kl"])
-    return f", most of it as: {named(worst['class'])} ({worst['share_of_kl']:.1%} of all)"
+    return f"; the largest cause: {named(worst['class'])} ({worst['share_of_kl']:.1%} of all of it)"
 
 
 def size_words(student: ModelRow, teacher: ModelRow) -> str | None:

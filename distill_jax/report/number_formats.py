@@ -14,6 +14,17 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def parameters(number: int) -> str:
+    """The size of a model for a terminal: in millions, a small one's in thousands.
+
+    >>> parameters(134_515_008), parameters(99_999), parameters(512)
+    ('134.5 M', '100.0 k', '512')
+    """
+    if number < 1000:
+        return str(number)
+    return f"{number / 1e6:.1f} M" if number >= 100_000 else f"{number / 1e3:.1f} k"
+
+
 def _signed(value: float) -> str:
     return f"{value:+.4f}".replace("-", MINUS)
 
@@ -54,8 +65,8 @@ FORMATS: dict[str, Callable[[float], str]] = {
     "letters": _letters,
     "bytes": lambda x: f"{_letters(x)}B" if abs(x) >= 1000 else f"{x}{THIN}B",
     "ms": lambda x: f"{x:,.1f}",
-    "speed": lambda x: f"{x:,.1f}",
-    "seconds": lambda x: f"{x:,.0f}",
+    "speed": lambda x: f"{x:,.1f}" if x < 1000 else f"{x:,.0f}",
+    "seconds": lambda x: f"{x:,.0f}" if x >= 10 else f"{x:.1f}",
     "money": lambda x: f"${x:,.4g}",
     "times": lambda x: f"{x:.3g}×",  # noqa: RUF001
     "general": _general,

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from distill_jax.evals.likelihood import perplexity
 from distill_jax.progress import table
 from distill_jax.report.charts import COMPARISONS
+from distill_jax.report.number_formats import parameters
 from distill_jax.study.arms import ARMS
 from distill_jax.words import labelled, named
 
@@ -56,8 +57,10 @@ def model_rows(
 
 
 def text_table(rows: Sequence[ModelRow]) -> str:
-    """The closing table for a terminal."""
-    return table(list(COLUMNS), [[text_of(row) for text_of in COLUMNS.values()] for row in rows])
+    """The closing table for a terminal; a column that has no number is left out."""
+    columns = {name: [text_of(row) for row in rows] for name, text_of in COLUMNS.items()}
+    kept = {name: cells for name, cells in columns.items() if set(cells) != {"-"}}
+    return table(list(kept), list(zip(*kept.values(), strict=True)))
 
 
 def samples_text(samples: Sequence[dict[str, Any]]) -> str:
@@ -119,7 +122,7 @@ def _or_dash(value: float | None, style: str) -> str:
 
 COLUMNS: dict[str, Callable[[ModelRow], str]] = {
     "model": lambda row: row.name,
-    "parameters": lambda row: "-" if row.parameters is None else f"{row.parameters / 1e6:.1f} M",
+    "parameters": lambda row: "-" if row.parameters is None else parameters(row.parameters),
     "NLL": lambda row: f"{row.nll:.3f}",
     "perplexity": lambda row: f"{perplexity(row.nll):.2f}",
     "KL to teacher": lambda row: _or_dash(row.forward_kl, ".3f"),

@@ -18,6 +18,7 @@ from distill_jax.models.families import FAMILIES, family_of
 from distill_jax.models.load import load_checkpoint, resolve
 from distill_jax.models.weights import Checkpoint
 from distill_jax.models.weights import fingerprint as weights_fingerprint
+from distill_jax.report.number_formats import parameters
 from distill_jax.sharding import check_batch, make_mesh, parameter_shardings, place
 from distill_jax.types import Advance, Params, UserError, silent
 
@@ -199,7 +200,7 @@ def told_of(path: str, advance: Advance) -> Advance:
 
 def size_line(name: str, loaded: Loaded) -> str:
     """How large a model is and where it is from, for a reader."""
-    return f"{name}: {count(loaded.params) / 1e6:.1f} M parameters, {loaded.path}"
+    return f"{name}: {parameters(count(loaded.params))} parameters, {loaded.path}"
 
 
 def count(params: Params) -> int:

@@ -121,8 +121,8 @@ def test_a_diagnosis_says_where_most_of_it_is():
     assert answer.headline == "Half the size, NLL +0.73 over its teacher"
     assert answer.findings == [
         "NLL is 3.350 nats per token, its teacher's 2.617; KL to the teacher is 0.912.",
-        "14.3% of the tokens carry half of the divergence, most of it as: beyond a student of this"
-        " size (21.4% of all).",
+        "14.3% of the tokens carry half of the divergence; the largest cause: beyond a student of"
+        " this size (21.4% of all of it).",
     ]
     nothing = found | {"half_of_kl_share": None, "classes": []}
     assert len(diagnose_answer([TEACHER, AFTER], nothing).findings) == 1

@@ -343,7 +343,20 @@ def test_a_run_that_no_study_can_follow_has_no_command():
     assert "A study compares" not in page.page(made)
 
 
-# --- a study for a terminal ---
+# --- for a terminal ---
+
+
+def test_the_closing_table_has_no_column_without_a_number_and_no_model_of_size_0():
+    rows = [tables.ModelRow("student after", 10_300, 3.35, None, None, None)]
+    header, _, line = tables.text_table(rows).splitlines()
+    assert header.split() == ["model", "parameters", "NLL", "perplexity"]
+    assert line.split() == ["student", "after", "10.3", "k", "3.350", "28.50"]
+    rows.insert(0, tables.ModelRow("teacher", 134_515_008, 2.6, 0.0, 1.0, None))
+    header, _, *lines = tables.text_table(rows).splitlines()
+    assert "KL to teacher" in header
+    assert "tokens/s" not in header
+    assert "134.5 M" in lines[0]
+    assert len({len(line) for line in (header, *lines)}) == 1
 
 
 def test_the_table_of_a_study_has_a_line_an_arm_and_both_verdicts():
@@ -409,6 +422,8 @@ def test_a_number_is_shown_rounded(form, data):
         ("bytes", 512, "512 B"),
         ("bytes", 538_060_032, "538 MB"),
         ("share", 0.564, "56.4%"),
+        ("seconds", 0.42, "0.4"),
+        ("seconds", 361.4, "361"),
         ("full", 1204411, "1204411"),
     ],
 )
