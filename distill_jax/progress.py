@@ -1,7 +1,7 @@
 """What goes on and how long it takes: one line on stderr; tables; the only function that prints.
 
 On a terminal the line is replaced as the work goes on. Elsewhere a line is written at most every
-LINE_S seconds, and none about what takes less than SHORT_S.
+LINE_S seconds, the first of them after SHORT_S.
 """
 
 import sys
@@ -114,6 +114,7 @@ class Progress:
         self._stages: list[Stage] = []
         self._within: list[Callable[[Stage], str]] = []
         self._seconds: dict[str, float] = {}
+        self._lock = threading.Lock()  # of the two above: the line asks, too
         self._shown: float | None = None
         self._bar = None
         if stream is not None and stream.isatty():
@@ -125,10 +126,14 @@ class Progress:
     def stage(self, part: str, title: str) -> Iterator[Stage]:
         """A stage of the work. part: one word for what its time goes to; title: as shown.
 
-        A stage within another has its time to itself.
+        A stage within another has its time to itself. The first one has the time since `began`.
         """
-        self.charge(self.clock())
-        self._stages.append(Stage(part, title, self))
+        stage = Stage(part, title, self)
+        if self._seconds or self._stages:
+            self.charge(stage.began)
+        else:
+            stage.began = self.began
+        self._stages.append(stage)
         try:
             yield self._stages[-1]
         finally:
@@ -137,7 +142,7 @@ class Progress:
 
     @contextmanager
     def within(self, label: Callable[[Stage], str]) -> Iterator[None]:
-        """While it lasts, label(stage) stands before every line."""
+        """While it lasts, label(stage) stands before every line, such as `run 2/12 · `."""
         self._within.append(label)
         try:
             yield
@@ -146,12 +151,12 @@ class Progress:
 
     def charge(self, now: float) -> None:
         """Counts the time since the last change for what has gone on."""
-        part = OTHER
-        if self._stages:
-            compiling = self._stages[-1].what.startswith(COMPILING)
-            part = COMPILE if compiling else self._stages[-1].part
-        self._seconds[part] = self._seconds.get(part, 0.0) + now - self._since
-        self._since = now
+        with self._lock:
+            part, stages = OTHER, list(self._stages)
+            if stages:
+                part = COMPILE if stages[-1].what.startswith(COMPILING) else stages[-1].part
+            self._seconds[part] = self._seconds.get(part, 0.0) + now - self._since
+            self._since = now
 
     def seconds(self, part: str) -> float:
         """What a part took so far."""
@@ -171,7 +176,7 @@ class Progress:
         stages = list(self._stages)
         if not stages:
             return ""
-        return "  ".join([*(label(stages[-1]) for label in self._within), stages[-1].line(now)])
+        return "".join([*(label(stages[-1]) for label in self._within), stages[-1].line(now)])
 
     def tick(self) -> None:
         """Shows what there is to show now."""
@@ -183,10 +188,11 @@ class Progress:
             _write(text, self.stream)
 
     def _due(self, now: float) -> bool:
-        since = now - (self.began if self._shown is None else self._shown)
-        if not self.every_s or (self._shown is not None and since < self.every_s):
+        if not self.every_s:
             return False
-        return since >= self.every_s or now - self._stages[-1].began >= SHORT_S
+        if self._shown is None:
+            return now - self.began >= SHORT_S
+        return now - self._shown >= self.every_s
 
     @contextmanager
     def shown(self) -> Iterator["Progress"]:
@@ -228,10 +234,12 @@ def rate_of(pace_s: float) -> str:
 
 
 def times_line(times: dict[str, float]) -> str:
-    """Where the time went, in whole seconds that add up: `load 12s, train 4m10s, other 3s: ...`."""
-    whole = {name: int(value) for name, value in times.items() if name != OTHER}
-    total = round(sum(times.values()))
-    whole[OTHER] = total - sum(whole.values())
+    """Where the time went, in whole seconds that add up: `4m25s: load 12s, train 4m13s`."""
+    whole, total = {name: int(value) for name, value in times.items()}, round(sum(times.values()))
+    # Of the seconds that are lost by cutting, each goes to the part that lost most.
+    cut = sorted(times, key=lambda name: whole[name] - times[name])
+    for name in cut[: total - sum(whole.values())]:
+        whole[name] += 1
     parts = ", ".join(f"{name} {duration(value)}" for name, value in whole.items() if value)
     return f"{duration(total)}: {parts}"
 

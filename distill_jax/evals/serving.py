@@ -18,7 +18,7 @@ import numpy as np
 
 from distill_jax.losses.vocabulary import head_logits
 from distill_jax.models.binding import Model
-from distill_jax.types import Array, Params, UserError
+from distill_jax.types import COMPILING, Advance, Array, Params, UserError, silent
 
 
 class Cost(NamedTuple):
@@ -113,15 +113,17 @@ def compare_serving(
     cache_dtype: str = "float32",
     seed: int = 0,
     clock: Callable[[], float] = time.perf_counter,
+    advance: Advance = silent,
 ) -> Serving:
     """Times every model, and divides the model "student" by "teacher" where both are given.
 
     price_per_hour: of the machine that this runs on. Times are medians over `repeats`, their ratios
     medians of the ratios of a turn, in which both ran one after the other; nothing is compiled
-    while it is timed. Raises UserError where prompt and new tokens do not fit a model's positions.
+    while it is timed. advance: told of every turn. Raises UserError where prompt and new tokens do
+    not fit a model's positions.
     """
     turns = _turns(
-        models, prompt_tokens, new_tokens, batch_sizes, repeats, cache_dtype, seed, clock
+        models, prompt_tokens, new_tokens, batch_sizes, repeats, cache_dtype, seed, clock, advance
     )
     fastest = max(batch_sizes)
 
@@ -151,7 +153,7 @@ def sizes(params: Params) -> tuple[int, int]:
 
 
 def _turns(
-    models, prompt_tokens, new_tokens, batch_sizes, repeats, cache_dtype, seed, clock
+    models, prompt_tokens, new_tokens, batch_sizes, repeats, cache_dtype, seed, clock, advance
 ) -> dict[str, np.ndarray]:
     """The values_RM of each model."""
     if min(prompt_tokens, new_tokens, repeats, *batch_sizes) < 1:
@@ -175,13 +177,15 @@ def _turns(
     prompts_BT = np.random.default_rng(seed).integers(0, vocab, shape, np.int32)
     order, shuffle = list(models), random.Random(seed).shuffle
     turns: dict[str, list[list[float]]] = {name: [] for name in models}
-    for _ in range(repeats + 1):
+    advance(f"{COMPILING} what is timed", 0, 0)
+    for turn in range(repeats + 1):
         shuffle(order)
         for name in order:
             params = models[name][1]
             turns[name].append(
                 _turn(programs[name], params, prompts_BT, new_tokens, batch_sizes, clock)
             )
+        advance("turns", turn, repeats)
     # The first turn compiles.
     return {name: np.array(values[1:]) for name, values in turns.items()}
 

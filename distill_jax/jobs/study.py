@@ -14,10 +14,10 @@ from distill_jax.data.cache import pieces_of
 from distill_jax.export import export_student
 from distill_jax.files import written_whole
 from distill_jax.jobs.cache import fill_cache
-from distill_jax.jobs.study_arm import inputs_of_arm, run_arm
+from distill_jax.jobs.study_arm import inputs_of_arm, label_of, run_arm, took_of
 from distill_jax.jobs.study_report import write_report
 from distill_jax.jobs.train import read_inputs, start_of
-from distill_jax.progress import Progress, say, times_line
+from distill_jax.progress import COMPILE, Progress, say, times_line
 from distill_jax.setup import data
 from distill_jax.setup.arm_config import (
     Shared,
@@ -72,15 +72,24 @@ def study_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
     shared = _share(c, directory, plan, evaluator, progress)
     evaluator = with_cache(c, evaluator, shared.cache)
     runs = [(p, seed) for seed in plan.seeds for p in plan.arms]
+    place = lambda p, seed: _run_directory(directory, p.arm.name, seed)
+    done = [run for run in runs if (place(*run) / RESULT).exists()]
+    took = [one for run in done for one in took_of(place(*run), run[0])]
+    todo = [run[0] for run in runs if run not in done]
     steps_by_shape: dict[str, CompiledSteps] = {}
     for n, (p, seed) in enumerate(runs, 1):
-        where = _run_directory(directory, p.arm.name, seed)
+        where = place(p, seed)
         title = f"[{n}/{len(runs)}] {p.arm.name}, seed {seed}"
-        if (where / RESULT).exists():
+        if (p, seed) in done:
             say(f"{title}: done already")
             continue
         say(f"{title}: {p.steps} steps")
-        result = run_arm(c, where, p, seed, shared, evaluator, steps_by_shape, progress)
+        todo = todo[1:]
+        began = progress.clock() - progress.seconds(COMPILE)
+        told = f"run {n}/{len(runs)} {p.arm.name} seed {seed} · {len(runs) - len(todo) - 1} done"
+        with progress.within(label_of(told, p, todo, took, progress)):
+            result = run_arm(c, where, p, seed, shared, evaluator, steps_by_shape, progress)
+        took += took_of(where, p, progress.clock() - progress.seconds(COMPILE) - began)
         if first:
             workdir.write_json(where / RESULT, result.json())
             # The exported student stays; what a resumed run would need is not needed any more.
@@ -173,7 +182,9 @@ def _share(
     if c.student.init == "prune":
         longest = max(plan.arms, key=lambda planned: planned.steps)
         of = (c, directory, inputs, longest, progress)
-        starts = {seed: _start(*of, seed) for seed in plan.seeds}
+        for n, seed in enumerate(plan.seeds, 1):
+            with progress.within(lambda _, n=n: f"start of seed {n}/{len(plan.seeds)} · "):
+                starts[seed] = _start(*of, seed)
     cache = directory / "cache"
     configs = [arm_config(c, p.arm, seed, steps=p.steps) for p in plan.arms for seed in plan.seeds]
     readers = [mine for mine in configs if cacheable(c, mine)]
@@ -185,7 +196,8 @@ def _share(
         rows += [packed.rows[i] for i in data.rows_read(mine, packed.rows)]
     say("teacher cache: the teacher runs once over the text that the arms read")
     cache.mkdir(parents=True, exist_ok=True)
-    fill_cache(c, cache, inputs.mesh, inputs.teachers.first, _distinct(rows), progress)
+    with progress.within(lambda _: "teacher cache · "):
+        fill_cache(c, cache, inputs.mesh, inputs.teachers.first, _distinct(rows), progress)
     return Shared(str(cache), starts)
 
 

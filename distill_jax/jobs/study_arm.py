@@ -1,6 +1,8 @@
 """One arm of a study on one seed: trained, exported, and measured as it would be served."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 
 import jax
 from ml_collections import ConfigDict
@@ -10,7 +12,7 @@ from distill_jax.evals.aggregates import aggregate
 from distill_jax.evals.records_file import write_records
 from distill_jax.jobs.study_report import BEHAVIOUR, EXAMPLES, TOKENS
 from distill_jax.jobs.train import finish, read_inputs, train_student
-from distill_jax.progress import Progress, say
+from distill_jax.progress import COMPILE, Progress, Stage, duration, say
 from distill_jax.setup.arm_config import (
     Shared,
     arm_config,
@@ -32,6 +34,7 @@ from distill_jax.setup.training import CompiledSteps
 from distill_jax.setup.writing import writing
 from distill_jax.sharding import barrier
 from distill_jax.study.results import PlannedArm, RunResult
+from distill_jax.study.timetable import Took, seconds_left
 from distill_jax.types import NumbersBrokeDown
 
 
@@ -46,6 +49,42 @@ def inputs_of_arm(
     if reads_its_own(c, mine):
         return read_inputs(mine, inputs.mesh, progress)
     return arm_inputs(c, mine, inputs, references)
+
+
+def took_of(where: Path, planned: PlannedArm, whole_s: float | None = None) -> list[Took]:
+    """What a run took, by its metrics; whole_s: all of it, without compiling, if it is known."""
+    lines = workdir.read_lines(where / workdir.METRICS)
+    steps = [line["device_s"] for line in lines if "train/loss" in line]
+    if not steps:
+        return []
+    rest = None if whole_s is None else max(0.0, whole_s - sum(steps))
+    return [Took(planned.arm.name, planned.step_flops, median(steps), rest)]
+
+
+def label_of(
+    told: str,
+    planned: PlannedArm,
+    later: list[PlannedArm],
+    took: Sequence[Took],
+    progress: Progress,
+) -> Callable[[Stage], str]:
+    """What stands before the stages of a run: which it is, and what is left of all runs."""
+    began = progress.clock() - progress.seconds(COMPILE)
+    now: list[Took] = []
+
+    def label(stage: Stage) -> str:
+        if stage.part == "train" and stage.pace_s:
+            now[:] = [Took(planned.arm.name, planned.step_flops, stage.pace_s)]
+        elapsed = progress.clock() - progress.seconds(COMPILE) - began
+        known = [*took, *now]
+        left = seconds_left(planned, elapsed, later, known)
+        if left is None:
+            return f"{told} · "
+        # What is done beside the steps is known after the first run.
+        least = "" if any(one.rest_s is not None for one in known) else "more than "
+        return f"{told} · {least}{duration(left)} left · "
+
+    return label
 
 
 def run_arm(

@@ -38,6 +38,7 @@ from distill_jax.setup.provenance import provenance
 from distill_jax.study.arms import TREATMENT
 from distill_jax.study.comparisons import Measured, judge_study
 from distill_jax.study.results import Key, Measure, RunResult, StudyPlan
+from distill_jax.types import Advance
 from distill_jax.words import named
 
 TOKENS, BEHAVIOUR, EXAMPLES = "tokens.parquet", "behaviour.json", "examples.json"
@@ -85,8 +86,8 @@ def write_report(
         teachers.identity(evaluator.teachers),
         {"train": inputs.training, "eval": evaluator.held_out},
     )
-    with progress.stage("serve", "timing what serving costs"):
-        cost = _cost(c, directory, evaluator, where, done)
+    with progress.stage("serve", "timing what serving costs") as stage:
+        cost = _cost(c, directory, evaluator, where, done, stage.advance)
     with progress.stage("judge", "judging"):
         verdicts = judge_study(plan, measured, invalid=invalid, failed=failed)
     report = finite(
@@ -200,6 +201,7 @@ def _cost(
     evaluator: Evaluator,
     where: Mapping[Key, Path],
     done: Sequence[Key],
+    advance: Advance,
 ) -> dict | None:
     """What teacher and student cost to serve, measured once per study and price."""
     path = directory / SERVING
@@ -224,6 +226,7 @@ def _cost(
         price_per_hour=price,
         cache_dtype=c.model.compute_dtype,
         seed=c.seed,
+        advance=advance,
     ).json()
     if jax.process_index() == 0:
         workdir.write_json(path, measured)
