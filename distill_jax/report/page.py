@@ -37,8 +37,9 @@ def render(template: str, report: dict[str, Any], **more: Any) -> str:
     )
     shown = Shown(report)
     environment.globals.update(
-        n=shown.number, t=shown.text, prose=shown.prose, k=shown.key, v=shown.value,
-        yes=shown.yes, w=shown.word, kw=shown.key_word, some=shown.some, plural_s=shown.plural,
+        n=shown.number, t=shown.text, prose=shown.prose, command=shown.command,
+        k=shown.key, v=shown.value, yes=shown.yes,
+        w=shown.word, kw=shown.key_word, some=shown.some, plural_s=shown.plural,
         interval=shown.interval, ends=shown.ends, leaves=leaves, charts=charts,
         curves=learning_curves, meter=svg_models.meter, heat=heat, tone=tone, glyph=glyph,
         costs=COSTS, by_prompt=by_prompt, measured=measured, model_columns=MODELS,

@@ -69,6 +69,15 @@ class Shown(NamedTuple):
         """A text, escaped."""
         return Markup('<span data-path="{}">{}</span>').format(path(*parts), self.at(*parts))
 
+    def command(self, *parts: Part) -> Markup:
+        """A command or flags, a line of which ends at a space alone, not after the dashes."""
+        words = [
+            Markup('<span class="unbroken">{}</span>').format(x) for x in self.at(*parts).split(" ")
+        ]
+        return Markup('<span data-path="{}">{}</span>').format(
+            path(*parts), Markup(" ").join(words)
+        )
+
     def prose(self, *parts: Part) -> Markup:
         """A text that a model or a data set wrote, its empty lines folded."""
         return Markup('<span data-path="{}">{}</span>').format(

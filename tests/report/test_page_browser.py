@@ -154,6 +154,20 @@ def test_nothing_is_clipped_and_what_scrolls_shows_it(browser, pages, name, widt
         assert height < 80 or name == "hostile"
 
 
+def test_a_point_of_a_curve_tells_its_value_on_hover(browser, pages):
+    browser.open(pages / "run.html")
+    told = browser.evaluate(
+        "[...document.querySelectorAll('.charts svg.chart')].map(chart => {"
+        " const hit = chart.querySelector('.hit'); hit.scrollIntoView({block: 'center'});"
+        " const box = hit.getBoundingClientRect();"
+        " return document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2)"
+        ".querySelector('title')?.textContent; })"
+    )
+    first = REPORTS["run"]["curves"][0]["points"][0]
+    assert told == [f"student, seed 3, 0 updates: {first[key]:g}"
+                    for key in ("loss", "nll", "forward_kl")]  # fmt: skip
+
+
 def test_names_of_rows_stay_while_a_table_scrolls(browser, pages):
     browser.open(pages / "study.html", width=390)
     place = "document.querySelector('.wide tbody th').getBoundingClientRect().left"
