@@ -21,6 +21,7 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.job = variant  # train | study | verdict | diagnose | cache | evaluate | export | generate
     c.seed = 0  # what initialisation, data order and sampling are drawn from
     c.steps = 1000  # optimizer updates
+    c.epochs = 0.0  # passes over the training rows, where given instead of steps; 0: steps count
     c.watchdog_s = 3600  # seconds without a step or evaluated batch until a run gives up; 0: never
 
     c.teacher = ConfigDict()  # the model, or models, that the student learns from

@@ -115,11 +115,8 @@ OTHER_WORDS = {
         "eval_file validation_file eval_data eval_dataset eval.source eval.data eval.path"
     ),
     "data.held_out_fraction": "val_split validation_split test_size",
-    "data.epochs": "epochs num_epochs n_epochs num_train_epochs epoch",
-    "steps": (
-        "epochs num_epochs n_epochs num_train_epochs epoch max_steps num_steps total_steps "
-        "train_steps iterations iters max_iters"
-    ),
+    "epochs": "num_epochs n_epochs num_train_epochs epoch",
+    "steps": ("max_steps num_steps total_steps train_steps iterations iters max_iters"),
     "seed": "random_seed",
     "job": "mode task command",
     "teacher.path": (

@@ -1,6 +1,7 @@
 """The command line end to end: a run, its files, resuming, stopping, devices and jobs."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -64,6 +65,20 @@ def test_the_same_command_again_says_that_it_is_done(done, flags):
     assert again.returncode == 0
     assert "is done" in again.stdout
     assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_epochs_are_the_run_of_their_steps(done, flags, tmp_path):
+    whole, result = done
+    rows = int(re.search(r"training text: .*, ([\d,]+) rows", result.stdout)[1].replace(",", ""))
+    assert f"{-(-rows // 8)} steps of 8 rows are one epoch; the run's 6 steps" in result.stdout
+    of_epochs = (*flags, "--config.steps=0", f"--config.epochs={6 * 8 / rows - 1e-4}")
+    run = cli.run(f"--workdir={tmp_path / 'run'}", *of_epochs)
+    assert run.returncode == 0, run.stderr
+    assert losses(tmp_path / "run") == losses(whole)
+    for same in (of_epochs, flags):
+        assert "is done" in cli.run(f"--workdir={tmp_path / 'run'}", *same).stdout
+    more = cli.run(f"--workdir={tmp_path / 'run'}", *flags, "--config.data.max_tokens=99")
+    assert more.returncode == 2, more.stdout
 
 
 def test_transformers_loads_the_student_and_writes_the_same_text(done):

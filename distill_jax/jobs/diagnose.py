@@ -32,6 +32,7 @@ from distill_jax.setup.inputs import Inputs
 from distill_jax.setup.models import Loaded, Source, count, load_measured, mesh_of, size_line
 from distill_jax.setup.owner import Reading
 from distill_jax.setup.provenance import provenance
+from distill_jax.setup.steps import with_steps
 from distill_jax.setup.teachers import Teachers
 from distill_jax.types import Advance, UserError
 from distill_jax.words import named, plural
@@ -131,8 +132,9 @@ def _report(asked: Reading, evaluator: Evaluator, models, records, written) -> d
         report["behaviour"] = behaviour_section(
             written, prompts=len(evaluator.prompts.prompts), new_tokens=c.study.new_tokens
         )
+    of_run, _ = with_steps(c, len(data.packed(c, evaluator.inputs.training, seed=c.seed).rows))
     report["options"] = advise(
-        trigger_values(report, student="student"), advice_inputs(c, evaluator, c.steps, None)
+        trigger_values(report, student="student"), advice_inputs(c, evaluator, of_run.steps, None)
     )
     report["table"] = text_table(rows)
     return report

@@ -19,8 +19,8 @@ from distill_jax.jobs.study import study_job
 from distill_jax.jobs.train import train_job
 from distill_jax.jobs.verdict import verdict_job
 from distill_jax.progress import Progress, say
-from distill_jax.setup.loss import fit_to_steps
 from distill_jax.setup.owner import Reading, check_owner, publish, reading
+from distill_jax.setup.steps import fit_to_steps
 
 
 class Job(NamedTuple):

@@ -33,9 +33,9 @@ from distill_jax.setup.evaluator import (
     with_cache,
 )
 from distill_jax.setup.inputs import Inputs, check, setting_of
-from distill_jax.setup.loss import make_recipe
 from distill_jax.setup.measures import measures_of
-from distill_jax.setup.owner import claim
+from distill_jax.setup.owner import check_owner, claim
+from distill_jax.setup.steps import describe_steps, with_steps
 from distill_jax.setup.training import CompiledSteps
 from distill_jax.sharding import barrier
 from distill_jax.study.arms import Arm, arms_of
@@ -52,12 +52,18 @@ def study_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
     Raises Forbidden where config.study.gate is set and the verdict forbids shipping.
     """
     check_study(c)
-    _, mesh = check(c)
+    mesh = check(c)
     ablations = {name: leaves(overrides) for name, overrides in c.study.ablations.items()}
     arms = arms_of(c.study.arms, ablations, flatten(c))
     if unasked := [name for name in ablations if c.study.arms and name not in c.study.arms]:
         say(f"config.study.arms leaves out the ablations {', '.join(unasked)}: they do not run")
     inputs = read_inputs(c, mesh, progress)
+    training = data.packed(c, inputs.training, seed=c.seed)
+    c, adapted = with_steps(c, len(training.rows))
+    check_owner(c, directory)  # again, now that the steps of config.epochs are known
+    for line in (f"training text: {data.description(training)}", *adapted):
+        say(line)
+    say(describe_steps(c, len(training.rows)))
     with progress.stage("plan", "counting the operations of each arm"):
         planned = _planned(c, arms, inputs, progress)
         evaluator = evaluator_of(c, inputs)
@@ -127,11 +133,15 @@ def _planned(
     # An arm that spends another's operations comes after it here, whatever the order given.
     for arm in sorted(arms, key=lambda arm: arm.flops_of is not None):
         mine = arm_config(c, arm, c.seed)
-        recipe, _ = check(mine)
-        shape = json.dumps({k: v for k, v in flatten(mine).items() if k not in ("steps", "seed")})
-        if shape not in costs:
-            read = inputs_of_arm(c, mine, inputs, progress)
-            costs[shape] = step_flops(setting_of(mine, recipe, Path(), read))
+        check(mine)
+        free = ("steps", "epochs", "seed")
+        shape = json.dumps({k: v for k, v in flatten(mine).items() if k not in free})
+        if shape not in costs or mine.epochs:
+            setting = setting_of(mine, Path(), inputs_of_arm(c, mine, inputs, progress))
+            costs[shape] = step_flops(setting)
+            if mine.epochs:  # its other keys must fit these steps, too
+                mine = arm_config(c, arm, c.seed, steps=setting.config.steps)
+                check(mine)
         steps = mine.steps
         if arm.flops_of:
             steps = steps_for(planned[arm.flops_of].flops, costs[shape])
@@ -227,7 +237,7 @@ def _start(
         return str(target)
     # Calibration text follows the last step of the longest arm, so that none trains on it.
     mine = arm_config(c, longest.arm._replace(overrides={}), seed, steps=longest.steps)
-    setting = setting_of(mine, make_recipe(mine), directory, inputs)
+    setting = setting_of(mine, directory, inputs)
     model, params = start_of(setting, progress)
     target.parent.mkdir(parents=True, exist_ok=True)
     whole = written_whole(target) if jax.process_index() == 0 else nullcontext(target)

@@ -26,7 +26,6 @@ from distill_jax.setup.evaluator import (
     task_scores,
 )
 from distill_jax.setup.inputs import Inputs, setting_of
-from distill_jax.setup.loss import make_recipe
 from distill_jax.setup.models import count, load_model
 from distill_jax.setup.owner import check_owner
 from distill_jax.setup.teachers import Teachers
@@ -105,9 +104,8 @@ def run_arm(
     place = str(where.relative_to(where.parents[2]))
     result = RunResult(p.arm.name, seed, p.steps, p.step_flops, place)
     if not (where / workdir.REPORT).exists():
-        recipe = make_recipe(mine)
         read = inputs_of_arm(c, mine, evaluator.inputs, progress, evaluator.teachers)
-        setting = setting_of(mine, recipe, where, read, evaluator.teachers)
+        setting = setting_of(mine, where, read, evaluator.teachers)
         name, group = f"{p.arm.name}-seed-{seed}", where.parents[2].resolve().name
         try:
             with writing(mine, where, name=name, group=group) as writers:

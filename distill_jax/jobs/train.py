@@ -21,7 +21,7 @@ from distill_jax.setup import data, samples, student, teachers
 from distill_jax.setup.inputs import Inputs, Setting, check, description, inputs_of, setting_of
 from distill_jax.setup.loss import terms_of
 from distill_jax.setup.models import count, size_line, student_source
-from distill_jax.setup.owner import claim
+from distill_jax.setup.owner import check_owner, claim
 from distill_jax.setup.provenance import provenance
 from distill_jax.setup.training import (
     ARCHITECTURE,
@@ -46,11 +46,12 @@ def train_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
         say(f"{directory} is done (to train again, give another --workdir)\n")
         say(json.loads((directory / workdir.REPORT).read_text())["table"])
         return
-    recipe, mesh = check(c)
-    inputs = read_inputs(c, mesh, progress)
+    inputs = read_inputs(c, check(c), progress)
     with progress.stage("tokenise", "packing rows"):
-        setting = setting_of(c, recipe, directory, inputs)
+        setting = setting_of(c, directory, inputs)
     say(description(setting))
+    c = setting.config
+    check_owner(c, directory)  # again, now that the steps of config.epochs are known
     with writing(c, directory, name=directory.resolve().name) as writers:
         model, params = train_student(setting, {}, writers, progress)
         lines = finish(setting, model, params, writers, progress)

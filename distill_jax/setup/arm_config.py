@@ -80,7 +80,7 @@ def arm_config(
             term.weight, term.schedule = float(name == CROSS_ENTROPY), "constant"
     mine.update_from_flattened_dict(dict(arm.overrides))
     if steps:
-        mine.steps = steps
+        mine.steps, mine.epochs = steps, 0.0
     if shared is not None:
         if shared.cache and cacheable(c, mine):
             mine.teacher.cache = shared.cache

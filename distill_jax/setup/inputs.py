@@ -15,6 +15,7 @@ from distill_jax.setup.models import (
     mesh_of,
     student_tokenizer,
 )
+from distill_jax.setup.steps import describe_steps, with_steps
 from distill_jax.setup.teachers import Teachers
 from distill_jax.types import Advance, silent
 
@@ -41,7 +42,8 @@ class Setting(NamedTuple):
     inputs.teachers teach; references are what held-out text is compared with.
     """
 
-    config: ConfigDict
+    config: ConfigDict  # with its steps, also where epochs were given
+    adapted: tuple[str, ...]  # a line on every default that was made smaller for them
     directory: Path
     recipe: Recipe
     inputs: Inputs
@@ -50,8 +52,8 @@ class Setting(NamedTuple):
     held_out: data.Data
 
 
-def check(c: ConfigDict) -> tuple[Recipe, Mesh]:
-    """The loss and optimizer of a run, and its mesh.
+def check(c: ConfigDict) -> Mesh:
+    """The mesh of a run.
 
     Raises UserError for what is cheap to see before anything is read.
     """
@@ -60,7 +62,7 @@ def check(c: ConfigDict) -> tuple[Recipe, Mesh]:
     samples.check(c)
     writing.check(c)
     teachers.check(c, recipe.terms)
-    return recipe, mesh_of(c, "data", "eval")
+    return mesh_of(c, "data", "eval")
 
 
 def inputs_of(
@@ -86,23 +88,20 @@ def inputs_of(
 
 
 def setting_of(
-    c: ConfigDict,
-    recipe: Recipe,
-    directory: Path,
-    inputs: Inputs,
-    references: Teachers | None = None,
+    c: ConfigDict, directory: Path, inputs: Inputs, references: Teachers | None = None
 ) -> Setting:
-    """Packs the rows of a run's seed, with cached signals if any. references: default the teachers.
+    """Packs the rows of a run's seed, with cached signals if any, and makes the recipe.
 
-    Raises UserError where a cache lacks a row that the run reads.
+    references: default the teachers. Raises UserError where a cache lacks a row that the run reads.
     """
     found, references = inputs.teachers, references or inputs.teachers
     training = data.packed(c, inputs.training, seed=c.seed)
+    c, adapted = with_steps(c, len(training.rows))
     if found.cache is not None:
         read = data.rows_read(c, training.rows)
         training = data.with_cache(c, found.cache, inputs.tokenizer, found.first, training, read)
     held_out = held_out_of(c, inputs, references)
-    return Setting(c, directory, recipe, inputs, references, training, held_out)
+    return Setting(c, adapted, directory, make_recipe(c), inputs, references, training, held_out)
 
 
 def held_out_of(c: ConfigDict, inputs: Inputs, references: Teachers) -> data.Data:
@@ -116,8 +115,12 @@ def held_out_of(c: ConfigDict, inputs: Inputs, references: Teachers) -> data.Dat
 
 def description(setting: Setting) -> str:
     """What a run will read, in lines."""
-    cache = setting.inputs.teachers.cache
-    return (f"teacher cache: {cache.manifest.kind} signals\n" if cache else "") + (
-        f"training text: {data.description(setting.training)}\n"
-        f"held-out text: {data.description(setting.held_out)}"
-    )
+    c, cache = setting.config, setting.inputs.teachers.cache
+    lines = [f"teacher cache: {cache.manifest.kind} signals"] if cache else []
+    lines += [
+        f"training text: {data.description(setting.training)}",
+        describe_steps(c, len(setting.training.rows)),
+        *setting.adapted,
+        f"held-out text: {data.description(setting.held_out)}",
+    ]
+    return "\n".join(lines)

@@ -16,6 +16,8 @@ from distill_jax.optim import OptimOptions, make_optimizer, make_schedule
 from distill_jax.step import TrainStep, make_train_step
 from distill_jax.types import TrainState, UserError
 
+UNKNOWN = 10**9  # stands for a number of steps that is not known yet
+
 
 class Recipe(NamedTuple):
     """The loss and the optimizer of a run, made once from its config.
@@ -30,16 +32,20 @@ class Recipe(NamedTuple):
 
 
 def make_recipe(c: ConfigDict) -> Recipe:
-    """The recipe of a config. Raises UserError for what no loss or optimizer can be made of."""
+    """The recipe of a config. Raises UserError for what no loss or optimizer can be made of.
+
+    Where config.epochs are given, their steps are not known before the text is read: the recipe is
+    then good for checks and shapes alone. setup/steps.py makes steps of them.
+    """
     terms = terms_of(c)
-    at_least("steps", c.steps, 1)
+    steps = at_least("steps", c.steps, 1) if not c.epochs else UNKNOWN
     schedules = {term.name: c.terms[term.name].schedule for term in terms}
     options = {name: {k: c.terms[name][k] for k in a.options} for name, a in ADAPTIVE.items()}
     o = _optim_options(c)
     peak = o.muon_learning_rate if o.name == "muon" else o.learning_rate
-    optimizer = make_optimizer(o, c.steps)
-    plan = make_plan(terms, c.steps, schedules, options)
-    return Recipe(terms, plan, optimizer, make_schedule(o, peak, c.steps))
+    optimizer = make_optimizer(o, steps)
+    plan = make_plan(terms, steps, schedules, options)
+    return Recipe(terms, plan, optimizer, make_schedule(o, peak, steps))
 
 
 def terms_of(c: ConfigDict) -> tuple[Term, ...]:
@@ -92,27 +98,3 @@ def train_step_of(
         average_decay=c.teacher.average_decay,
         state_shardings=shardings,
     )
-
-
-def fit_to_steps(c: ConfigDict, base: ConfigDict) -> tuple[ConfigDict, tuple[str, ...]]:
-    """The config whose defaults fit a short run, and a line on each that was made smaller.
-
-    Warm-up becomes a tenth of the steps, the fall of wsd a fifth of what follows the warm-up. What
-    the user has changed stays, and is an error where it does not fit.
-    """
-    fitted, lines = c.copy_and_resolve_references(), []
-    used = ["warmup_steps"] + ["decay_steps"] * (c.optim.schedule == "wsd")
-    for key in used:
-        if key == "warmup_steps":
-            most, instead = c.steps - 1, c.steps // 10
-        else:
-            most = c.steps - fitted.optim.warmup_steps
-            instead = max(1, most // 5)
-        default = base.optim[key]
-        if c.steps > 0 and c.optim[key] == default > most:
-            fitted.optim[key] = instead
-            lines.append(
-                f"config.optim.{key} is {instead}: its default {default} does not fit"
-                f" {c.steps} steps"
-            )
-    return fitted, tuple(lines)

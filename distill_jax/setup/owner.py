@@ -25,6 +25,8 @@ MAY_CHANGE = {
     "export": (*BESIDE, *OTHERS, "cache.*", "job"),
     "verdict": ("*.*", "seed", "steps", "watchdog_s"),  # the directory is of its last verdict
 }
+# What depends on the number of steps.
+OF_EPOCHS = ("epochs", "steps", "optim.warmup_steps", "optim.decay_steps")
 
 
 class Reading(NamedTuple):
@@ -46,8 +48,11 @@ def matches(key: str, patterns: Iterable[str]) -> bool:
 
 
 def check_owner(c: ConfigDict, directory: Path) -> None:
-    """Raises UserError where what a directory keeps is of another config."""
-    free = MAY_CHANGE[c.job]
+    """Raises UserError where what a directory keeps is of another config.
+
+    A run in epochs keeps the steps that they were: before these are known, they are not compared.
+    """
+    free = MAY_CHANGE[c.job] + (OF_EPOCHS if c.epochs else ())
     workdir.check(directory, flatten(c), lambda key: matches(key, free))
 
 
