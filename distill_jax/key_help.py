@@ -68,8 +68,8 @@ def key_meanings() -> dict[str, str]:
         any_term = f"terms.*.{name}"
         if group.startswith("terms.") and key not in said and any_term in said:
             said[key] = said[any_term]
-    order = {key.partition(".")[0]: i for i, key in enumerate(said)}
-    keys = sorted(said, key=lambda key: order[key.partition(".")[0]])
+    groups = list(dict.fromkeys(key.partition(".")[0] for key in said))
+    keys = sorted(said, key=lambda key: groups.index(key.partition(".")[0]))
     return {key: " ".join(said[key].split()) for key in keys if "*" not in key}
 
 

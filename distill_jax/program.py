@@ -9,6 +9,7 @@ failure, 74 no progress, 75 stopped by a signal, 76 the numbers broke down.
 import os
 import re
 import sys
+import tempfile
 import time
 import traceback
 import warnings
@@ -73,7 +74,7 @@ def _run(command: Command, began: float) -> int:
         jax.distributed.initialize(command.coordinator, command.processes, command.process)
     several = command.distributed or command.processes > 1
     if several:
-        signals.handle()  # the distributed runtime takes SIGTERM for itself
+        signals.retake()  # the distributed runtime takes SIGTERM for itself
     stream = None if several and jax.process_index() else sys.stderr
     with Progress(stream, every_s=command.config.log.every, began=began).shown() as progress:
         with progress.stage("start", f"starting the job {command.config.job}"):
@@ -83,17 +84,23 @@ def _run(command: Command, began: float) -> int:
 
 
 def _unexpected(error: Exception, workdir: Path | None) -> str:
-    """One line; the traceback goes to a file in the workdir if there is one."""
+    """One line; the traceback goes to a file in the workdir, or else to a temporary one."""
     text = "".join(traceback.format_exception(error))
-    if workdir is None or not workdir.is_dir():
-        sys.stderr.write(text)
-        return f"{type(error).__name__}: {error}"
-    path = workdir / "traceback.txt"
-    path.write_text(text)
+    try:
+        if workdir is None:
+            raise FileNotFoundError
+        path = workdir / "traceback.txt"
+        path.write_text(text)
+    except OSError:  # there is no workdir yet, or it cannot be written
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="distill_jax_", suffix=".txt", delete=False
+        ) as file:
+            file.write(text)
+        path = Path(file.name)
     first = (str(error).splitlines() or [""])[0][:200]
     return f"unexpected {type(error).__name__}: {first} (traceback in {path}): run again"
 
 
 def _fail(code: int, message: str) -> int:
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
     return code

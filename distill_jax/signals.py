@@ -37,7 +37,7 @@ def watch() -> None:
     receive, send = os.pipe()
     os.set_blocking(send, False)
     signal.set_wakeup_fd(send, warn_on_full_buffer=False)
-    handle()
+    _take()
     threading.Thread(target=_listen, args=(receive,), name="signals", daemon=True).start()
     hold = lambda how: signal.pthread_sigmask(how, SIGNALS)
     os.register_at_fork(
@@ -47,12 +47,10 @@ def watch() -> None:
     )
 
 
-def handle() -> None:
-    """Takes the signals, also again from a library that took them for itself."""
-    for number in SIGNALS:
-        # nohup ignores SIGHUP, and that stays.
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _heard)
+def retake() -> None:
+    """Takes the signals back from a library that took some of them, if this process watches."""
+    if signal.getsignal(signal.SIGINT) is _heard:
+        _take()
 
 
 @contextmanager
@@ -72,6 +70,13 @@ def saving() -> Iterator[Saving]:
         yield holder
     finally:
         _holders.remove(holder)
+
+
+def _take():
+    for number in SIGNALS:
+        # nohup ignores SIGHUP, and that stays.
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _heard)
 
 
 def _heard(number, frame):

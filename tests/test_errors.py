@@ -132,3 +132,22 @@ def test_a_missing_flag_is_named(missing):
     result = subprocess.run(arguments, cwd=cli.ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert f"{missing} is missing" in result.stderr
+
+
+@pytest.mark.parametrize("workdir", [True, False])
+def test_what_nobody_expected_is_one_line_that_names_its_traceback(tmp_path, monkeypatch, workdir):
+    """In the workdir, or where there is none yet in a temporary file."""
+    from distill_jax import program
+
+    def fail(argv):
+        raise ValueError("first line\nsecond line")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(program, "_run" if workdir else "parse", fail)
+    result = cli.run(f"--workdir={tmp_path}")
+    assert result.returncode == 70
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: unexpected ValueError: first line (traceback in ")
+    (file,) = tmp_path.glob("*.txt")
+    assert str(file) in line
+    assert "second line" in file.read_text()
