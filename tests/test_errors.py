@@ -139,7 +139,7 @@ def test_what_nobody_expected_is_one_line_that_names_its_traceback(tmp_path, mon
     """In the workdir, or where there is none yet in a temporary file."""
     from distill_jax import program
 
-    def fail(argv):
+    def fail(*arguments):
         raise ValueError("first line\nsecond line")
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
