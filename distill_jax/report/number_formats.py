@@ -48,6 +48,13 @@ def _letters(value: float) -> str:
     return f"{text}{THIN}{' kMGTPE'[power]}" if power else text
 
 
+def _share(value: float) -> str:
+    """A percentage with one decimal, or two significant digits where that is below one percent."""
+    if 1e-5 <= abs(value) < 0.00995:
+        return f"{100 * value:#.2g}%".replace("-", MINUS)
+    return f"{value:.1%}".replace("-", MINUS)
+
+
 def _metric(value: float) -> str:
     """Four significant digits, all of them shown; a whole number as it is."""
     if isinstance(value, int):
@@ -59,7 +66,7 @@ FORMATS: dict[str, Callable[[float], str]] = {
     "nats": lambda x: f"{x:.3f}".replace("-", MINUS),
     "effect": _signed,
     "p": lambda x: f"{x:.1e}" if 0 < x < 0.001 else f"{x:.3f}",
-    "share": lambda x: f"{x:.1%}".replace("-", MINUS),
+    "share": _share,
     "level": lambda x: f"{100 * x:.6g}%",
     "count": lambda x: f"{x:,}",
     "letters": _letters,

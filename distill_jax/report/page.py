@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from distill_jax import words
+from distill_jax.evals.bounds import SHARE, bounds_of
 from distill_jax.report import charts, learning_curves, svg_models
 from distill_jax.report.charts import TEMPLATES, tone
 from distill_jax.report.shown import Shown, leaves
@@ -42,8 +43,8 @@ def render(template: str, report: dict[str, Any], **more: Any) -> str:
         w=shown.word, kw=shown.key_word, some=shown.some, plural_s=shown.plural,
         interval=shown.interval, ends=shown.ends, leaves=leaves, charts=charts,
         curves=learning_curves, meter=svg_models.meter, heat=heat, tone=tone, glyph=glyph,
-        costs=COSTS, by_prompt=by_prompt, measured=measured, model_columns=MODELS,
-        named=words.named, labelled=words.labelled,
+        costs=COSTS, by_prompt=by_prompt, measured=measured, style_of=style_of,
+        model_columns=MODELS, named=words.named, labelled=words.labelled,
     )  # fmt: skip
     return environment.get_template(template).render(r=report, **more)
 
@@ -55,6 +56,11 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(x) for x in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def style_of(name: str) -> str:
+    """How the values of a metric are written: shares as percentages, but for calibration errors."""
+    return "share" if bounds_of(name) == SHARE and not name.endswith("ece") else "metric"
 
 
 def measured(rows: list[dict[str, Any]], columns: dict[str, Any]) -> dict[str, Any]:

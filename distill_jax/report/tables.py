@@ -92,7 +92,7 @@ def study_table(report: dict[str, Any]) -> str:
     if report["teacher"]:
         nll = _or_dash(report["teacher"]["nll"], ".4f")
         rows.insert(0, ["teacher", "-", nll, "-", "-", "-", "-", "-"])
-    return "\n".join([table(header, rows), "", *verdict_lines(report)])
+    return "\n".join([table(header, rows), "", report["headline"], "", *verdict_lines(report)])
 
 
 def verdict_lines(report: dict[str, Any]) -> list[str]:

@@ -304,6 +304,23 @@ def test_a_run_answers_first_and_says_second_what_it_cannot_tell():
     assert "Did distillation help" not in " ".join(seen)
 
 
+def test_shares_among_the_metrics_are_percentages():
+    styles = {
+        name: page.style_of(name) for name in ("accuracy_top1", "rep_4", "ece", "nll", "brier")
+    }
+    assert styles == {
+        "accuracy_top1": "share", "rep_4": "share", "ece": "metric", "nll": "metric",
+        "brier": "metric",
+    }  # fmt: skip
+
+
+def test_a_study_that_tested_no_slice_says_so():
+    told = copy.deepcopy(REPORTS["study"])
+    told["slices"]["rows"] = []
+    assert "no slice was tested for harm" in page.page(told)
+    assert "no slice was tested for harm" not in page.page(REPORTS["study"])
+
+
 def test_a_run_without_teacher_or_speed_has_no_column_for_them():
     told = without_teacher()
     VALIDATOR.validate(told)
@@ -422,6 +439,10 @@ def test_a_number_is_shown_rounded(form, data):
         ("bytes", 512, "512 B"),
         ("bytes", 538_060_032, "538 MB"),
         ("share", 0.564, "56.4%"),
+        ("share", 0.00032, "0.032%"),
+        ("share", -0.00994, f"{number_formats.MINUS}0.99%"),
+        ("share", 0.00996, "1.0%"),
+        ("share", 0.0, "0.0%"),
         ("seconds", 0.42, "0.4"),
         ("seconds", 361.4, "361"),
         ("full", 1204411, "1204411"),
