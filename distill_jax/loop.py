@@ -229,7 +229,7 @@ def evaluations_left(step: int, steps: int, every: int) -> int:
     """Evaluations after `step`: every so many steps, if any, and after the last.
 
     >>> evaluations_left(3, 10, 4), evaluations_left(3, 10, 0)
-    (2, 1)
+    (3, 1)
     """
     if step >= steps:
         return 0
