@@ -91,6 +91,12 @@ def kept(directory: Path) -> dict[str, Any] | None:
     return config if any(".orbax" not in path.name for path in found) else None
 
 
+def last_checkpoint(directory: Path) -> int:
+    """The step of a run's last whole checkpoint; 0 where it has none."""
+    names = (path.name.removeprefix("step_") for path in (directory / CHECKPOINTS).glob("step_*"))
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
 def check(directory: Path, resolved: dict[str, Any], free: Callable[[str], bool]) -> None:
     """Checks that what a directory keeps is of the same config.
 

@@ -19,8 +19,8 @@ from distill_jax.jobs.study import study_job
 from distill_jax.jobs.train import train_job
 from distill_jax.jobs.verdict import verdict_job
 from distill_jax.progress import Progress, say
+from distill_jax.setup.growth import fitted
 from distill_jax.setup.owner import Reading, check_owner, publish, reading
-from distill_jax.setup.steps import fit_to_steps
 
 
 class Job(NamedTuple):
@@ -37,7 +37,7 @@ def run_job(c: ConfigDict, base: ConfigDict, directory: Path, progress: Progress
     """
     job = JOBS[choose("job", c.job, JOBS)]
     at_least("log.every", c.log.every, 0)
-    c, adapted = fit_to_steps(c, base)
+    c, adapted = fitted(c, base, directory)
     for line in adapted:
         say(line)
     with workdir.locked(directory) if jax.process_index() == 0 else nullcontext():

@@ -1,6 +1,7 @@
 """The job train: reads, trains, exports the student and writes the report."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -17,7 +18,7 @@ from distill_jax.report.number_formats import parameters
 from distill_jax.report.page import page
 from distill_jax.report.run import report_json, study_command
 from distill_jax.report.tables import model_rows, samples_text, text_table
-from distill_jax.setup import data, samples, student, teachers
+from distill_jax.setup import data, growth, samples, student, teachers
 from distill_jax.setup.inputs import Inputs, Setting, check, description, inputs_of, setting_of
 from distill_jax.setup.loss import terms_of
 from distill_jax.setup.models import count, size_line, student_source
@@ -42,22 +43,41 @@ from distill_jax.writers import Writer
 
 def train_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
     """Trains, exports the student and writes the report; a finished run says so again."""
-    if workdir.kept(directory) and (directory / workdir.REPORT).exists():
-        say(f"{directory} is done (to train again, give another --workdir)\n")
-        say(json.loads((directory / workdir.REPORT).read_text())["table"])
+    if _says_done(c, directory):
         return
+    growth.check_steps(c, directory)
     inputs = read_inputs(c, check(c), progress)
     with progress.stage("tokenise", "packing rows"):
-        setting = setting_of(c, directory, inputs)
+        setting = setting_of(c, directory, inputs, fit=partial(growth.fitted, directory=directory))
     say(description(setting))
-    c = setting.config
-    check_owner(c, directory)  # again, now that the steps of config.epochs are known
+    if c.epochs:  # as above, now that their steps are known
+        c = setting.config
+        check_owner(c, directory)
+        if _says_done(c, directory):
+            return
+        growth.check_steps(c, directory)
+    for line in growth.told(c, directory, setting.recipe):
+        say(line)
     with writing(c, directory, name=directory.resolve().name) as writers:
         model, params = train_student(setting, {}, writers, progress)
         lines = finish(setting, model, params, writers, progress)
     for line in lines:
         say(line)
     say(f"time:    {times_line(progress.times())}")
+
+
+def _says_done(c: ConfigDict, directory: Path) -> bool:
+    """Whether a run has done all of config.steps, which it then says."""
+    path = directory / workdir.REPORT
+    report = json.loads(path.read_text()) if workdir.kept(directory) and path.exists() else None
+    if report is None or report["config"]["steps"] != c.steps:
+        return False
+    say(
+        f"{directory} is done (to go on, give more than --config.steps={c.steps}; to train again,"
+        " another --workdir)\n"
+    )
+    say(report["table"])
+    return True
 
 
 def read_inputs(c: ConfigDict, mesh: Mesh, progress: Progress) -> Inputs:
@@ -180,7 +200,9 @@ def finish(
     if jax.process_index():
         return ()
     written = workdir.read_lines(directory / workdir.SAMPLES)
-    lines = [line for line in written if line["step"] == 0] + after
+    asked = {line["prompt"] for line in after}  # a run that went on may have others
+    begun = [line for line in written if line["step"] == 0 and line["prompt"] in asked]
+    lines = begun + after
     workdir.write_lines(directory / workdir.SAMPLES, lines)
     history = workdir.read_lines(directory / workdir.METRICS)
     evaluations = [line for line in history if "eval/nll" in line]

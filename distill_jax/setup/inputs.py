@@ -15,7 +15,7 @@ from distill_jax.setup.models import (
     mesh_of,
     student_tokenizer,
 )
-from distill_jax.setup.steps import describe_steps, with_steps
+from distill_jax.setup.steps import Fit, describe_steps, fit_to_steps, with_steps
 from distill_jax.setup.teachers import Teachers
 from distill_jax.types import Advance, silent
 
@@ -88,15 +88,20 @@ def inputs_of(
 
 
 def setting_of(
-    c: ConfigDict, directory: Path, inputs: Inputs, references: Teachers | None = None
+    c: ConfigDict,
+    directory: Path,
+    inputs: Inputs,
+    references: Teachers | None = None,
+    fit: Fit = fit_to_steps,
 ) -> Setting:
     """Packs the rows of a run's seed, with cached signals if any, and makes the recipe.
 
-    references: default the teachers. Raises UserError where a cache lacks a row that the run reads.
+    references: default the teachers. fit: what fits defaults to the steps of config.epochs. Raises
+    UserError where a cache lacks a row that the run reads.
     """
     found, references = inputs.teachers, references or inputs.teachers
     training = data.packed(c, inputs.training, seed=c.seed)
-    c, adapted = with_steps(c, len(training.rows))
+    c, adapted = with_steps(c, len(training.rows), fit)
     if found.cache is not None:
         read = data.rows_read(c, training.rows)
         training = data.with_cache(c, found.cache, inputs.tokenizer, found.first, training, read)

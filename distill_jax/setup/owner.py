@@ -18,7 +18,7 @@ UNCOUNTED = ("log.*", "watchdog_s", "data.prefetch")
 BESIDE = (*UNCOUNTED, "checkpoint.*", "eval.every", "eval.batch_size", "generate.*")
 OTHERS = ("eval.*", "export.*", "study.*", "verdict.*", "diagnose.*")  # of other jobs
 MAY_CHANGE = {
-    "train": (*BESIDE, *OTHERS, "cache.*"),
+    "train": (*BESIDE, *OTHERS, "cache.*", "steps"),
     # Arms and seeds may be added; margins stay as they were before the first run.
     "study": (*BESIDE, "study.arms", "study.seeds", "study.gate", "study.price_per_hour"),
     "cache": (*BESIDE, *OTHERS),

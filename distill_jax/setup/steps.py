@@ -1,11 +1,15 @@
 """How many updates a run makes: config.steps, or config.epochs once its rows are counted."""
 
 import math
+from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
 from distill_jax.config import load_base
 from distill_jax.types import UserError
+
+# (config, base) -> the config with defaults that fit its steps, and a line on each
+Fit = Callable[[ConfigDict, ConfigDict], tuple[ConfigDict, tuple[str, ...]]]
 
 
 def fit_to_steps(c: ConfigDict, base: ConfigDict) -> tuple[ConfigDict, tuple[str, ...]]:
@@ -43,10 +47,12 @@ def fit_to_steps(c: ConfigDict, base: ConfigDict) -> tuple[ConfigDict, tuple[str
     return fitted, tuple(lines)
 
 
-def with_steps(c: ConfigDict, rows: int) -> tuple[ConfigDict, tuple[str, ...]]:
+def with_steps(
+    c: ConfigDict, rows: int, fit: Fit = fit_to_steps
+) -> tuple[ConfigDict, tuple[str, ...]]:
     """The config with the steps of config.epochs over so many rows, and with epochs 0 from then on.
 
-    As after fit_to_steps; a config without epochs is given back. A part of a batch is a step.
+    As after `fit`; a config without epochs is given back. A part of a batch is a step.
     """
     if not c.epochs:
         return c, ()
@@ -54,7 +60,7 @@ def with_steps(c: ConfigDict, rows: int) -> tuple[ConfigDict, tuple[str, ...]]:
     # Without the last digits, 0.1 epochs of 30 batches would be 4 steps.
     derived.steps = max(1, math.ceil(round(c.epochs * rows / c.data.batch_size, 6)))
     derived.epochs = 0.0
-    return fit_to_steps(derived, load_base())
+    return fit(derived, load_base())
 
 
 def describe_steps(c: ConfigDict, rows: int) -> str:
