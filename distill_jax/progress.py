@@ -4,6 +4,7 @@ On a terminal the line is replaced as the work goes on. Elsewhere a line is writ
 LINE_S seconds, the first of them after SHORT_S.
 """
 
+import os
 import sys
 import threading
 import time
@@ -118,9 +119,10 @@ class Progress:
         self._shown: float | None = None
         self._bar = None
         if stream is not None and stream.isatty():
-            self._bar = tqdm(
-                total=0, bar_format="{desc}", leave=False, file=stream, dynamic_ncols=True
-            )
+            # A terminal that does not know its width says 0.
+            width = {} if os.get_terminal_size(stream.fileno()).columns else {"ncols": 80}
+            options = {"bar_format": "{desc}", "leave": False, "dynamic_ncols": not width}
+            self._bar = tqdm(total=0, file=stream, **options, **width)
 
     @contextmanager
     def stage(self, part: str, title: str) -> Iterator[Stage]:

@@ -44,6 +44,8 @@ def test_a_run_writes_what_it_promises(done):
     }  # fmt: skip
     assert "KL to teacher" in result.stdout
     assert "Warning" not in result.stderr
+    assert "\r" not in result.stderr + result.stdout
+    assert "\ntime:  " in result.stdout
     assert result.stdout.count("the quick") == 1
     lines = cli.metrics(workdir)
     assert [m["step"] for m in lines if "eval/nll" in m] == [0, 3, 6]

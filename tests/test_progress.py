@@ -1,6 +1,11 @@
 """What a waiting user sees, by a clock of the tests' own, and on a terminal."""
 
 import io
+import os
+import pty
+import select
+import termios
+import time
 from itertools import pairwise
 
 import pytest
@@ -13,6 +18,7 @@ from distill_jax.progress import (
     Progress,
     duration,
     rate_of,
+    say,
     times_line,
 )
 from distill_jax.types import COMPILING
@@ -126,3 +132,31 @@ def test_a_label_stands_before_every_stage(clock, progress):
 def test_words_for_numbers():
     assert [duration(s) for s in (4.4, 187, 7500)] == ["4s", "3m07s", "2h05m"]
     assert [rate_of(s) for s in (4.25, 0.5, 0.01)] == ["4.2 s each", "2.0/s", "100/s"]
+
+
+@pytest.mark.parametrize("columns", [0, 80])
+def test_on_a_terminal_the_line_is_replaced_and_makes_room_for_others(columns):
+    """A pseudo-terminal, which may not know its width, and the thread that shows the line."""
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (24, columns))
+    with os.fdopen(slave, "w") as stream:
+        with Progress(stream).shown() as progress, progress.stage("work", "working") as stage:
+            for done in range(1, 4):
+                stage.advance("units", done, 3)
+                time.sleep(0.6)
+            say("a result", stream)
+            time.sleep(0.6)
+        stream.flush()
+        shown = ""
+        while select.select([master], [], [], 0.2)[0]:
+            shown += os.read(master, 1 << 16).decode()
+    os.close(master)
+    for done in range(1, 4):
+        assert f"\rworking: units {done}/3" in shown
+    before, after = shown.split("a result\r\n")
+    # What was shown is wiped first, and drawn again below.
+    for part in (before, after):
+        drawn, wiped, rest = part.rsplit("\r", 2)
+        assert drawn.rpartition("\r")[2].startswith("working: units 3/3")
+        assert not wiped.strip()
+        assert not rest
