@@ -188,6 +188,15 @@ def study_answer(report: Mapping[str, Any]) -> Answer:
     )
 
 
+def verdict_headline(one: Mapping[str, Any], ship: bool) -> str:
+    """The same of one verdict between any two arms, in a line."""
+    unit = f" ({one['unit']})" if one["label"] in (HELPS, WORSE) else ""
+    return (
+        f"{_verdict_word([one['label']], ship)}: against {one['baseline']}, {one['treatment']}"
+        f" {_outcome(one)}{unit}"
+    )
+
+
 def _verdict_word(labels: Sequence[str], ship: bool) -> str:
     if ship:
         return "Yes"
@@ -207,7 +216,7 @@ def _outcome(one: Mapping[str, Any]) -> str:
         HELPS: f"is better{by}",
         WORSE: f"is worse{by}",
         NO_BETTER: "is no better",
-        INCONCLUSIVE: "may or may not help",
+        INCONCLUSIVE: "may or may not be better",
         INVALID: "could not be compared",
     }[label]
 

@@ -79,7 +79,7 @@ def study_table(report: dict[str, Any]) -> str:
     rows = [
         [
             arm["arm"],
-            str(len(arm["seeds"])),
+            _seeds_done(arm),
             _or_dash(of(arm["nll"], "mean"), ".4f"),
             _or_dash(of(arm["nll"], "low"), ".4f"),
             _or_dash(of(arm["nll"], "high"), ".4f"),
@@ -93,6 +93,13 @@ def study_table(report: dict[str, Any]) -> str:
         nll = _or_dash(report["teacher"]["nll"], ".4f")
         rows.insert(0, ["teacher", "-", nll, "-", "-", "-", "-", "-"])
     return "\n".join([table(header, rows), "", report["headline"], "", *verdict_lines(report)])
+
+
+def _seeds_done(arm: dict[str, Any]) -> str:
+    """How many seeds there are, or `2 of 3` where a run broke down."""
+    failed = sum(run.get("failed") is not None for run in arm["runs"])
+    every = len(arm["seeds"])
+    return f"{every - failed} of {every}" if failed else str(every)
 
 
 def verdict_lines(report: dict[str, Any]) -> list[str]:

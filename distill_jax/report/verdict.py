@@ -9,6 +9,7 @@ import numpy as np
 from distill_jax.data.score_columns import WHOLE
 from distill_jax.progress import table
 from distill_jax.report import charts
+from distill_jax.report.headline import verdict_headline
 from distill_jax.report.page import finite, render
 from distill_jax.study.slice_harm import SliceEffect
 from distill_jax.study.verdict import Verdict, ships
@@ -57,6 +58,7 @@ def verdict_report(
         {
             "schema": SCHEMA,
             "kind": "verdict",
+            "headline": verdict_headline(verdict_dict(main), ships(main, None)),
             "statement": f"{main.treatment} against {main.baseline} in {main.unit}, where "
             f"{direction} is better.",
             "ships": ships(main, None),

@@ -188,11 +188,12 @@ def pair(
         if name not in scores.arms:
             raise Incomparable(f"the arm {name} is missing: train and evaluate it")
     arms = [scores.arms[name] for name in names]
-    if unpaired := sorted(set(arms[0].seeds) ^ set(arms[1].seeds)):
-        raise Incomparable(
-            f"{treatment} and {baseline} have different seeds (only one has "
-            f"{', '.join(unpaired)}): run both arms with the same seeds"
-        )
+    for name, own, other in ((names[0], *arms), (names[1], *arms[::-1])):
+        if alone := [seed for seed in own.seeds if seed not in other.seeds]:
+            raise Incomparable(
+                f"{treatment} and {baseline} have different seeds (only {name} has"
+                f" {', '.join(alone)}): run both arms with the same seeds"
+            )
     weight_PE, slices = scores.weight_PE, scores.slices
     check_numbers(weight_PE[:, None], "weight", treatment, arms[0].seeds)
     check_some_weight(weight_PE[0], treatment)

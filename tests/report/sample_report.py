@@ -4,7 +4,7 @@ import copy
 
 import numpy as np
 
-from distill_jax.report.headline import study_answer
+from distill_jax.report.headline import study_answer, verdict_headline
 from distill_jax.report.run import report_json
 from distill_jax.report.tables import ModelRow
 
@@ -421,6 +421,7 @@ def verdict():
     return {
         "schema": 1,
         "kind": "verdict",
+        "headline": verdict_headline(one, ship=False),
         "statement": "kd against sft in nats per token, where lower is better.",
         "ships": False,
         "verdict": one | {"failures": [one["failures"][0] | harmed]},

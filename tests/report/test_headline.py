@@ -5,7 +5,13 @@ import math
 
 import pytest
 
-from distill_jax.report.headline import FRACTIONS, diagnose_answer, run_answer, study_answer
+from distill_jax.report.headline import (
+    FRACTIONS,
+    diagnose_answer,
+    run_answer,
+    study_answer,
+    verdict_headline,
+)
 from distill_jax.report.tables import ModelRow
 from distill_jax.study.rules import HELPS, INCONCLUSIVE, INVALID, NO_BETTER, WORSE
 from distill_jax.words import NEW_FAILURE
@@ -162,7 +168,7 @@ def test_a_study_answers_every_pair_of_verdicts(steps, flops):
         (WORSE, NO_BETTER, "No: against labels alone, distilling is worse by 0.072 at equal steps,"
          " and is no better at equal FLOPs (nats per token)"),
         (HELPS, INCONCLUSIVE, "Not decided yet: against labels alone, distilling is better by 0.072"
-         " at equal steps, and may or may not help at equal FLOPs (nats per token)"),
+         " at equal steps, and may or may not be better at equal FLOPs (nats per token)"),
         (INVALID, None, "No answer: against labels alone, distilling could not be compared at equal"
          " steps"),
         (LABELS[-1], None, "No: against labels alone, distilling does harm to rare tokens (least"
@@ -171,3 +177,13 @@ def test_a_study_answers_every_pair_of_verdicts(steps, flops):
 )  # fmt: skip
 def test_known_answers(steps, flops, text):
     assert study(steps, flops) == text
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_a_verdict_on_two_arms_is_answered(label):
+    one = sample_report.comparison("sft", -0.0716, 0.01, label)
+    text = verdict_headline(one, ship=label == HELPS)
+    assert text.startswith(STARTS)
+    assert ": against sft, kd " in text
+    if label == HELPS:
+        assert text == "Yes: against sft, kd is better by 0.072 (nats per token)"

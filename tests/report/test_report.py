@@ -390,6 +390,26 @@ def test_the_table_of_a_study_has_a_line_an_arm_and_both_verdicts():
     assert lines[-1] == "fit to ship: no"
 
 
+def test_a_run_that_broke_down_is_told_on_the_page_and_in_the_table():
+    told = copy.deepcopy(REPORTS["study"])
+    broken = told["arms"][0]["runs"][1]
+    broken |= {"nll": None, "forward_kl": None, "failed": "3 updates were not finite"}
+    VALIDATOR.validate(told)
+    lines = tables.study_table(told).splitlines()
+    assert lines[3].split()[:4] == ["kd", "2", "of", "3"]
+    assert "".join(seen_texts(told)).count("3 updates were not finite") == 2
+    assert not stray(Walk(page.page(told)))
+
+
+def test_what_serving_costs_has_no_row_without_a_number():
+    told = REPORTS["study"]
+    assert "per million tokens" not in seen_texts(told)
+    assert "config.study.price_per_hour" in seen_texts(told)
+    priced = copy.deepcopy(told)
+    priced["cost"]["models"][0]["cost_per_million_tokens"] = 0.25
+    assert "per million tokens" in seen_texts(priced)
+
+
 def test_the_table_of_a_study_bears_absent_numbers():
     told = copy.deepcopy(REPORTS["study"])
     told["teacher"], told["verdict"]["equal_flops"] = None, None

@@ -345,7 +345,7 @@ INVALID_TABLES = {
     "arm kd is missing": lambda t: rows(t, t["arm"] != "kd"),
     "arm sft is missing": lambda t: rows(t, t["arm"] != "sft"),
     "mask is empty": lambda t: change(t, "kd", "weight", 0),
-    "different seeds (only one has 2)": lambda t: rows(t, (t["arm"] != "sft") | (t["seed"] != 2)),
+    "different seeds (only kd has 2)": lambda t: rows(t, (t["arm"] != "sft") | (t["seed"] != 2)),
     "kd seed 0 lacks document 5": lambda t: rows(t, np.arange(len(t["arm"])) != 5),
     "kd seed 0 has weight 1 in document 0, and most runs have 247": lambda t: change(
         t, "kd", "weight", 1, FIRST
