@@ -3,6 +3,7 @@
 import ast
 import json
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,7 +57,8 @@ def parse(argv: list[str]) -> Command:
             given[key] = given.get(key, ()) + value
         else:
             given[key] = value
-    file, workdir = flags.pop("config"), flags.pop("workdir")
+    # A shell leaves the ~ of --workdir=~/runs as it is.
+    file, workdir = (os.path.expanduser(flags.pop(name)) for name in ("config", "workdir"))
     if not file and not workdir:
         raise UserError(
             "nothing says what to do: --config=configs/quickstart.py --workdir=runs/first starts a"

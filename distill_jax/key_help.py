@@ -29,6 +29,7 @@ Distil a language model: a teacher, text, and a smaller student.
               one of N processes of a run, each started with its own I
   --distributed
               the same on a TPU slice or under SLURM, where JAX finds the other processes by itself
+  --version   the version of this program
   --help [NAME ...]
               this text, or a group such as teacher, or a key such as optim.learning_rate
 

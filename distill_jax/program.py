@@ -8,6 +8,7 @@ failure, 74 no progress, 75 stopped by a signal, 76 the numbers broke down.
 
 import os
 import re
+import select
 import sys
 import tempfile
 import time
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from absl import logging
 
-from distill_jax import signals
+from distill_jax import __version__, signals
 from distill_jax.command_line import Command, parse
 from distill_jax.key_help import help_text
 from distill_jax.progress import Progress
@@ -35,11 +36,15 @@ def main(argv: list[str], began: float | None = None) -> int:
     logging.set_verbosity(logging.ERROR)
     workdir = None
     try:
+        if argv[1:] == ["--version"]:
+            return _show(f"distill_jax {__version__}\n")
         if (names := _help(argv[1:])) is not None:
             return _show(help_text(names))
         command = parse(argv)
         workdir = command.workdir
         return _run(command, began)
+    except BrokenPipeError as error:
+        return _unread(error, workdir)
     except tuple(EXIT_CODES) as error:
         return _fail(EXIT_CODES[type(error)], str(error))
     except Exception as error:
@@ -59,8 +64,23 @@ def _show(text):
     try:
         print(text, end="", flush=True)
     except BrokenPipeError:  # --help | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
     return 0
+
+
+def _drop_stdout():
+    """What is still buffered goes nowhere, or the interpreter would fail in writing it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _unread(error, workdir):
+    """Whoever read the output, such as head, is gone; any other pipe is an unexpected failure."""
+    pipe = select.poll()
+    pipe.register(sys.stdout.fileno(), 0)  # only tells of errors
+    if pipe.poll(0):
+        _drop_stdout()
+        return _fail(75, "nobody reads stdout any more: the same command goes on")
+    return _fail(70, _unexpected(error, workdir))
 
 
 def _run(command: Command, began: float) -> int:

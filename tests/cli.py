@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 from unittest import mock
@@ -19,6 +20,7 @@ from distill_jax.data.tokenizer import make_tokenizer
 from distill_jax.export import export_student
 from distill_jax.program import main
 from distill_jax.progress import Progress
+from distill_jax.signals import Saving
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,6 +73,14 @@ def run(*arguments, config="configs/base.py"):
             warnings.simplefilter("ignore", hidden)
         code = main(words)
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def stop_asked():
+    """In place of signals.saving: a signal comes as soon as there is something to save."""
+    holder = Saving(threading.Event(), threading.Event())
+    holder.asked.set()
+    yield holder
 
 
 def sentence(r):

@@ -22,6 +22,11 @@ def test_a_word_of_its_own_is_the_value_of_the_flag_before_it():
     assert (command.config.job, str(command.workdir)) == ("study", "w")
 
 
+def test_a_home_directory_may_be_short(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert str(parse(["main", BASE[0], "--workdir=~/runs"]).workdir) == "/home/me/runs"
+
+
 FORMS = {
     ("--config.steps=1e3",): ("steps", 1000),
     ("--config.steps", "7"): ("steps", 7),

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -127,8 +129,6 @@ def test_a_workdir_in_use_is_refused(flags, tmp_path):
 @pytest.mark.parametrize("missing", ["--config", "--workdir"])
 def test_a_missing_flag_is_named(missing):
     arguments = [a for a in cli.command("--workdir=/tmp/none") if not a.startswith(missing)]
-    import subprocess
-
     result = subprocess.run(arguments, cwd=cli.ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert f"{missing} is missing" in result.stderr
@@ -151,3 +151,20 @@ def test_what_nobody_expected_is_one_line_that_names_its_traceback(tmp_path, mon
     (file,) = tmp_path.glob("*.txt")
     assert str(file) in line
     assert "second line" in file.read_text()
+
+
+def test_a_run_whose_output_nobody_reads_stops_with_a_line():
+    code = (
+        "import sys\n"
+        "from distill_jax import program\n"
+        "program._run = lambda *arguments: print('text', flush=True)\n"
+        "sys.exit(program.main(['main', '--config=configs/base.py', '--workdir=none']))\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=cli.ROOT, env=cli.environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        process.stdout.close()
+        said = process.stderr.read()
+        assert process.wait(timeout=60) == 75
+    assert said == "error: nobody reads stdout any more: the same command goes on\n"

@@ -152,6 +152,22 @@ def test_sigterm_saves_and_exits_75_and_the_rerun_goes_on(done, flags, tmp_path)
     assert losses(workdir) == losses(whole)
 
 
+def test_a_signal_in_the_last_step_stops_after_saving_it(done, flags, tmp_path, monkeypatch):
+    """What comes after the last step is done by the same command."""
+    flags = [f for f in flags if "steps" not in f]
+    flags += ["--config.steps=1", "--config.optim.warmup_steps=0"]
+    with monkeypatch.context() as patch:
+        patch.setattr("distill_jax.loop.saving", cli.stop_asked)
+        stopped = cli.run(f"--workdir={tmp_path}", *flags)
+    assert stopped.returncode == 75, stopped.stderr
+    assert "stopped by a signal after saving the last step, 1" in stopped.stderr
+    assert not (tmp_path / "report.json").exists()
+    again = cli.run(f"--workdir={tmp_path}", *flags)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "report.json").exists()
+    assert sorted(losses(tmp_path)) == [1]
+
+
 @pytest.mark.parametrize(
     "mesh", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "fsdp": 8}]
 )

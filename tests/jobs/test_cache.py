@@ -95,6 +95,18 @@ def test_a_killed_job_goes_on_and_a_finished_one_has_nothing_to_do(flags, tmp_pa
     assert len(keys) == len(set(keys)) == manifest["pieces"]
 
 
+def test_a_stopped_job_has_saved_what_it_had(flags, tmp_path, monkeypatch):
+    words = (f"--workdir={tmp_path}", *flags, "--config.job=cache")
+    with monkeypatch.context() as patch:
+        patch.setattr("distill_jax.jobs.cache.saving", cli.stop_asked)
+        stopped = cli.run(*words)
+    assert stopped.returncode == 75, stopped.stderr
+    assert "stopped by a signal after saving what the teacher gave so far" in stopped.stderr
+    out = said(cli.run(*words))
+    assert "tokens are there already" in out
+    assert "wrote" in out
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
