@@ -66,11 +66,11 @@ def get_config(variant: str = "train") -> ConfigDict:
     # held-out text, given in the same way; empty: see data.held_out_fraction
     c.data.eval_source = ""
     c.data.format = ""  # of the files of both: text | jsonl | parquet; empty: by their suffix
-    c.data.held_out_fraction = 0.05  # of data.source's documents, where training has no eval_source
-    c.data.max_documents = 0  # to train on: the first of data.source that are not held out; 0: all
-    c.data.max_tokens = 0  # predicted in training: the document in which they end is cut; 0: all
-    c.data.eval_max_documents = 0  # to evaluate on: the first that are held out, or of eval_source
-    c.data.eval_max_tokens = 0  # predicted in one evaluation, as data.max_tokens; 0: all
+    c.data.held_out_fraction = 0.05  # share of documents that is held out without eval_source
+    c.data.max_documents = 0  # documents to train on: the first that are not held out; 0: all
+    c.data.max_tokens = 0  # tokens predicted in training; the last document is cut there; 0: all
+    c.data.eval_max_documents = 0  # documents to evaluate on: the first held-out ones; 0: all
+    c.data.eval_max_tokens = 0  # tokens predicted in one evaluation; 0: all
     c.data.seq_len = 512  # tokens per row; longer documents are cut into windows
     c.data.batch_size = 8  # rows of the whole mesh per update
     c.data.microbatches = 1  # parts of a batch, computed one after another

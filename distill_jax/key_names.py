@@ -116,7 +116,7 @@ OTHER_WORDS = {
     ),
     "data.held_out_fraction": "val_split validation_split test_size",
     "epochs": "num_epochs n_epochs num_train_epochs epoch",
-    "steps": ("max_steps num_steps total_steps train_steps iterations iters max_iters"),
+    "steps": "max_steps num_steps total_steps train_steps iterations iters max_iters",
     "seed": "random_seed",
     "job": "mode task command",
     "teacher.path": (
