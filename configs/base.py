@@ -66,6 +66,7 @@ def get_config(variant: str = "train") -> ConfigDict:
     # held-out text, given in the same way; empty: see data.held_out_fraction
     c.data.eval_source = ""
     c.data.format = ""  # of the files of both: text | jsonl | parquet; empty: by their suffix
+    c.data.template = "plain"  # of prompt + completion: plain (joined) | chat (as two turns)
     c.data.held_out_fraction = 0.05  # share of documents that is held out without eval_source
     c.data.max_documents = 0  # documents to train on: the first that are not held out; 0: all
     c.data.max_tokens = 0  # tokens predicted in training; the last document is cut there; 0: all

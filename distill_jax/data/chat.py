@@ -11,6 +11,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from distill_jax.data.tokenizer import Tokenizer
+from distill_jax.data.tool_calls import for_template
 from distill_jax.types import UserError
 
 Messages = Sequence[dict[str, Any]]
@@ -31,22 +32,27 @@ class Rendered(NamedTuple):
 
 
 def render_messages(
-    tokenizer: Tokenizer, messages: Messages, *, add_generation_prompt: bool, where: str
+    tokenizer: Tokenizer,
+    messages: Messages,
+    *,
+    add_generation_prompt: bool,
+    where: str,
+    tools: Messages | None = None,
 ) -> str:
-    """Renders as transformers' apply_chat_template does.
+    """Renders as transformers' apply_chat_template does. tools: their JSON schemas.
 
     Raises UserError naming `where` if there is no chat template or the template fails.
     """
     if tokenizer.chat_template is None:
         raise UserError(
-            f"{where}: the tokenizer has no chat template for 'messages': "
-            "use a chat model or write records with 'prompt' and 'completion'"
+            f"{where}: the tokenizer has no chat template, which turns need: use a chat model, or"
+            " records whose 'prompt' and 'completion' are text, with data.template plain"
         )
     try:
         return _compiled(tokenizer.chat_template).render(
-            messages=list(messages),
+            messages=for_template(messages),
             add_generation_prompt=add_generation_prompt,
-            tools=None,
+            tools=list(tools) if tools else None,
             documents=None,
             **tokenizer.special_tokens,
         )
@@ -59,77 +65,136 @@ def render_messages(
         ) from error
 
 
-def render_with_spans(tokenizer: Tokenizer, messages: Messages, *, where: str) -> Rendered:
+def render_with_spans(
+    tokenizer: Tokenizer,
+    messages: Messages,
+    *,
+    where: str,
+    given: int = 0,
+    tools: Messages | None = None,
+) -> Rendered:
     """Renders a conversation and finds the spans that the assistant has to generate.
 
     A span runs from the end of the generation prompt to the token that closes the turn, without the
     white space between turns. Spans are found only by rendering, so templates need no
     `{% generation %}` and may rewrite earlier turns (drop their reasoning) or merge the system
-    prompt into another turn.
+    prompt into another turn. given: turns at the beginning that have no span.
     Raises UserError naming `where` if the template fails, or if an assistant turn cannot be found
     in the text, or if there is none.
     """
-    if not any(message["role"] == "assistant" for message in messages):
-        roles = [message["role"] for message in messages]
+    if not any(message["role"] == "assistant" for message in messages[given:]):
+        roles = [message["role"] for message in messages[given:]]
         raise UserError(
             f"{where}: no assistant turn among the roles {roles}, so no token would be "
             "trained: add one or remove the record"
         )
-    text = render_messages(tokenizer, messages, add_generation_prompt=False, where=where)
+    render = _Renderer(tokenizer, where, tools)
+    messages, text = _rendered(render, messages)
     spans = []
     for i, message in enumerate(messages):
-        if message["role"] == "assistant":
-            span = _span_between_prefixes(tokenizer, messages, i, text, where)
-            start, end = span or _span_by_stand_in(tokenizer, messages, i, text, where)
+        if message["role"] == "assistant" and i >= given:
+            start, end = _span(render, messages, i, text)
             spans.append((start, _without_separator(text, start, end, tokenizer.added_tokens)))
     return Rendered(text, spans)
 
 
-def _generation_prompt_end(
-    tokenizer: Tokenizer, messages: Messages, i: int, text: str, where: str
-) -> int | None:
+class _Renderer(NamedTuple):
+    tokenizer: Tokenizer
+    where: str
+    tools: Messages | None
+
+    def __call__(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:
+        return render_messages(
+            self.tokenizer,
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            where=self.where,
+            tools=self.tools,
+        )
+
+
+def _rendered(render: _Renderer, messages: Messages) -> tuple[Messages, str]:
+    """The turns in the form in which the template writes their calls of tools, and the text.
+
+    A turn that only calls has no content, or null: transformers leaves it out, some templates ask
+    for null. Raises UserError where neither text has the calls: they would not be trained.
+    """
+    if not any(turn.get("tool_calls") for turn in messages):
+        return messages, render(messages)
+    absent = [{k: v for k, v in turn.items() if v is not None} for turn in messages]
+    without = [{"content": "", **turn} for turn in absent]
+    without = [{k: v for k, v in turn.items() if k != "tool_calls"} for turn in without]
+    word = [{"content": "None", **turn} for turn in absent]
+    failure = None
+    for form, empty in ((absent, [without]), (messages, [without, word])):
+        try:
+            text = render(form)
+        except UserError as error:
+            failure = failure or error
+            continue
+        if all(text != _or_none(render, other) for other in empty):
+            return form, text
+    raise failure or UserError(
+        f"{render.where}: the chat template does not write the calls of tools, so they would not be"
+        " trained: use a model whose template does, or write them into the content"
+    )
+
+
+def _or_none(render: _Renderer, messages: Messages) -> str | None:
+    try:
+        return render(messages)
+    except UserError:  # a template may refuse what is only compared
+        return None
+
+
+def _span(render: _Renderer, messages: Messages, i: int, text: str) -> Span:
+    span = _span_between_prefixes(render, messages, i, text)
+    turn = messages[i] | {"content": _STAND_IN}
+    if span is None:
+        span = _span_by_stand_in(render, messages, i, text, turn)
+    if span is None and turn.pop("tool_calls", None):
+        span = _span_by_stand_in(render, messages, i, text, turn)
+    if span is None:
+        raise UserError(
+            f"{render.where}: turn {i}, of the assistant, cannot be found in the rendered chat "
+            "template: write the record with 'prompt' and 'completion'"
+        )
+    return span
+
+
+def _generation_prompt_end(render: _Renderer, messages: Messages, i: int, text: str) -> int | None:
     """Where turn i begins, if the turns before it render to a prefix of the text."""
     try:
-        prompt = render_messages(tokenizer, messages[:i], add_generation_prompt=True, where=where)
+        prompt = render(messages[:i], add_generation_prompt=True)
     except UserError:
         return None  # e.g. a template that refuses an empty conversation; the whole one rendered
     return len(prompt) if text.startswith(prompt) else None
 
 
-def _span_between_prefixes(
-    tokenizer: Tokenizer, messages: Messages, i: int, text: str, where: str
-) -> Span | None:
-    start = _generation_prompt_end(tokenizer, messages, i, text, where)
-    until = render_messages(tokenizer, messages[: i + 1], add_generation_prompt=False, where=where)
+def _span_between_prefixes(render: _Renderer, messages: Messages, i: int, text: str) -> Span | None:
+    start = _generation_prompt_end(render, messages, i, text)
+    until = render(messages[: i + 1])
     if start is None or start >= len(until) or not text.startswith(until):
         return None
     return start, len(until)
 
 
 def _span_by_stand_in(
-    tokenizer: Tokenizer, messages: Messages, i: int, text: str, where: str
-) -> Span:
-    """Renders the turn with other content to find where its own begins and ends."""
-    turn = {**messages[i], "content": _STAND_IN}
-    other = render_messages(
-        tokenizer,
-        [*messages[:i], turn, *messages[i + 1 :]],
-        add_generation_prompt=False,
-        where=where,
-    )
-    last = render_messages(
-        tokenizer, [*messages[:i], turn], add_generation_prompt=False, where=where
-    )
+    render: _Renderer, messages: Messages, i: int, text: str, turn: dict[str, Any]
+) -> Span | None:
+    """Renders `turn`, whose content is the stand-in, for turn i: what is around it stays."""
+    try:
+        other = render([*messages[:i], turn, *messages[i + 1 :]])
+        last = render([*messages[:i], turn])
+    except UserError:
+        return None  # e.g. a template that wants an answer of a tool to follow a call alone
     rest = other.partition(_STAND_IN)[2]
-    start = _generation_prompt_end(tokenizer, messages, i, text, where)
+    start = _generation_prompt_end(render, messages, i, text)
     if start is None:
         start = _common_prefix(text, other)
     end = len(text) - len(rest)
     if other.count(_STAND_IN) != 1 or not text.endswith(rest) or start > end:
-        raise UserError(
-            f"{where}: turn {i}, of the assistant, cannot be found in the rendered chat "
-            "template: write the record with 'prompt' and 'completion'"
-        )
+        return None
     closing = last.partition(_STAND_IN)[2]
     return start, end + _common_prefix(closing, text[end:])
 

@@ -14,7 +14,10 @@ class Document(NamedTuple):
     label     its domain, for results by domain
     text      plain text, every token is trained
     pair      (prompt, completion), only the completion is trained
-    messages  chat turns {"role", "content", ...}, only the assistant's are trained
+    messages  chat turns {"role", "content", ...}, only the assistant's are trained; content is a
+              string, or None in a turn that calls tools
+    given     the first so many of the turns are a prompt, of which nothing is trained
+    tools     JSON schemas of the tools that the chat template shows
     """
 
     name: str
@@ -22,11 +25,28 @@ class Document(NamedTuple):
     text: str | None = None
     pair: tuple[str, str] | None = None
     messages: tuple[dict[str, Any], ...] | None = None
+    given: int = 0
+    tools: tuple[dict[str, Any], ...] | None = None
+
+
+def as_chat(document: Document) -> Document:
+    """A pair as the turn of a user and the assistant's answer; other documents as they are."""
+    if document.pair is None:
+        return document
+    prompt, completion = document.pair
+    turns = (
+        {"role": "user", "content": prompt},
+        {"role": "assistant", "content": completion},
+    )
+    return document._replace(pair=None, messages=turns, given=1)
 
 
 def content_hash(document: Document) -> bytes:
     """sha256 of a document's content, without its name and label."""
     content = [document.text, document.pair, document.messages]
+    # Left out where there is none of it: the hash of most documents is older than these fields.
+    if document.given or document.tools:
+        content += [document.given, document.tools]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
 
 

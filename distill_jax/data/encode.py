@@ -42,7 +42,8 @@ def tokenize_documents(
     A text is encoded by the tokenizer plus the end-of-text token, and all of it is trained. A
     prompt with its completion is encoded as one string in the same way; the completion is trained,
     with a token that overlaps prompt and completion and with the end-of-text token. Messages are
-    rendered by the chat template, nothing added; the assistant's spans are trained.
+    rendered by the chat template, nothing added; the assistant's spans are trained, but for those
+    in the turns that are given.
     max_tokens: unless 0, that many tokens are predicted; the document in which they end is cut
     there, and those after it are left out, and not encoded. advance: told of every so many
     documents, or of the tokens where there is a limit of them.
@@ -108,7 +109,13 @@ def _text_and_spans(document: Document, tokenizer: Tokenizer) -> tuple[str, list
     if document.pair is not None:
         prompt, completion = document.pair
         return prompt + completion, [(len(prompt), len(prompt) + len(completion))]
-    return render_with_spans(tokenizer, document.messages, where=document.name)
+    return render_with_spans(
+        tokenizer,
+        document.messages,
+        where=document.name,
+        given=document.given,
+        tools=document.tools,
+    )
 
 
 def _inside(token_spans: np.ndarray, spans: list[Span]) -> np.ndarray:

@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 from distill_jax.data.documents import Document
 from distill_jax.data.formats import format_of, not_text, unreadable
 from distill_jax.data.records import document_from_record
+from distill_jax.data.turns import without_nulls
 from distill_jax.types import UserError
 
-_LABELS = ("label", "domain")
+_MORE = ("tools", "label", "domain")
 # Columns that make a document, in the order in which records are tried.
 _CONTENTS = (("messages",), ("prompt", "completion"), ("text",))
 
@@ -68,13 +69,14 @@ def _read_parquet(path: Path) -> Iterator[Document]:
             names = file.schema_arrow.names
             whole = any(set(columns) <= set(names) for columns in _CONTENTS)
             # Without what makes a document, all are read so that the error can name them.
-            known = {name for columns in _CONTENTS for name in columns} | set(_LABELS)
+            known = {name for columns in _CONTENTS for name in columns} | set(_MORE)
             columns = [name for name in names if name in known] if whole else None
             number = 0
             for batch in file.iter_batches(columns=columns):
                 for record in batch.to_pylist():
                     number += 1
                     where = f"{path}:{number}"
+                    record = {name: without_nulls(value) for name, value in record.items()}
                     yield document_from_record(record, where=where, label=path.stem)
     except (pa.ArrowException, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]

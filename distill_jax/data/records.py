@@ -3,6 +3,14 @@
 from typing import Any
 
 from distill_jax.data.documents import Document
+from distill_jax.data.turns import (
+    checked_text,
+    checked_tools,
+    checked_turns,
+    is_turns,
+    kind,
+    rename_turn,
+)
 from distill_jax.types import UserError
 
 # What other data sets call the parts of a record.
@@ -12,52 +20,65 @@ _COMPLETIONS = (
 )  # fmt: skip
 _TEXTS = ("content", "body", "document", "article", "passage", "story", "code", "raw")
 _TURNS = ("conversations", "conversation", "dialogue", "dialog", "turns", "chat")
-_ROLES = ("role", "from", "speaker", "author")
-_CONTENTS = ("content", "value", "text", "message")
 _SHAPES = "'text', 'prompt' + 'completion' or 'messages'"
 
 
 def document_from_record(record: Any, *, where: str, label: str) -> Document:
     """Reads a record with `messages`, `prompt` + `completion` or `text`, tried in this order.
 
-    An optional field `label` (or `domain`) replaces the given label. Null fields count as absent.
-    Raises UserError naming `where` if the record has none of the known fields, or one of the wrong
-    type.
+    Prompt and completion are both text, or both turns of one conversation. `tools` goes to the chat
+    template. An optional field `label` (or `domain`) replaces the given label. Null fields count as
+    absent. Raises UserError naming `where` if the record has none of the known fields, or one of
+    the wrong type.
     """
     if not isinstance(record, dict):
         raise UserError(
-            f"{where}: the record is {_kind(record)}, not an object: "
+            f"{where}: the record is {kind(record)}, not an object: "
             'write records such as {"text": "..."}'
         )
     present = {name: value for name, value in record.items() if value is not None}
     label = str(present.get("label", present.get("domain", label)))
     if "messages" in present:
-        messages = _checked_messages(present["messages"], where)
-        return Document(where, label, messages=messages)
+        messages = checked_turns(present["messages"], "messages", where)
+        tools = checked_tools(present.get("tools"), where)
+        return Document(where, label, messages=messages, tools=tools)
     if "completion" in present:
         if "prompt" not in present:
             raise UserError(f"{where}: 'completion' without 'prompt': add the field 'prompt'")
-        prompt = _checked_text(present["prompt"], "prompt", where)
-        return Document(
-            where, label, pair=(prompt, _checked_text(present["completion"], "completion", where))
-        )
+        return _of_pair(present, where, label)
     if "text" in present:
-        return Document(where, label, text=_checked_text(present["text"], "text", where))
+        return Document(where, label, text=checked_text(present["text"], "text", where))
     raise UserError(f"{where}: {_what_to_rename(present, sorted(record))}")
+
+
+def _of_pair(present: dict[str, Any], where: str, label: str) -> Document:
+    prompt, completion = present["prompt"], present["completion"]
+    tools = checked_tools(present.get("tools"), where)
+    if not isinstance(prompt, list) and not isinstance(completion, list):
+        pair = tuple(checked_text(present[name], name, where) for name in ("prompt", "completion"))
+        return Document(where, label, pair=pair, tools=tools)
+    turns = checked_turns(prompt, "prompt", where)
+    if turns[-1]["role"] == "assistant":
+        raise UserError(
+            f"{where}: 'prompt' ends in an assistant's turn, which 'completion' would go on with:"
+            " begin 'completion' with that turn"
+        )
+    messages = (*turns, *checked_turns(completion, "completion", where))
+    return Document(where, label, messages=messages, given=len(turns), tools=tools)
 
 
 def _what_to_rename(present: dict[str, Any], fields: list[str]) -> str:
     """What is wrong with a record of none of the known shapes, and the remedy for its own shape."""
     for name in _TURNS:
         turns = present.get(name)
-        if _is_turns(turns):
-            inner = _rename_turn(turns[0])
+        if is_turns(turns):
+            inner = rename_turn(turns[0])
             tail = f", and in each turn {inner}" if inner else ""
             return f"no 'messages' among the fields {fields}: rename {name!r} to 'messages'{tail}"
     completion = next((name for name in _COMPLETIONS if name in present), None)
     prompt = next((name for name in _PROMPTS if name in present and name != completion), None)
     if completion and prompt:
-        if _is_turns(present[completion]) and not _is_turns(present[prompt]):
+        if is_turns(present[completion]) and not is_turns(present[prompt]):
             return f"no 'messages' among the fields {fields}: rename {completion!r} to 'messages'"
         found = {prompt: "prompt", completion: "completion"}
         renames = [f"{old!r} to {new!r}" for old, new in found.items() if old != new]
@@ -80,56 +101,3 @@ def _what_to_rename(present: dict[str, Any], fields: list[str]) -> str:
         f"no value for {_SHAPES} among the fields {fields}: "
         "give the fields that hold the text these names"
     )
-
-
-def _is_turns(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
-
-
-def _rename_turn(turn: dict[str, Any]) -> str:
-    """The renames that make {"role", "content"} of a turn; empty where there are none to make."""
-    role = next((name for name in _ROLES if name in turn), None)
-    content = next((name for name in _CONTENTS if name in turn), None)
-    if not role or not content:
-        return ""
-    renames = [f"{role!r} to 'role' (human to user, gpt to assistant)"] if role != "role" else []
-    renames += [f"{content!r} to 'content'"] if content != "content" else []
-    return f"rename {' and '.join(renames)}" if renames else ""
-
-
-def _checked_messages(messages: Any, where: str) -> tuple[dict[str, Any], ...]:
-    if not isinstance(messages, list) or not messages:
-        raise UserError(
-            f"{where}: 'messages' is {_kind(messages)}, not a list of turns: "
-            'write [{"role": "user", "content": "..."}, ...]'
-        )
-    for turn, message in enumerate(messages):
-        if not isinstance(message, dict):
-            raise UserError(
-                f"{where}: turn {turn} of 'messages' is {_kind(message)}, not an object: "
-                'write {"role": ..., "content": ...}'
-            )
-        if renames := _rename_turn(message):
-            raise UserError(
-                f"{where}: turn {turn} of 'messages' has the fields {sorted(message)}: {renames}"
-            )
-        for field in ("role", "content"):
-            _checked_text(message.get(field), f"messages[{turn}].{field}", where)
-    return tuple(messages)
-
-
-def _checked_text(value: Any, field: str, where: str) -> str:
-    if not isinstance(value, str):
-        raise UserError(f"{where}: {field!r} is {_kind(value)}, not a string: write it as text")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{where}: {field!r} holds an unpaired surrogate at character {error.start}: "
-            "write the text as UTF-8"
-        ) from error
-    return value
-
-
-def _kind(value: Any) -> str:
-    return "null or absent" if value is None else f"of type {type(value).__name__}"

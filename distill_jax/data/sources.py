@@ -89,11 +89,11 @@ def _plain(value: Any, where: str) -> Any:
             return [_plain(item, where) for item in value]
         case dict():
             plain = {key: _plain(item, where) for key, item in value.items()}
-            turns = plain.get("messages")
-            if isinstance(turns, dict):
-                plain["messages"] = [
-                    dict(zip(turns, row, strict=True)) for row in zip(*turns.values(), strict=True)
-                ]
+            for name in ("messages", "prompt", "completion"):
+                turns = plain.get(name)
+                if isinstance(turns, dict):
+                    rows = zip(*turns.values(), strict=True)
+                    plain[name] = [dict(zip(turns, row, strict=True)) for row in rows]
             return plain
     return value
 

@@ -25,7 +25,7 @@ from distill_jax.losses.fused import linear_divergence
 from distill_jax.losses.terms import Term
 from distill_jax.objective import live_teacher, partial_teacher
 from distill_jax.progress import COMPILE, Progress, Stage, say
-from distill_jax.setup import data, teachers
+from distill_jax.setup import data, reading, teachers
 from distill_jax.setup.loss import terms_of
 from distill_jax.setup.models import Loaded, check_length, load_teacher, mesh_of, size_line
 from distill_jax.setup.owner import claim as claim_directory
@@ -62,14 +62,14 @@ def cache_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
     if kind == "sampled" and not 1 <= c.teacher.draws <= 255:
         raise UserError(f"config.teacher.draws is {c.teacher.draws}: a cache holds 1 to 255 draws")
     with progress.stage("load", "reading the text"):
-        documents, held_out = data.training_documents(c)
+        documents, held_out = reading.training_documents(c)
     with progress.stage("load", "reading the teacher") as stage:
         teacher = load_teacher(c, mesh, stage.advance)
     check_length(c, teacher.model.config, c.teacher.path)
     say(size_line("teacher", teacher))
     of = (teacher.tokenizer, teacher.model.config.vocab)
     with progress.stage("tokenise", "tokenising") as stage:
-        texts = [data.tokenized(some, *of, stage.advance) for some in (documents, held_out)]
+        texts = [reading.tokenized(some, *of, stage.advance) for some in (documents, held_out)]
         parts = [data.packed(c, text, seed=None) for text in texts]
     for name, part in zip(("training", "held-out"), parts, strict=True):
         say(f"{name} text: {data.description(part)}")

@@ -19,7 +19,7 @@ from distill_jax.report.headline import diagnose_answer
 from distill_jax.report.page import page
 from distill_jax.report.run import report_json, study_command
 from distill_jax.report.tables import ModelRow, text_table
-from distill_jax.setup import data, teachers
+from distill_jax.setup import data, reading, teachers
 from distill_jax.setup.evaluator import (
     Evaluator,
     advice_inputs,
@@ -49,7 +49,7 @@ def diagnose_job(asked: Reading, progress: Progress) -> None:
             raise UserError(f"config.{key}.path is empty: diagnose needs --config.{key}.path=PATH")
     mesh = mesh_of(c, "eval")
     with progress.stage("load", "reading the text"):
-        documents = data.evaluation_documents(c, own=asked.own_text)
+        documents = reading.evaluation_documents(c, own=asked.own_text)
     with progress.stage("load", "reading the models") as stage:
         models = load_measured(c, mesh, c.diagnose.baseline, stage.advance)
     for name, loaded in models.items():
@@ -83,11 +83,11 @@ def _inputs(
     c = asked.config
     student = models["student"]
     vocab = min(loaded.model.config.vocab for loaded in models.values())
-    text = data.tokenized(documents, student.tokenizer, vocab, advance)
+    text = reading.tokenized(documents, student.tokenizer, vocab, advance)
     training = text
     if asked.own_text or (c.data.eval_source and c.data.source):
-        read = data.training_documents(c)[0]
-        training = data.tokenized(read, student.tokenizer, vocab, advance)
+        read = reading.training_documents(c)[0]
+        training = reading.tokenized(read, student.tokenizer, vocab, advance)
     found = Teachers((models["teacher"],), None, None, False)
     return Inputs(
         mesh, found, Source(student.model.config, None), student.tokenizer, training, text

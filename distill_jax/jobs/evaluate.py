@@ -8,7 +8,7 @@ from distill_jax.evals.likelihood import evaluate, make_eval_step
 from distill_jax.objective import live_teacher
 from distill_jax.progress import Progress, say
 from distill_jax.report.tables import ModelRow, text_table
-from distill_jax.setup import data
+from distill_jax.setup import data, reading
 from distill_jax.setup.evaluator import task_scores
 from distill_jax.setup.models import count, load_measured, mesh_of, size_line
 from distill_jax.setup.owner import Reading
@@ -21,7 +21,7 @@ def evaluate_job(asked: Reading, progress: Progress) -> None:
     c, results = asked.config, asked.results
     mesh = mesh_of(c, "eval")
     with progress.stage("load", "reading the text"):
-        documents = data.evaluation_documents(c, own=asked.own_text)
+        documents = reading.evaluation_documents(c, own=asked.own_text)
     with progress.stage("load", "reading the models") as stage:
         models = load_measured(c, mesh, advance=stage.advance)
     for name, loaded in models.items():
@@ -29,7 +29,7 @@ def evaluate_job(asked: Reading, progress: Progress) -> None:
     subject, teacher = models["student"], models.get("teacher")
     vocab = min(loaded.model.config.vocab for loaded in models.values())
     with progress.stage("tokenise", "tokenising") as stage:
-        tokens = data.tokenized(documents, subject.tokenizer, vocab, stage.advance)
+        tokens = reading.tokenized(documents, subject.tokenizer, vocab, stage.advance)
         text = data.packed(c, tokens, seed=None)
     say(f"text: {data.description(text)}")
     eval_step = make_eval_step(

@@ -18,7 +18,7 @@ from distill_jax.report.number_formats import parameters
 from distill_jax.report.page import page
 from distill_jax.report.run import report_json, study_command
 from distill_jax.report.tables import model_rows, samples_text, text_table
-from distill_jax.setup import data, growth, samples, student, teachers
+from distill_jax.setup import data, growth, reading, samples, student, teachers
 from distill_jax.setup.inputs import Inputs, Setting, check, description, inputs_of, setting_of
 from distill_jax.setup.loss import terms_of
 from distill_jax.setup.models import count, size_line, student_source
@@ -83,7 +83,7 @@ def _says_done(c: ConfigDict, directory: Path) -> bool:
 def read_inputs(c: ConfigDict, mesh: Mesh, progress: Progress) -> Inputs:
     """Reads the text and the models, and tokenizes."""
     with progress.stage("load", "reading the text"):
-        documents, held_out = data.training_documents(c)
+        documents, held_out = reading.training_documents(c)
     with progress.stage("load", "reading the models") as stage:
         found = teachers.load_teachers(c, terms_of(c), mesh, stage.advance)
         source = student_source(c, found.first, stage.advance)

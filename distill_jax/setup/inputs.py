@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from distill_jax.data.tokenizer import Tokenizer
-from distill_jax.setup import data, samples, student, teachers, writing
+from distill_jax.setup import data, reading, samples, student, teachers, writing
 from distill_jax.setup.loss import Recipe, make_recipe
 from distill_jax.setup.models import (
     Source,
@@ -27,8 +27,8 @@ class Inputs(NamedTuple):
     teachers: Teachers
     source: Source  # of the student
     tokenizer: Tokenizer
-    training: data.Text
-    held_out: data.Text
+    training: reading.Text
+    held_out: reading.Text
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -70,8 +70,8 @@ def inputs_of(
     mesh: Mesh,
     found: Teachers,
     source: Source,
-    documents: data.Chosen,
-    held_out: data.Chosen,
+    documents: reading.Chosen,
+    held_out: reading.Chosen,
     advance: Advance = silent,
 ) -> Inputs:
     """Reads the student's tokenizer, checks all models, tokenizes the text.
@@ -83,7 +83,7 @@ def inputs_of(
     for one in found.loaded[1:]:
         check_tokenizers(tokenizer, one.tokenizer)
     vocab = min(m.vocab for m in (source.config, *(t.model.config for t in found.loaded)))
-    texts = [data.tokenized(some, tokenizer, vocab, advance) for some in (documents, held_out)]
+    texts = [reading.tokenized(some, tokenizer, vocab, advance) for some in (documents, held_out)]
     return Inputs(mesh, found, source, tokenizer, *texts)
 
 

@@ -9,7 +9,8 @@ from jax.sharding import Mesh
 
 from distill_jax import __version__
 from distill_jax.data.tokenizer import Tokenizer
-from distill_jax.setup.data import Data, Text, template_hash
+from distill_jax.setup.data import Data, template_hash
+from distill_jax.setup.reading import Text
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
 

@@ -4,6 +4,7 @@ import pytest
 
 from distill_jax.data.documents import (
     Document,
+    as_chat,
     fingerprint,
     split_documents,
 )
@@ -52,3 +53,12 @@ def test_fingerprint_sees_content_labels_and_order_but_not_names():
     assert base != fingerprint([*DOCUMENTS[:-1], DOCUMENTS[-1]._replace(label="y")])
     pair, text = Document("", "", pair=("a", "b")), Document("", "", text="ab")
     assert fingerprint([pair]) != fingerprint([text])
+
+
+def test_fingerprint_sees_what_is_given_and_which_tools():
+    turns = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
+    chat = as_chat(Document("", "", pair=("a", "b")))
+    assert chat.messages == turns
+    whole = Document("", "", messages=turns)
+    several = [whole, chat, whole._replace(tools=({"name": "f"},))]
+    assert len({fingerprint([document]) for document in several}) == 3

@@ -3,6 +3,9 @@ import pytest
 from distill_jax.data.records import document_from_record
 from distill_jax.types import UserError
 
+USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+CALL = {"function": {"name": "f", "arguments": '{"x": 1}'}}
+
 
 def read(record):
     return document_from_record(record, where="file:7", label="file")
@@ -42,10 +45,21 @@ def test_label_is_the_records_or_the_files(extra, label):
         ({"text": None}, "['text']"),
         ({"text": 3}, "of type int"),
         ({"completion": "a"}, "without 'prompt'"),
-        ({"prompt": ["a"], "completion": "a"}, "of type list"),
+        ({"prompt": ["a"], "completion": "a"}, "of type str"),
+        ({"prompt": {"a": 1}, "completion": "a"}, "'prompt' is of type dict, not a string"),
+        ({"prompt": [USER], "completion": "a"}, "'completion' is of type str, not a list of"),
+        ({"prompt": "a", "completion": [ANSWER]}, "'prompt' is of type str, not a list of turns"),
+        ({"prompt": [USER, ANSWER], "completion": [ANSWER]}, "'prompt' ends in an assistant's"),
+        ({"messages": [USER, {"role": "assistant", "content": None}]}, "messages[1].content"),
+        ({"messages": [USER | {"content": [{"type": "image"}]}]}, "part of type 'image'"),
+        ({"messages": [USER | {"content": ["a"]}]}, "part of type str"),
+        ({"messages": [USER | {"content": [{"type": "text"}]}]}, "messages[0].content.text"),
+        ({"messages": [ANSWER | {"tool_calls": "f()"}]}, "messages[0].tool_calls is of type str"),
+        ({"messages": [ANSWER], "tools": "f("}, "'tools' is not JSON"),
+        ({"messages": [ANSWER], "tools": ["f"]}, "'tools' is of type list, not a list of objects"),
         ({"messages": []}, "messages"),
         ({"messages": "a"}, "messages"),
-        ({"messages": ["a"]}, "turn 0"),
+        ({"messages": ["a"]}, "messages[0] is of type str"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"text": "\ud800"}, "surrogate"),
     ],
@@ -85,7 +99,7 @@ TURN = {"from": "human", "value": "q"}
             "rename 'conversation' to 'messages'",
             "turn",
         ),
-        ({"messages": [TURN]}, "turn 0 of 'messages' has the fields ['from', 'value']", "null"),
+        ({"messages": [TURN]}, "messages[0] has the fields ['from', 'value']", "null"),
         (
             {"prompt": "a", "chosen": [{"role": "user", "content": "a"}]},
             "rename 'chosen' to 'messages'",
@@ -102,3 +116,33 @@ def test_records_of_other_shapes_are_told_what_to_rename_in_them(record, says, s
     assert says in str(caught.value)
     assert silent not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("turn", "read_as"),
+    [
+        (USER | {"tool_calls": None, "name": None}, USER),
+        (USER | {"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+         USER | {"content": "ab"}),
+        ({"role": "assistant", "tool_calls": [CALL]},
+         {"role": "assistant", "content": None, "tool_calls": [CALL]}),
+        (ANSWER | {"tool_calls": [CALL], "reasoning_content": "r"},
+         ANSWER | {"tool_calls": [CALL], "reasoning_content": "r"}),
+        ({"role": "tool", "tool_call_id": "1", "content": "7"},
+         {"role": "tool", "tool_call_id": "1", "content": "7"}),
+    ],
+)  # fmt: skip
+def test_turns_are_read_in_the_shapes_that_data_sets_have(turn, read_as):
+    assert read({"messages": [turn]}).messages == (read_as,)
+
+
+def test_a_conversational_completion_is_what_follows_the_turns_that_are_given():
+    document = read({"prompt": [USER, ANSWER, USER], "completion": [ANSWER]})
+    assert document.messages == (USER, ANSWER, USER, ANSWER)
+    assert document.given == 3
+
+
+@pytest.mark.parametrize("tools", [[{"name": "f"}], '[{"name": "f"}]'])
+def test_tools_are_a_list_or_its_json(tools):
+    assert read({"messages": [USER], "tools": tools}).tools == ({"name": "f"},)
+    assert read({"messages": [USER], "tools": tools[:0]}).tools is None

@@ -89,6 +89,37 @@ def test_malformed_files_are_named_in_one_line(tmp_path, name, content, says):
     assert "\n" not in str(caught.value)
 
 
+def call(**arguments):
+    return {"function": {"name": "f", "arguments": arguments}}
+
+
+CONVERSATIONS = [
+    {
+        "messages": [
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "tool_calls": [call(city="b"), call(day=3)]},
+            {"role": "tool", "content": "7", "tool_call_id": "1"},
+            {"role": "assistant", "content": "a"},
+        ],
+        "tools": [{"name": "f", "parameters": {"city": "string"}}, {"name": "g"}],
+    },
+    {
+        "prompt": [{"role": "user", "content": [{"type": "text", "text": "q"}]}],
+        "completion": [{"role": "assistant", "content": [{"type": "text", "text": "a"}]}],
+    },
+]
+
+
+@pytest.mark.parametrize("conversation", CONVERSATIONS, ids=["messages", "prompt"])
+def test_what_arrow_fills_with_null_is_read_as_it_was_written(tmp_path, conversation):
+    """In parquet every object has the fields of all the others."""
+    write_jsonl(tmp_path / "a.jsonl", [conversation])
+    write_parquet(tmp_path / "a.parquet", [conversation])
+    written, read = (read_documents(str(tmp_path / f"a.{s}"))[0] for s in ("jsonl", "parquet"))
+    assert read._replace(name="") == written._replace(name="")
+    assert fingerprint([read]) == fingerprint([written])
+
+
 ARRAY = b' [\n{"instruction": "a"}]'
 
 

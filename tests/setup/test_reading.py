@@ -1,11 +1,11 @@
-"""What a config reads: limits, and the held-out documents that no limit of training changes."""
+"""What a config reads: limits and templates, and what is held out whatever they are."""
 
 import json
 
 import pytest
 
 from configs.base import get_config
-from distill_jax.setup.data import evaluation_documents, tokenized, training_documents
+from distill_jax.setup.reading import evaluation_documents, tokenized, training_documents
 from distill_jax.types import UserError
 from tests import cli
 
@@ -86,3 +86,52 @@ def test_a_limit_within_a_prompt_is_an_error(tmp_path):
 def test_a_negative_limit_is_an_error(source, key):
     with pytest.raises(UserError, match=f"config.data.{key} is -1"):
         training_documents(config_of(source, **{key: -1}))
+
+
+CHAT = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
+PROMPTED = CHAT + "{% if add_generation_prompt %}[assistant]{% endif %}"
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    lines = [json.dumps({"prompt": f"the {i}", "completion": f"dog {i}"}) for i in range(40)]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_pairs_go_through_the_template_only_where_it_is_asked_for(pairs):
+    tokenizer = cli.make_tiny_tokenizer()._replace(chat_template=PROMPTED)
+    read = {
+        template: training_documents(config_of(pairs, template=template))
+        for template in ("plain", "chat")
+    }
+    plain, chat = (tokenized(read[name][0], tokenizer, 300) for name in ("plain", "chat"))
+    first = lambda text: slice(*text.tokenized.offsets[:2])
+    decoded = lambda text, counted: tokenizer.backend.decode(
+        text.tokenized.tokens[first(text)][text.tokenized.trained[first(text)] >= counted].tolist(),
+        skip_special_tokens=False,
+    )
+    prompt, completion = read["plain"][0].documents[0].pair
+    assert decoded(plain, 0) == f"{prompt}{completion}<end>"
+    assert decoded(chat, 0) == f"[user]{prompt}<end>[assistant]{completion}<end>"
+    assert decoded(chat, 1) == f"{completion}<end>"
+    assert plain.fingerprint != chat.fingerprint
+    assert ("data.template=chat" in plain.note, chat.note) == (True, "")
+    held_out = [[d.name for d in read[name][1].documents] for name in read]
+    assert held_out[0] == held_out[1]
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [({"template": "chatml"}, "did you mean chat"), ({"template": "chat"}, "every record is a")],
+)
+def test_a_template_that_changes_nothing_is_an_error(source, more, says):
+    with pytest.raises(UserError, match=says):
+        training_documents(config_of(source, **more))
+
+
+def test_a_template_needs_a_tokenizer_that_has_one(pairs):
+    train, _ = training_documents(config_of(pairs, template="chat"))
+    with pytest.raises(UserError, match=r"pairs.jsonl:\d+: the tokenizer has no chat template"):
+        tokenized(train, cli.make_tiny_tokenizer(), 300)
