@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from distill_jax import workdir
-from distill_jax.config import at_least, choose
+from distill_jax.config import choose
 from distill_jax.jobs.cache import cache_job
 from distill_jax.jobs.diagnose import diagnose_job
 from distill_jax.jobs.evaluate import evaluate_job
@@ -20,6 +20,7 @@ from distill_jax.jobs.train import train_job
 from distill_jax.jobs.verdict import verdict_job
 from distill_jax.progress import Progress, say
 from distill_jax.setup.growth import fitted
+from distill_jax.setup.limits import check_limits
 from distill_jax.setup.owner import Reading, check_owner, publish, reading
 
 
@@ -36,7 +37,7 @@ def run_job(c: ConfigDict, base: ConfigDict, directory: Path, progress: Progress
     Raises UserError for an unknown job, or a directory of another config or of a running job.
     """
     job = JOBS[choose("job", c.job, JOBS)]
-    at_least("log.every", c.log.every, 0)
+    check_limits(c)
     c, adapted = fitted(c, base, directory)
     for line in adapted:
         say(line)

@@ -55,9 +55,8 @@ def mesh_of(c: ConfigDict, *parts: str) -> Mesh:
 
 def bind_config(c: ConfigDict, config: ModelConfig, dtype: str) -> Model:
     """The decoder of an architecture with the dtypes and remat policy of a config."""
-    compute = choose("model.compute_dtype", c.model.compute_dtype, DTYPES)
     remat = choose("model.remat", c.model.remat, REMAT)
-    return bind(config, param_dtype=dtype, compute_dtype=compute, remat=remat)
+    return bind(config, param_dtype=dtype, compute_dtype=c.model.compute_dtype, remat=remat)
 
 
 def load_model(
@@ -106,8 +105,7 @@ def load_teacher(c: ConfigDict, mesh: Mesh, advance: Advance = silent) -> Loaded
     """The teacher of a config; None where it names none."""
     if not c.teacher.path:
         return None
-    dtype = choose("teacher.dtype", c.teacher.dtype, DTYPES)
-    loaded = load_model(c, c.teacher.path, dtype, mesh, advance)
+    loaded = load_model(c, c.teacher.path, c.teacher.dtype, mesh, advance)
     if choose("teacher.init", c.teacher.init, TEACHER_INITS) == "random":
         return without_knowledge(c, loaded, mesh)
     return loaded

@@ -1,0 +1,42 @@
+"""Limits of values that no library checks before the work begins, whichever job it is."""
+
+from ml_collections import ConfigDict
+
+from distill_jax.config import at_least, choose
+from distill_jax.setup.models import DTYPES
+from distill_jax.types import UserError
+
+LEAST = {
+    "seed": 0,
+    "watchdog_s": 0,
+    "log.every": 0,
+    "model.block_tokens": 1,
+    "data.prefetch": 0,
+    "optim.clip_norm": 0,
+    "optim.epsilon": 0,
+    "optim.max_skipped": 0,
+    "optim.muon_iterations": 1,
+    "terms.taid.rate": 0,
+    "eval.task_limit": 0,
+    "cache.batch_size": 1,
+}
+# What is kept of an average per step; with 1 nothing new would ever count.
+SHARES = (
+    "optim.beta1",
+    "optim.beta2",
+    "optim.muon_momentum",
+    "teacher.average_decay",
+    "terms.taid.momentum",
+)
+OF_DTYPE = ("teacher.dtype", "student.dtype", "model.compute_dtype", "export.dtype")
+
+
+def check_limits(c: ConfigDict) -> None:
+    """Raises UserError for the first value that is out of its limits."""
+    for key, least in LEAST.items():
+        at_least(key, c[key], least)
+    for key in SHARES:
+        if not 0 <= c[key] < 1:
+            raise UserError(f"config.{key} is {c[key]}: use 0 or more, and less than 1")
+    for key in OF_DTYPE:
+        choose(key, c[key], DTYPES)
