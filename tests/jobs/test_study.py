@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from distill_jax.evals.bounds import bounds_of
 from distill_jax.evals.records_file import read_records
 from experiments.quickstart_study.collect import collect
 from tests import cli
@@ -105,6 +106,22 @@ def test_a_teacher_without_knowledge_of_the_text_makes_the_study_invalid(study):
     assert found["verdict"]["ships"] is False
     assert [v["treatment"] for v in found["comparisons"]] == ["random_teacher"]
     assert (study[0] / "report.html").exists()
+
+
+def test_no_interval_leaves_the_values_that_its_measure_can_have(study):
+    """Two seeds have intervals 12.7 standard errors wide."""
+    found = report(study[0])
+    by_model = [*found["metrics"].values(), *found["flips"].values()]
+    by_model += [{k: v for k, v in m.items() if k != "model"} for m in found["behaviour"]["models"]]
+    ends = [
+        (bounds_of(name), value)
+        for row in by_model
+        for name, value in row.items()
+        if value is not None and value["low"] is not None
+    ]
+    assert len(ends) > 50
+    for (least, largest), value in ends:
+        assert least <= value["low"] <= value["mean"] <= value["high"] <= largest
 
 
 def test_a_finished_study_is_not_run_again_and_the_gate_forbids(study, flags):

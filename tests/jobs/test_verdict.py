@@ -10,6 +10,7 @@ import pytest
 from configs.base import get_config
 from distill_jax.config import load_base
 from distill_jax.jobs.run import run_job
+from distill_jax.progress import Progress
 from distill_jax.report import verdict as report
 from distill_jax.types import Forbidden, UserError
 from tests import cli
@@ -25,7 +26,7 @@ def judge(directory, source, gate=False, **keys):
     c = get_config("verdict")
     c.study.gate = gate
     c.verdict.update({"source": str(source), **keys})
-    run_job(c, load_base(), directory)
+    run_job(c, load_base(), directory, Progress())
     return json.loads((directory / "report.json").read_text())
 
 
