@@ -49,7 +49,7 @@ def prune(
 ) -> tuple[ModelConfig, Params, list[int]]:
     """The pruned config and host parameters, and the indices of the kept blocks.
 
-    advance: told of every batch that blocks are ranked on, and of every block that is refitted.
+    advance: told how far the ranking is, and of every block that is refitted.
     Raises UserError if more is to be kept than the model has.
     """
     config = model.config

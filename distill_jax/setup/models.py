@@ -65,10 +65,13 @@ def load_model(
     """Reads a model path and places its parameters on the mesh."""
     read = load_checkpoint(path, dtype=jnp.dtype(dtype), advance=told_of(path, advance))
     model = bind_config(c, read.config, dtype)
+    advance(f"tokenizer of {path}", 0, 0)
+    tokenizer = load_tokenizer(read.path)
+    advance(f"placing and hashing {path}", 0, 0)
     return Loaded(
         model,
         place_params(model, read.params, mesh),
-        load_tokenizer(read.path),
+        tokenizer,
         path,
         weights_fingerprint(read.params),
     )
