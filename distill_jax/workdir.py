@@ -44,6 +44,8 @@ def locked(workdir: Path) -> Iterator[None]:
 
     Raises UserError if it cannot be written or another run holds the lock.
     """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir {workdir} is a file: give a directory")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(workdir / ".lock")

@@ -27,12 +27,17 @@ def read_files(pattern: str, form: str = "") -> Iterator[Document]:
     Raises UserError if nothing matches, if the format of any file is not known, before the first
     is read, or if a file cannot be read.
     """
+    yield from read_all(files_of(pattern), form)
+
+
+def files_of(pattern: str) -> list[Path]:
+    """The file, or every file that the glob matches. Raises UserError where there is none."""
     paths = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))
     files = [Path(path) for path in paths if Path(path).is_file()]
     if not files:
         what = "is a directory" if Path(pattern).is_dir() else "matches no file"
         raise UserError(f"{pattern!r} {what}: give a file or a glob such as 'texts/*.jsonl'")
-    yield from read_all(files, form)
+    return files
 
 
 def read_all(files: list[Path], form: str = "") -> Iterator[Document]:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from distill_jax.data.documents import Document
-from distill_jax.data.files import read_all, read_files
-from distill_jax.data.formats import FORMATS, OF_SUFFIX
+from distill_jax.data.files import files_of, read_all, read_files
+from distill_jax.data.formats import FORMATS, OF_SUFFIX, format_of
 from distill_jax.data.python_docs import read_python_docs
 from distill_jax.data.records import document_from_record
 from distill_jax.types import UserError
@@ -42,6 +42,13 @@ def read_documents(
     if not documents:
         raise UserError(f"data source {source!r} holds no document: check that it is not empty")
     return documents
+
+
+def check_source(source: str, form: str = "") -> None:
+    """Raises UserError for files that are not there, or of no known format; reads their heads."""
+    if source.partition(":")[0] not in SOURCES:
+        for path in files_of(source):
+            format_of(path, form)
 
 
 def _read_python_docs(address: str, form: str) -> Iterator[Document]:

@@ -11,8 +11,9 @@ from distill_jax.models.binding import Model
 from distill_jax.objective import Teach
 from distill_jax.types import COMPILING, Advance, Batch, Mean, Params, silent
 
-# The values (token_values.py) that training logs; the last four where there is a teacher.
-LOGGED = ("nll", "accuracy_top1", "teacher_nll", "forward_kl", "reverse_kl", "agreement_top1")
+# The values (token_values.py) that training logs, some of them only where there is a teacher.
+OF_TEACHER = ("teacher_nll", "forward_kl", "reverse_kl", "agreement_top1")
+LOGGED = ("nll", "accuracy_top1", *OF_TEACHER)
 
 EvalStep = Callable[[Params, tuple[Params, ...], Batch], dict[str, Mean]]
 

@@ -44,6 +44,23 @@ class TaskScores(NamedTuple):
     examples: tuple[TaskExamples, ...]
 
 
+def check_tasks(tasks: Sequence[str], *, include_path: str | None = None) -> Any:
+    """The harness' TaskManager that knows some tasks. Raises UserError where none knows them."""
+    harness_package()
+    from lm_eval.tasks import TaskManager
+
+    # Reading the harness' own list takes seconds, so it is read only where it is needed.
+    manager = TaskManager(include_path=include_path, include_defaults=False)
+    if not all(manager.match_tasks([task]) for task in tasks):
+        manager = TaskManager(include_path=include_path)
+    unknown = [task for task in tasks if not manager.match_tasks([task])]
+    if unknown or not tasks:
+        raise UserError(
+            f"lm_eval does not know the tasks {unknown or '()'}: `lm-eval ls tasks` lists its own"
+        )
+    return manager
+
+
 def evaluate_tasks(
     lm_eval_model: Any,
     tasks: Sequence[str],
@@ -56,18 +73,7 @@ def evaluate_tasks(
     include_path: a directory with tasks of one's own. limit: documents per task. Raises UserError
     for a task that the harness does not know.
     """
-    harness = harness_package()
-    from lm_eval.tasks import TaskManager
-
-    # Reading the harness' own list takes seconds, so it is read only where it is needed.
-    manager = TaskManager(include_path=include_path, include_defaults=False)
-    if not all(manager.match_tasks([task]) for task in tasks):
-        manager = TaskManager(include_path=include_path)
-    unknown = [task for task in tasks if not manager.match_tasks([task])]
-    if unknown or not tasks:
-        raise UserError(
-            f"lm_eval does not know the tasks {unknown or '()'}: `lm-eval ls tasks` lists its own"
-        )
+    harness, manager = harness_package(), check_tasks(tasks, include_path=include_path)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it tells of each default it takes
     found = harness.simple_evaluate(
         model=lm_eval_model,

@@ -26,6 +26,7 @@ from distill_jax.losses.terms import Term
 from distill_jax.objective import live_teacher, partial_teacher
 from distill_jax.progress import COMPILE, Progress, Stage, say
 from distill_jax.setup import data, reading, teachers
+from distill_jax.setup.early import check_read
 from distill_jax.setup.loss import terms_of
 from distill_jax.setup.models import Loaded, check_length, load_teacher, mesh_of, size_line
 from distill_jax.setup.owner import claim as claim_directory
@@ -51,6 +52,7 @@ class CacheRun(NamedTuple):
 def cache_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
     """Writes config.teacher.targets of all training and held-out text into the workdir."""
     kind = c.teacher.targets
+    check_read(c)
     mesh = mesh_of(c, "cache")
     at_least("cache.shard_tokens", c.cache.shard_tokens, 1)
     choose("teacher.targets", kind, KINDS)

@@ -11,6 +11,7 @@ from distill_jax.data.tokenizer import load_tokenizer
 from distill_jax.export import export_student
 from distill_jax.models.load import resolve
 from distill_jax.progress import Progress, say
+from distill_jax.setup.early import check_read
 from distill_jax.setup.loss import make_recipe
 from distill_jax.setup.models import load_only_model, mesh_of, own_tokenizer, student_tokenizer
 from distill_jax.setup.owner import claim
@@ -28,6 +29,7 @@ def export_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
     """Writes workdir/student: from this run's checkpoints, or else from student.path."""
     mesh = mesh_of(c)
     choose("export.checkpoint", c.export.checkpoint, ("latest", "best"))
+    check_read(c)
     of_run = (directory / ARCHITECTURE).exists()
     if of_run:
         manager = open_checkpoints(c, directory)

@@ -19,6 +19,7 @@ from distill_jax.report.page import page
 from distill_jax.report.run import report_json, study_command
 from distill_jax.report.tables import model_rows, samples_text, text_table
 from distill_jax.setup import data, growth, reading, samples, student, teachers
+from distill_jax.setup.early import check_room
 from distill_jax.setup.inputs import Inputs, Setting, check, description, inputs_of, setting_of
 from distill_jax.setup.loss import terms_of
 from distill_jax.setup.models import count, size_line, student_source
@@ -46,7 +47,7 @@ def train_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
     if _says_done(c, directory):
         return
     growth.check_steps(c, directory)
-    inputs = read_inputs(c, check(c), progress)
+    inputs = read_inputs(c, check(c), progress, directory)
     with progress.stage("tokenise", "packing rows"):
         setting = setting_of(c, directory, inputs, fit=partial(growth.fitted, directory=directory))
     say(description(setting))
@@ -80,13 +81,20 @@ def _says_done(c: ConfigDict, directory: Path) -> bool:
     return True
 
 
-def read_inputs(c: ConfigDict, mesh: Mesh, progress: Progress) -> Inputs:
-    """Reads the text and the models, and tokenizes."""
+def read_inputs(
+    c: ConfigDict, mesh: Mesh, progress: Progress, directory: Path | None = None, runs: int = 1
+) -> Inputs:
+    """Reads the text and the models, and tokenizes.
+
+    directory: where so many runs will write. Raises UserError where there is no room for them.
+    """
     with progress.stage("load", "reading the text"):
         documents, held_out = reading.training_documents(c)
     with progress.stage("load", "reading the models") as stage:
         found = teachers.load_teachers(c, terms_of(c), mesh, stage.advance)
         source = student_source(c, found.first, stage.advance)
+    if directory is not None and jax.process_index() == 0:
+        check_room(c, directory, student.student_config(c, source), runs=runs)
     for one in found.loaded:
         say(size_line("teacher", one))
     with progress.stage("tokenise", "tokenising") as stage:

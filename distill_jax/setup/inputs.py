@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from distill_jax.data.tokenizer import Tokenizer
-from distill_jax.setup import data, reading, samples, student, teachers, writing
+from distill_jax.setup import data, early, reading, samples, student, teachers, writing
 from distill_jax.setup.loss import Recipe, make_recipe
 from distill_jax.setup.models import (
     Source,
@@ -62,6 +62,9 @@ def check(c: ConfigDict) -> Mesh:
     samples.check(c)
     writing.check(c)
     teachers.check(c, recipe.terms)
+    early.check_read(c)
+    compares = {c.teacher.path, *c.teacher.more, c.teacher.cache} - {"", teachers.AVERAGE}
+    early.check_metric(c, compares=bool(compares))
     return mesh_of(c, "data", "eval")
 
 
@@ -80,6 +83,8 @@ def inputs_of(
     """
     student.check_pruned(c, source)
     tokenizer = student_tokenizer(c, found.first and found.first.tokenizer)
+    models = {"the student": source.config} | {t.path: t.model.config for t in found.loaded[:1]}
+    samples.check_room(c, tokenizer, models)
     for one in found.loaded[1:]:
         check_tokenizers(tokenizer, one.tokenizer)
     vocab = min(m.vocab for m in (source.config, *(t.model.config for t in found.loaded)))

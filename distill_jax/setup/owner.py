@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from distill_jax import workdir
 from distill_jax.config import config_diff, flatten, load_base
+from distill_jax.setup.early import check_read
 from distill_jax.setup.teachers import AVERAGE
 from distill_jax.types import UserError
 
@@ -64,7 +65,7 @@ def claim(c: ConfigDict, directory: Path) -> None:
 def reading(c: ConfigDict, directory: Path) -> Reading:
     """What a job reads in a workdir: the run's own student and text, or what the config names.
 
-    Raises UserError where the run has no student yet.
+    Raises UserError where the run has no student yet, or where what is read is not there.
     """
     run, own_text = workdir.owner(directory), False
     c = c.copy_and_resolve_references()
@@ -80,6 +81,7 @@ def reading(c: ConfigDict, directory: Path) -> Reading:
         own_text = c.data.source == run["data.source"]
     if c.teacher.path == AVERAGE:  # a run's own, which is no model to be read
         c.teacher.path = ""
+    check_read(c)
     asked = {key: value for key, value in flatten(c).items() if not matches(key, UNCOUNTED)}
     results = workdir.result_directory(directory, c.job, _title(c, own_text), asked)
     return Reading(c, directory, results, own_text)

@@ -1,7 +1,7 @@
 """The same prompts continued by several models, and how fast each model writes."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,9 +9,10 @@ from ml_collections import ConfigDict
 
 from distill_jax.config import at_least
 from distill_jax.data.tokenizer import Tokenizer
+from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.binding import Model
 from distill_jax.sampling import generate, make_continue
-from distill_jax.types import Params
+from distill_jax.types import Params, UserError
 
 
 def check(c: ConfigDict) -> None:
@@ -19,6 +20,19 @@ def check(c: ConfigDict) -> None:
     at_least("generate.max_new_tokens", c.generate.max_new_tokens, 1)
     at_least("generate.temperature", c.generate.temperature, 0)
     at_least("generate.batch_size", c.generate.batch_size, 1)
+
+
+def check_room(c: ConfigDict, tokenizer: Tokenizer, models: Mapping[str, ModelConfig]) -> None:
+    """Raises UserError where a prompt and its continuation do not fit a model's positions."""
+    new = c.generate.max_new_tokens
+    longest = max((len(prompt_ids(tokenizer, text)) for text in c.generate.prompts), default=None)
+    for name, config in models.items():
+        if longest is not None and longest + new > config.max_positions:
+            raise UserError(
+                f"config.generate.max_new_tokens is {new}, the longest prompt has {longest} tokens"
+                f" and {name} {config.max_positions} positions: use at most"
+                f" {max(0, config.max_positions - longest)} new tokens, or shorter prompts"
+            )
 
 
 def sample(
