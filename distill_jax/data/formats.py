@@ -15,7 +15,8 @@ FORMATS = {
 }
 OF_SUFFIX = {suffix: name for name, suffixes in FORMATS.items() for suffix in suffixes}
 
-_HEAD = 1 << 20  # bytes that are looked at
+# Bytes that are looked at: there may be many files, and the first line of one may be long.
+_SHORT_HEAD, _HEAD = 1 << 12, 1 << 20
 _COMPRESSED = {
     b"\x1f\x8b": "gunzip -c",
     b"\x28\xb5\x2f\xfd": "zstd -dc",
@@ -35,12 +36,12 @@ def format_of(path: Path, form: str = "") -> str:
     Raises UserError, with the remedy for this very file, where the suffix is not known or the
     first bytes are of another format.
     """
+    found = form or OF_SUFFIX.get(path.suffix.lower())
     try:
         with open(path, "rb") as file:
-            head = file.read(_HEAD)
+            head = file.read(_SHORT_HEAD if found else _HEAD)
     except OSError as error:
         raise unreadable(path, error) from error
-    found = form or OF_SUFFIX.get(path.suffix.lower())
     if found == "parquet":
         return found
     for magic, command in _COMPRESSED.items():

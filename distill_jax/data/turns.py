@@ -16,8 +16,9 @@ def checked_turns(turns: Any, field: str, where: str) -> tuple[dict[str, Any], .
     Text parts are joined; other null fields count as absent. Raises UserError naming `where`.
     """
     if not isinstance(turns, list) or not turns:
+        what = "empty" if turns == [] else kind(turns)
         raise UserError(
-            f"{where}: {field!r} is {kind(turns)}, not a list of turns: "
+            f"{where}: {field!r} is {what}, not a list of turns: "
             'write [{"role": "user", "content": "..."}, ...]'
         )
     return tuple(_checked_turn(turn, f"{field}[{i}]", where) for i, turn in enumerate(turns))

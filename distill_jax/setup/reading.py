@@ -127,16 +127,15 @@ def tokenized(chosen: Chosen, tokenizer: Tokenizer, vocab: int, advance: Advance
     check_vocabulary(tokens, tokenizer, vocab_size=vocab)
     used = chosen.documents[: len(tokens.labels)]
     identity = fingerprint(used)
-    if chosen.max_tokens:
-        starts = tokens.offsets[:-1][np.diff(tokens.offsets) > 0]
-        predicted = np.delete(tokens.trained, starts)
-        if len(predicted) and not predicted.any():
-            raise UserError(
-                f"{chosen.key} is {chosen.max_tokens}: all of these tokens are of prompts, which"
-                " are not trained: use more"
-            )
-        # The last document may be cut.
-        identity = hashlib.sha256(f"{identity}:{len(tokens.tokens)}".encode()).hexdigest()
+    starts = tokens.offsets[:-1][np.diff(tokens.offsets) > 0]
+    predicted = np.delete(tokens.trained, starts)
+    if limit and len(predicted) and not predicted.any():
+        raise UserError(
+            f"{chosen.key} is {limit}: all of these tokens are of prompts, which are not trained:"
+            " use more"
+        )
+    if len(predicted) == limit:  # the last document may be cut
+        identity = hashlib.sha256(f"{identity}:{limit}".encode()).hexdigest()
     note = ""
     if tokenizer.chat_template and any(document.pair for document in used):
         note = "prompts and completions are joined as they are (data.template=chat: as turns)"

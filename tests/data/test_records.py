@@ -57,7 +57,7 @@ def test_label_is_the_records_or_the_files(extra, label):
         ({"messages": [ANSWER | {"tool_calls": "f()"}]}, "messages[0].tool_calls is of type str"),
         ({"messages": [ANSWER], "tools": "f("}, "'tools' is not JSON"),
         ({"messages": [ANSWER], "tools": ["f"]}, "'tools' is of type list, not a list of objects"),
-        ({"messages": []}, "messages"),
+        ({"messages": []}, "'messages' is empty, not a list of turns"),
         ({"messages": "a"}, "messages"),
         ({"messages": ["a"]}, "messages[0] is of type str"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),

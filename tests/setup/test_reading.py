@@ -66,7 +66,13 @@ def test_a_limit_is_part_of_what_identifies_a_text(source):
     tokenizer = cli.make_tiny_tokenizer()
     found = {
         tokenized(training_documents(config_of(source, **limits))[0], tokenizer, 300).fingerprint
-        for limits in ({}, {"max_documents": 1}, {"max_tokens": 10}, {"max_tokens": 11})
+        for limits in (
+            {},
+            {"max_tokens": 10**9},
+            {"max_documents": 1},
+            {"max_tokens": 10},
+            {"max_tokens": 11},
+        )
     }
     assert len(found) == 4
 
