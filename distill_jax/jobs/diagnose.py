@@ -62,7 +62,7 @@ def diagnose_job(asked: Reading, progress: Progress) -> None:
         if name != "teacher":
             with progress.stage("evaluate", f"measuring the {name}") as stage:
                 records[name] = measure_tokens(c, loaded, evaluator, stage.advance)
-        with progress.stage("write", f"texts of the {name}"):
+        with progress.stage("write", f"compiling and writing texts of the {name}"):
             written[name] = measure_texts(c, loaded, evaluator).metrics
     if jax.process_index():
         return

@@ -43,7 +43,9 @@ def evaluate_job(asked: Reading, progress: Progress) -> None:
     with progress.stage("evaluate", "evaluating") as stage:
         of = (eval_step, subject.params, teacher_params, batches)
         measured = evaluate(*of, count=count_of, advance=stage.advance)
-    measured |= {f"eval/{name}": value for name, value in task_scores(c, subject).numbers.items()}
+    with progress.stage("evaluate", "tasks of lm-evaluation-harness"):
+        tasks = task_scores(c, subject).numbers
+    measured |= {f"eval/{name}": value for name, value in tasks.items()}
     if jax.process_index():
         return
     workdir.write_lines(results / workdir.METRICS, [{"step": 0, **measured}])

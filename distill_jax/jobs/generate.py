@@ -23,7 +23,7 @@ def generate_job(asked: Reading, progress: Progress) -> None:
         read = load_only_model(c, mesh_of(c), stage.advance)
     stop_ids = samples.stop_ids(read.tokenizer)
     subject = (read.model, read.params, read.tokenizer, stop_ids)
-    with progress.stage("write", "writing texts"):
+    with progress.stage("write", "compiling and writing texts"):
         lines = samples.sample(c, read.path, 0, *subject, time_it=False)
     if jax.process_index() == 0:
         workdir.write_lines(asked.results / workdir.SAMPLES, lines)

@@ -129,9 +129,9 @@ def _measured(
         student = load_model(c, path, c.student.dtype, mesh, stage.advance)
     with progress.stage("evaluate", "measuring held-out text") as stage:
         records = measure_tokens(c, student, evaluator, stage.advance)
-    with progress.stage("write", "texts of the student"):
+    with progress.stage("write", "compiling and writing texts of the student"):
         written = measure_texts(c, student, evaluator)
-    with progress.stage("evaluate", "tasks"):
+    with progress.stage("evaluate", "tasks of lm-evaluation-harness"):
         tasks = task_scores(c, student)
     if jax.process_index() == 0:
         write_records(where / TOKENS, records)

@@ -60,7 +60,7 @@ def write_report(
     """
     inputs = evaluator.inputs
     say("measuring what the teacher writes, and what serving costs")
-    with progress.stage("write", "texts of the teacher"):
+    with progress.stage("write", "compiling and writing texts of the teacher"):
         written = {"teacher": _teacher_texts(c, directory, evaluator).metrics}
     if evaluator.prompts is not None:
         new = c.study.new_tokens

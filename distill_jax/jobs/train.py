@@ -187,7 +187,7 @@ def _samples(
 ) -> list[dict]:
     inputs = setting.inputs
     subject = (model, params, inputs.tokenizer, inputs.stop_ids)
-    with progress.stage("write", f"texts of the {name}"):
+    with progress.stage("write", f"compiling and writing texts of the {name}"):
         return samples.sample(setting.config, name, step, *subject, time_it=True)
 
 
@@ -223,7 +223,7 @@ def finish(
     command = study_command(flatten(c), flatten(load_base()), str(directory))
     report = report_json(
         rows, last, lines, flatten(c), versions, history=history, config_diff=diff,
-        study_command=command,
+        study_command=command, times=progress.times(),
     )  # fmt: skip
     workdir.write_text(directory / workdir.PAGE, page(report))
     workdir.write_json(directory / workdir.REPORT, report)

@@ -33,6 +33,7 @@ def report_json(
     history: Sequence[dict[str, Any]] = (),
     config_diff: str = "",
     study_command: str | None = None,
+    times: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """report.json of one training run (report.schema.json); page() makes report.html of it.
 
@@ -40,7 +41,8 @@ def report_json(
     `teacher` is of its teacher. kind: run, or diagnose where nothing was trained.
 
     evaluation: the held-out metrics at the end, which also stand flat under their names. history:
-    the lines of metrics.jsonl. study_command: what would tell whether distillation helped.
+    the lines of metrics.jsonl. study_command: what would tell whether distillation helped. times:
+    seconds by part of the work.
     """
     teacher = teacher_of(rows)
     answer = run_answer(rows) if kind == "run" else diagnose_answer(rows, None)
@@ -67,6 +69,7 @@ def report_json(
             "models": [row._asdict() | {"perplexity": perplexity(row.nll)} for row in rows],
             "samples": list(samples),
             "table": text_table(rows),
+            **({"times": dict(times)} if times else {}),
         }
     )
 
