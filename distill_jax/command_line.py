@@ -69,6 +69,7 @@ def parse(argv: list[str]) -> Command:
     if not workdir:
         raise UserError("--workdir is missing: give a directory, such as --workdir=runs/first")
     config.update_from_flattened_dict(given)
+    check_keys(config, base)
     return Command(config, base, Path(workdir), **flags)
 
 

@@ -16,6 +16,7 @@ from distill_jax.types import UserError
 
 BASE = Path(__file__).resolve().parents[1] / "configs" / "base.py"
 
+OF_NUMBERS = ("teacher.weights",)  # the other tuples hold strings
 # What a value of each type is called, and one where the default would not help.
 KINDS = {
     bool: "true or false",
@@ -70,6 +71,12 @@ def check_keys(config: ConfigDict, base: ConfigDict, *, whole: bool = True) -> N
         for part in value if isinstance(value, list) else [value]:
             if isinstance(part, float) and not math.isfinite(part):
                 raise UserError(f"config.{key} is {value}: give a finite number, such as {default}")
+            kinds = (int, float) if key in OF_NUMBERS else (str,)
+            if isinstance(value, list) and not isinstance(part, kinds):
+                words = (
+                    "numbers, such as (0.5, 1)" if key in OF_NUMBERS else 'strings, as ("text",)'
+                )
+                raise UserError(f"config.{key} has {part!r} in it: give {words}")
     missing = [key for key in known if key not in values]
     if whole and missing:
         raise UserError(

@@ -79,6 +79,8 @@ MISTAKES = {
     "--config.study.gate=maybe": "give true or false",
     "--config.study.arms=(kd": """such as --config.study.arms='("one", """,
     "--config.generate.prompts=Once, twice": "strings in double quotes",
+    "--config.study.arms=1": """config.study.arms has 1 in it: give strings, as ("text",)""",
+    "--config.teacher.weights=a": "has 'a' in it: give numbers, such as (0.5, 1)",
     "--processes=two": "--processes is 'two': give a whole number",
     "steps=1": "flags look like --config.steps=100",
     "--": "flags look like",

@@ -116,6 +116,13 @@ def test_a_mistake_is_one_line_with_its_remedy(world, flags, tmp_path, mistake):
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+def test_a_metric_that_no_evaluation_gives_is_told_before_the_first_step(flags, tmp_path):
+    result = cli.run(f"--workdir={tmp_path}", *flags, "--config.checkpoint.metric=eval/nnl")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].endswith("is 'eval/nnl': did you mean eval/nll?")
+    assert cli.metrics(tmp_path) == []
+
+
 def test_a_workdir_in_use_is_refused(flags, tmp_path):
     import filelock
 

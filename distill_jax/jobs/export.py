@@ -6,7 +6,6 @@ import jax
 from ml_collections import ConfigDict
 
 from distill_jax import checkpoint, workdir
-from distill_jax.config import choose
 from distill_jax.data.tokenizer import load_tokenizer
 from distill_jax.export import export_student
 from distill_jax.models.load import resolve
@@ -28,7 +27,6 @@ from distill_jax.types import UserError
 def export_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
     """Writes workdir/student: from this run's checkpoints, or else from student.path."""
     mesh = mesh_of(c)
-    choose("export.checkpoint", c.export.checkpoint, ("latest", "best"))
     check_read(c)
     of_run = (directory / ARCHITECTURE).exists()
     if of_run:

@@ -11,8 +11,12 @@ LEAST = {
     "watchdog_s": 0,
     "log.every": 0,
     "model.block_tokens": 1,
+    "data.batch_size": 1,
+    "data.microbatches": 1,
     "data.prefetch": 0,
+    "eval.batch_size": 1,
     "optim.clip_norm": 0,
+    "optim.decay_steps": 0,
     "optim.epsilon": 0,
     "optim.max_skipped": 0,
     "optim.muon_iterations": 1,
@@ -28,6 +32,7 @@ SHARES = (
     "teacher.average_decay",
     "terms.taid.momentum",
 )
+CHECKPOINTS = ("latest", "best")
 OF_DTYPE = ("teacher.dtype", "student.dtype", "model.compute_dtype", "export.dtype")
 
 
@@ -40,3 +45,4 @@ def check_limits(c: ConfigDict) -> None:
             raise UserError(f"config.{key} is {c[key]}: use 0 or more, and less than 1")
     for key in OF_DTYPE:
         choose(key, c[key], DTYPES)
+    choose("export.checkpoint", c.export.checkpoint, CHECKPOINTS)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from distill_jax import checkpoint, workdir
-from distill_jax.config import at_least, flatten
+from distill_jax.config import at_least, choose, flatten
 from distill_jax.evals.likelihood import EvalStep, evaluate, make_eval_step
 from distill_jax.loop import LoopOptions, Run
 from distill_jax.losses.terms import needs_teacher
@@ -115,7 +115,9 @@ def run_of(
         batches = data.held_out_batches(c, rows, mesh)
         count = -(-len(rows) // c.eval.batch_size)
         of = (steps.eval_step, params, reference_params, batches)
-        return evaluate(*of, count=count, advance=advance)
+        measured = evaluate(*of, count=count, advance=advance)
+        choose("checkpoint.metric", c.checkpoint.metric, measured)
+        return measured
 
     return Run(
         workdir=setting.directory,
