@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 
 from distill_jax import checkpoint
 from distill_jax.losses.tokens import finish
-from distill_jax.progress import COMPILE, Progress, Stage, say, step_note
+from distill_jax.progress import COMPILE, Progress, Stage, say
 from distill_jax.signals import saving
 from distill_jax.stopping import shared, watchdog
 from distill_jax.types import (
@@ -95,7 +95,7 @@ def _steps(run, state, start, log, stop, alive, progress, stage):
     for step, (host, batch) in enumerate(run.batches(start), start + 1):
         if step == start + 1:
             _compile(run, state, batch, progress, alive)
-            stage.tell(f"step {start}/{options.steps}", None)
+            stage.tell(f"step {start}/{options.steps}")
             log.restart()
         state, metrics = run.train_step(state, run.teacher_params, batch, run.key)
         stop.begun.set()
@@ -222,7 +222,9 @@ class _Log:
         options = self.run.options
         left = pace * (options.steps - step)
         left += self.evaluation_s * evaluations_left(step, options.steps, options.eval_every)
-        stage.tell(f"step {step_note(step, options.steps, speed, numbers)}", left, pace)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        more = f"{speed:,.0f} tokens/s  {shown}"
+        stage.tell(f"step {step}/{options.steps}", left, pace, more)
 
 
 def evaluations_left(step: int, steps: int, every: int) -> int:

@@ -50,7 +50,7 @@ class Stage:
         self.note: str | None = None
         self.left_s: float | None = None
         self.pace_s: float | None = None
-        self._done = self._total = 0
+        self._more, self._done, self._total = "", 0, 0
         self._first: tuple[int, float] | None = None
 
     def advance(self, what: str, done: int, total: int) -> None:
@@ -70,9 +70,11 @@ class Stage:
             self.left_s = self.pace_s * (total - done)
         self.what, self._done, self._total, self.changed, self.note = what, done, total, now, None
 
-    def tell(self, note: str, left_s: float | None, pace_s: float | None = None) -> None:
-        """How far it is in the caller's own words."""
-        self.note, self.left_s, self.pace_s = note, left_s, pace_s
+    def tell(
+        self, note: str, left_s: float | None = None, pace_s: float | None = None, more: str = ""
+    ) -> None:
+        """How far it is in the caller's own words; more: what a narrow terminal may cut off."""
+        self.note, self.left_s, self.pace_s, self._more = note, left_s, pace_s, more
         self.changed = self._progress.clock()
 
     def remaining(self, now: float) -> float | None:
@@ -84,7 +86,7 @@ class Stage:
         left = self.remaining(now)
         ending = [] if left is None else [f"{duration(left)} left"]
         if self.note is not None:
-            return "  ".join([f"{self.title} {self.note}", *ending])
+            return "  ".join([f"{self.title} {self.note}", *ending, self._more]).rstrip()
         what = f"{self.title}: {self.what}" if self.what else self.title
         if not self._total:
             return f"{what} ... {duration(now - self.began)}"
@@ -244,12 +246,6 @@ def times_line(times: dict[str, float]) -> str:
         whole[name] += 1
     parts = ", ".join(f"{name} {duration(value)}" for name, value in whole.items() if value)
     return f"{duration(total)}: {parts}"
-
-
-def step_note(step: int, steps: int, tokens_per_s: float, numbers: dict[str, float]) -> str:
-    """Step, tokens per second, and a few metrics by name."""
-    shown = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-    return f"{step}/{steps}  {tokens_per_s:,.0f} tokens/s  {shown}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -129,6 +129,14 @@ def test_a_label_stands_before_every_stage(clock, progress):
     assert progress.line(clock.now) == ""
 
 
+def test_what_is_left_stands_before_what_a_narrow_terminal_cuts_off(clock, progress):
+    with progress.stage("train", "training") as stage:
+        stage.tell("step 3/9", 12.0, 2.0, "500 tokens/s  loss 1.5")
+        assert progress.line(clock.now) == "training step 3/9  12s left  500 tokens/s  loss 1.5"
+        clock.wait(progress, 2)
+        assert progress.line(clock.now) == "training step 3/9  10s left  500 tokens/s  loss 1.5"
+
+
 def test_words_for_numbers():
     assert [duration(s) for s in (4.4, 187, 7500)] == ["4s", "3m07s", "2h05m"]
     assert [rate_of(s) for s in (4.25, 0.5, 0.01)] == ["4.2 s each", "2.0/s", "100/s"]
