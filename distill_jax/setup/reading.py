@@ -105,9 +105,10 @@ def _split(c: ConfigDict, *limits: Limits) -> tuple[list[Document], list[Documen
 
     def enough(document: Document) -> bool:
         part = int(place_of(document, SPLIT_SEED) < fraction)
-        full[part] = filled[part](document) or full[part]
+        full[part] = filled[part](document)
         return all(full)
 
+    # Without a limit of both, all is read, and a place is not needed twice.
     documents = _read(c, c.data.source, enough if all(map(any, limits)) else None)
     return split_documents(documents, held_out_fraction=fraction, seed=SPLIT_SEED)
 

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from distill_jax.data.documents import fingerprint
-from distill_jax.data.formats import OF_SUFFIX
+from distill_jax.data.files import READERS
+from distill_jax.data.formats import FORMATS, OF_SUFFIX
 from distill_jax.data.sources import SOURCES, read_documents
 from distill_jax.types import UserError
 
@@ -87,6 +88,10 @@ def test_malformed_files_are_named_in_one_line(tmp_path, name, content, says):
         read_documents(str(path))
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_every_format_has_a_reader_and_a_suffix():
+    assert set(READERS) == set(FORMATS) == set(OF_SUFFIX.values())
 
 
 def call(**arguments):
