@@ -134,7 +134,9 @@ def _rendered(render: _Renderer, messages: Messages) -> tuple[Messages, str]:
             continue
         if all(text != _or_none(render, other) for other in empty):
             return form, text
-    raise failure or UserError(
+    if failure and _or_none(render, without) is None:
+        raise failure  # of something else than the calls
+    raise UserError(
         f"{render.where}: the chat template does not write the calls of tools, so they would not be"
         " trained: use a model whose template does, or write them into the content"
     )

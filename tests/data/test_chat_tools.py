@@ -186,9 +186,12 @@ FORMS = {"default system": _with_object, "rewriting": _with_object, "joined": _w
 )
 def test_a_template_without_calls_is_refused_and_trains_no_silence(make_small, template):
     tokenizer = make_small("smollm", chat_template=template)
-    with pytest.raises(UserError, match=r"does not write the calls|chat template fails"):
+    with pytest.raises(UserError, match="does not write the calls of tools"):
         render_with_spans(tokenizer, CALLS, where="here")
     assert render_with_spans(tokenizer, CALLS[:1] + CALLS[3:], where="here").assistant_spans
+    broken = tokenizer._replace(chat_template=template + "{{ raise_exception('Never') }}")
+    with pytest.raises(UserError, match="Never"):
+        render_with_spans(broken, CALLS, where="here")
 
 
 def test_turns_that_are_given_hold_no_span(make_small):
