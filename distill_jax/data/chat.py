@@ -125,27 +125,28 @@ def _rendered(render: _Renderer, messages: Messages) -> tuple[Messages, str]:
     without = [{"content": "", **turn} for turn in absent]
     without = [{k: v for k, v in turn.items() if k != "tool_calls"} for turn in without]
     word = [{"content": "None", **turn} for turn in absent]
-    failure = None
     for form, empty in ((absent, [without]), (messages, [without, word])):
-        try:
-            text = render(form)
-        except UserError as error:
-            failure = failure or error
-            continue
-        if all(text != _or_none(render, other) for other in empty):
+        text = _or_none(render, form)
+        if text is not None and all(text != _or_none(render, other) for other in empty):
             return form, text
-    if failure and _or_none(render, without) is None:
-        raise failure  # of something else than the calls
+    render(without)  # fails where something else than the calls is wrong
+    remedy = "use a model whose template writes them, or write them into the content"
+    try:
+        render(absent)
+    except UserError as error:
+        raise UserError(
+            f"{error}. Without the calls of tools it does not fail: {remedy}"
+        ) from error
     raise UserError(
-        f"{render.where}: the chat template does not write the calls of tools, so they would not be"
-        " trained: use a model whose template does, or write them into the content"
+        f"{render.where}: the chat template leaves out the calls of tools, so that they would not"
+        f" be trained: {remedy}"
     )
 
 
 def _or_none(render: _Renderer, messages: Messages) -> str | None:
     try:
         return render(messages)
-    except UserError:  # a template may refuse what is only compared
+    except UserError:  # as a template may refuse one form and not another
         return None
 
 

@@ -182,11 +182,13 @@ FORMS = {"default system": _with_object, "rewriting": _with_object, "joined": _w
     [
         "{% for m in messages %}{{ m.role }}:{{ m.content }}{{ eos_token }}{% endfor %}",
         "{% for m in messages %}{{ m.role + m.content + eos_token }}{% endfor %}",
+        "{% for m in messages %}{{ m.content + eos_token }}"
+        "{% if m.tool_calls %}{{ raise_exception('No calls') }}{% endif %}{% endfor %}",
     ],
 )
 def test_a_template_without_calls_is_refused_and_trains_no_silence(make_small, template):
     tokenizer = make_small("smollm", chat_template=template)
-    with pytest.raises(UserError, match="does not write the calls of tools"):
+    with pytest.raises(UserError, match=r"the calls of tools.* use a model"):
         render_with_spans(tokenizer, CALLS, where="here")
     assert render_with_spans(tokenizer, CALLS[:1] + CALLS[3:], where="here").assistant_spans
     broken = tokenizer._replace(chat_template=template + "{{ raise_exception('Never') }}")
