@@ -1,7 +1,9 @@
 """Which job a config names, and the directory it runs in."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +24,7 @@ from distill_jax.progress import Progress, say
 from distill_jax.setup.growth import fitted
 from distill_jax.setup.limits import check_limits
 from distill_jax.setup.owner import Reading, check_owner, publish, reading
+from distill_jax.types import UserError
 
 
 class Job(NamedTuple):
@@ -41,12 +44,31 @@ def run_job(c: ConfigDict, base: ConfigDict, directory: Path, progress: Progress
     c, adapted = fitted(c, base, directory)
     for line in adapted:
         say(line)
-    with workdir.locked(directory) if jax.process_index() == 0 else nullcontext():
+    lock = workdir.locked(directory) if jax.process_index() == 0 else nullcontext()
+    with lock, _room(directory):
         if job.reads:
             _read(job, reading(c, directory), progress)
         else:
             check_owner(c, directory)
             job.run(c, directory, progress)
+
+
+@contextmanager
+def _room(directory: Path) -> Iterator[None]:
+    """Raises UserError where whatever wrote found its disk full: waiting would not help."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        # Of a background save the reason is left in the text alone.
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if full or os.strerror(errno.ENOSPC) in str(error):
+            raise UserError(
+                f"the disk of {directory} is full: make room and run the same command again, which"
+                " goes on from what is saved"
+            ) from error
+        raise
 
 
 def _read(job: Job, asked: Reading, progress: Progress) -> None:

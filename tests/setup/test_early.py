@@ -1,6 +1,7 @@
 """What would fail late fails before anything is read, in one line."""
 
 import contextlib
+import errno
 import shutil
 from collections import namedtuple
 
@@ -9,6 +10,7 @@ import pytest
 
 from distill_jax.config import load_base
 from distill_jax.evals.likelihood import LOGGED
+from distill_jax.jobs.run import JOBS, Job
 from distill_jax.models.load import load_checkpoint
 from distill_jax.setup import early
 from distill_jax.setup.inputs import check
@@ -127,3 +129,22 @@ def test_a_workdir_that_is_a_file_is_named(flags, tmp_path):
     done = cli.run(f"--workdir={tmp_path / 'file'}", *flags)
     assert done.returncode == 2
     assert "is a file: give a directory" in done.stderr
+
+
+FULL = {
+    "by its number": OSError(errno.ENOSPC, "cannot write"),
+    "by its text": ValueError("Failed to write 50 bytes: No space left on device [code='28']"),
+}
+
+
+@pytest.mark.parametrize("case", FULL)
+def test_a_disk_that_runs_full_is_one_line(flags, tmp_path, monkeypatch, case):
+    def fills(*_):
+        raise FULL[case]
+
+    monkeypatch.setitem(JOBS, "train", Job(fills))
+    done = cli.run(f"--workdir={tmp_path}", *flags)
+    assert done.returncode == 2
+    assert f"the disk of {tmp_path} is full: make room" in done.stderr
+    monkeypatch.setitem(JOBS, "train", Job(lambda *_: 1 / 0))
+    assert cli.run(f"--workdir={tmp_path}", *flags).returncode == 70
