@@ -28,6 +28,7 @@ from distill_jax.types import (
     Stopped,
     TrainState,
 )
+from distill_jax.words import plural
 from distill_jax.workdir import METRICS, rewind
 from distill_jax.writers import Writer
 
@@ -187,9 +188,10 @@ class _Log:
         self._write(step, values, device_s=device_s, tokens=self.tokens)
         self._tell(step, values, pace, tokens / pace, stage)
         if values["train/skipped_in_a_row"] >= self.run.options.max_skipped > 0:
+            updates = plural(int(values["train/skipped_in_a_row"]), "update")
             raise NumbersBrokeDown(
-                f"{values['train/skipped_in_a_row']:.0f} updates in a row up to step {step} were"
-                " not finite: lower optim.learning_rate or look at the data of those steps"
+                f"the numbers of {updates} in a row, up to step {step}, were not finite: lower"
+                " config.optim.learning_rate or look at the data of those steps"
             )
 
     def line(self, step: int, values: dict[str, float], seconds: float) -> None:
