@@ -129,7 +129,7 @@ SECTIONS = (
     Section("slices", "Slices", lambda r: r["slices"], "no slices were registered for this study"),
     Section("behaviour", "Behaviour", lambda r: r["behaviour"] or r["samples"],
             "the models were given no prompts to continue"),
-    Section("calibration", "Calibration", lambda r: r["calibration"],
+    Section("calibration", "Calibration", lambda r: (r["calibration"] or {}).get("models"),
             "no records of confidence were kept"),
     Section("cost", "Cost and quality", lambda r: r["cost"], "serving was not timed"),
     Section("diagnose", "Diagnose", lambda r: r["diagnose"],
