@@ -131,9 +131,15 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.checkpoint.metric = "eval/nll"  # by its name in metrics.jsonl; lowest is best
 
     c.generate = ConfigDict()  # text that models write
-    c.generate.prompts = ()  # texts; generate and the samples of a training run
+    # Texts; in generate and in the samples of a training run. @FILE: those of a .jsonl file, in
+    # prompt, text or messages, or of a .txt file, one per line; @@ begins a text with an @.
+    c.generate.prompts = ()
+    c.generate.messages = ""  # a conversation to be answered: JSON of its turns, or @FILE.jsonl
+    # Whether generate takes texts as a user's turns: true | false; empty: if there is a template.
+    c.generate.chat = ""
     c.generate.max_new_tokens = 64  # tokens written after a prompt, at most
     c.generate.temperature = 0.0  # divides the logits before a token is drawn; 0: greedy
+    c.generate.top_p = 1.0  # probability of the likeliest tokens that are drawn from; 1: all
     c.generate.batch_size = 8  # prompts at a time
 
     c.export = ConfigDict()  # the student as a Hugging Face directory

@@ -24,6 +24,12 @@ COMPILE, OTHER = "compile", "other"  # names of parts: see Progress.times
 tqdm.set_lock(threading.RLock())
 
 
+def say_part(text: str) -> None:
+    """Writes a part of a line to stdout. Only where a Progress is aside: its line would cut in."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
 def say(text: str, stream: TextIO | None = None, *, everywhere: bool = False) -> None:
     """Prints a line on process 0 or on all; to stdout unless another stream is given."""
     if everywhere or jax.process_index() == 0:
@@ -119,7 +125,7 @@ class Progress:
         self._seconds: dict[str, float] = {}
         self._lock = threading.Lock()  # of the two above: the line asks, too
         self._shown: float | None = None
-        self._bar = None
+        self._bar, self._aside = None, False
         if stream is not None and stream.isatty():
             # A terminal that does not know its width says 0.
             width = {} if os.get_terminal_size(stream.fileno()).columns else {"ncols": 80}
@@ -153,6 +159,18 @@ class Progress:
         finally:
             self._within.pop()
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """While it lasts nothing is shown: the terminal is for what is written with say_part."""
+        with tqdm.get_lock():
+            self._aside = True
+            if self._bar is not None:
+                self._bar.clear(nolock=True)
+        try:
+            yield
+        finally:
+            self._aside = False
+
     def charge(self, now: float) -> None:
         """Counts the time since the last change for what has gone on."""
         with self._lock:
@@ -185,6 +203,8 @@ class Progress:
     def tick(self) -> None:
         """Shows what there is to show now."""
         now, text = self.clock(), self.line(self.clock())
+        if self._aside:
+            return
         if self._bar is not None:
             self._bar.set_description_str(text)
         elif self.stream is not None and text and self._due(now):

@@ -1,6 +1,7 @@
 """Generation with a key/value cache: batched, greedy or by temperature. Shapes: types.py.
 
-make_continue compiles the continuation of a padded batch, one token per iteration of a while loop.
+make_continue compiles the continuation of a padded batch, one token per iteration of a while loop
+that may be left and gone on with, so that texts can be shown as they are written.
 generate runs it over any number of prompts, whose texts do not depend on the batch size.
 Imports models and losses; evals and jobs call it.
 """
@@ -8,7 +9,7 @@ Imports models and losses; evals and jobs call it.
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import takewhile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +24,35 @@ from distill_jax.types import Array, Params, UserError
 PROMPT_STEP = 32
 
 
-class Continue(NamedTuple):
-    """run(params, prompts_BT, length_B, keys_B) -> [B, max_new_tokens], jitted, and its limits."""
+# Tokens of each row that are written before they are shown, where somebody looks on.
+SHOWN_STEP = 4
 
-    run: Callable[[Params, Array, Array, Array], Array]
+
+class Written(NamedTuple):
+    """Texts being written: the tokens so far, and what the next one depends on.
+
+    index    new tokens of each row
+    done_B   rows that have ended
+    new_BT   [B, max_new_tokens]; stop tokens from index on
+    """
+
+    index: Array
+    last_BD: Array
+    cache: Any
+    done_B: Array
+    new_BT: Array
+
+
+class Continue(NamedTuple):
+    """What generate runs: two jitted functions, and their limits.
+
+    begin(params, prompts_BT, length_B) -> Written, with nothing written yet
+    go_on(params, written, length_B, keys_B, until) -> Written, up to index `until` or the last
+    row's end; takes the buffers of `written`
+    """
+
+    begin: Callable[[Params, Array, Array], Written]
+    go_on: Callable[[Params, Written, Array, Array, int], Written]
     max_new_tokens: int
     max_positions: int
     stop_ids: tuple[int, ...]
@@ -39,9 +65,12 @@ def make_continue(
     temperature: float,
     stop_ids: tuple[int, ...],
     cache_dtype: str,
+    top_p: float = 1.0,
 ) -> Continue:
     """What generate runs, with the room that the model has.
 
+    temperature: divides the logits before a token is drawn; 0: the likeliest token. top_p: tokens
+    are drawn from the likeliest that have this probability together (1904.09751).
     Prompts are padded on the right. After its first stop token a row holds only stop tokens. Token
     i of a row is drawn with fold_in(key, i), one key per row, so that a row's text does not depend
     on the other rows of its batch.
@@ -49,42 +78,56 @@ def make_continue(
     stops = jnp.asarray(stop_ids, jnp.int32)
 
     @jax.jit
-    def run(params, prompts_BT, length_B, keys_B):
+    def begin(params, prompts_BT, length_B):
         rows, padded = prompts_BT.shape
-        unembed = model.unembed(params)
         cache = model.new_cache(rows, padded + max_new_tokens, cache_dtype)
         position_BT = jnp.broadcast_to(jnp.arange(padded), (rows, padded))
         hidden, cache = model.decode(params, prompts_BT, position_BT, cache)
         last_BD = hidden.last_BTD[jnp.arange(rows), length_B - 1]
+        new_BT = jnp.full((rows, max_new_tokens), stops[0], jnp.int32)
+        return Written(jnp.int32(0), last_BD, cache, length_B <= 0, new_BT)
 
-        def more(carry):
-            index, _, _, done_B, _ = carry
-            return (index < max_new_tokens) & ~jnp.all(done_B)
+    @partial(jax.jit, donate_argnums=1)
+    def go_on(params, written, length_B, keys_B, until):
+        unembed = model.unembed(params)
 
-        def one(carry):
-            index, last_BD, cache, done_B, new_BT = carry
-            token_B = _draw(head_logits(last_BD, unembed), temperature, keys_B, index)
+        def more(so_far):
+            return (so_far.index < until) & ~jnp.all(so_far.done_B)
+
+        def one(so_far):
+            index, last_BD, cache, done_B, new_BT = so_far
+            token_B = _draw(head_logits(last_BD, unembed), temperature, top_p, keys_B, index)
             token_B = jnp.where(done_B, stops[0], token_B)
             new_BT = new_BT.at[:, index].set(token_B)
             position_B1 = (length_B + index)[:, None]
             hidden, cache = model.decode(params, token_B[:, None], position_B1, cache)
             done_B |= jnp.isin(token_B, stops)
-            return index + 1, hidden.last_BTD[:, 0], cache, done_B, new_BT
+            return Written(index + 1, hidden.last_BTD[:, 0], cache, done_B, new_BT)
 
-        done_B = length_B <= 0
-        new_BT = jnp.full((rows, max_new_tokens), stops[0], jnp.int32)
-        return jax.lax.while_loop(more, one, (0, last_BD, cache, done_B, new_BT))[-1]
+        return jax.lax.while_loop(more, one, written)
 
-    return Continue(run, max_new_tokens, model.config.max_positions, stop_ids)
+    return Continue(begin, go_on, max_new_tokens, model.config.max_positions, stop_ids)
 
 
-def _draw(logits_BV, temperature, keys_B, index):
+def _draw(logits_BV, temperature, top_p, keys_B, index):
     if temperature == 0:
         return jnp.argmax(logits_BV, -1).astype(jnp.int32)
+    logits_BV = logits_BV / temperature
+    if top_p < 1:
+        logits_BV = _likeliest(logits_BV, top_p)
     # One uniform per row: a categorical draw of a large vocabulary costs as much as the head.
     keys_B = jax.vmap(partial(jax.random.fold_in, data=index))(keys_B)
     uniform_B1 = jax.vmap(lambda key: jax.random.uniform(key, (1,)))(keys_B)
-    return draw(logits_BV / temperature, uniform_B1)[:, 0]
+    return draw(logits_BV, uniform_B1)[:, 0]
+
+
+def _likeliest(logits_BV, top_p):
+    """The logits, those outside the likeliest tokens of this probability at -infinity."""
+    sorted_BV = jnp.flip(jnp.sort(logits_BV, -1), -1)
+    p_BV = jax.nn.softmax(sorted_BV, -1)
+    kept_BV = jnp.cumsum(p_BV, -1) - p_BV < top_p  # the likeliest always
+    least_B1 = jnp.min(jnp.where(kept_BV, sorted_BV, jnp.inf), -1, keepdims=True)
+    return jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
 
 
 def generate(
@@ -94,11 +137,14 @@ def generate(
     key: Array,
     *,
     batch_size: int,
+    show: Callable[[int, list[int], bool], None] | None = None,
 ) -> list[list[int]]:
     """New tokens of each prompt, up to but without its stop token.
 
-    The last batch is filled up, so that no other program is compiled for it. Raises UserError for
-    an empty prompt, or one that leaves no room in the model's positions.
+    The last batch is filled up, so that no other program is compiled for it.
+    show(i, tokens, ended): called with the tokens of prompt i so far, for every prompt of a batch
+    each few steps. What is written does not depend on whether somebody looks on.
+    Raises UserError for an empty prompt, or one that leaves no room in the model's positions.
     """
     room = program.max_positions - program.max_new_tokens
     for i, prompt in enumerate(prompts):
@@ -122,7 +168,23 @@ def generate(
         for row, prompt in zip(rows, chunk, strict=True):
             row[: len(prompt)] = prompt
         lengths = np.array([len(prompt) for prompt in chunk], np.int32)
-        new = np.asarray(program.run(params, rows, lengths, keys[start : start + size]))
-        goes_on = lambda token: token not in program.stop_ids
-        texts += [list(takewhile(goes_on, row)) for row in new.tolist()]
+        row_keys, step = keys[start : start + size], SHOWN_STEP if show else program.max_new_tokens
+        written = program.begin(params, rows, lengths)
+        for until in range(step, program.max_new_tokens + step, step):
+            until = min(until, program.max_new_tokens)
+            written = program.go_on(params, written, lengths, row_keys, until)
+            if show:
+                done = np.asarray(written.done_B) | (until == program.max_new_tokens)
+                for i, text in enumerate(_texts(program, written)[: len(prompts) - start]):
+                    show(start + i, text, bool(done[i]))
+                if done.all():
+                    break
+        texts += _texts(program, written)
     return texts[: len(prompts)]
+
+
+def _texts(program, written):
+    """The tokens of each row so far, without stop tokens."""
+    new = np.asarray(written.new_BT)[:, : int(written.index)]
+    goes_on = lambda token: token not in program.stop_ids
+    return [list(takewhile(goes_on, row)) for row in new.tolist()]

@@ -28,7 +28,8 @@ checkpoint.keep_last checkpoint.metric data.batch_size data.eval_max_documents d
 data.eval_source data.format data.held_out_fraction data.max_documents data.max_tokens
 data.microbatches data.prefetch data.seq_len data.source data.template diagnose.baseline epochs
 eval.batch_size eval.every eval.task_limit eval.task_path eval.tasks export.checkpoint export.dtype
-generate.batch_size generate.max_new_tokens generate.prompts generate.temperature job log.every
+generate.batch_size generate.chat generate.max_new_tokens generate.messages generate.prompts
+generate.temperature generate.top_p job log.every
 log.tensorboard log.wandb_project mesh.data mesh.fsdp mesh.tensor model.block_tokens
 model.compute_dtype model.remat optim.beta1 optim.beta2 optim.clip_norm optim.decay_steps
 optim.epsilon optim.final_fraction optim.frozen optim.learning_rate optim.max_skipped

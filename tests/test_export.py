@@ -129,7 +129,7 @@ def test_what_another_source_said_is_gone_after_an_export_over_it(source, world,
 
 def test_a_run_and_its_export_say_the_same_as_the_teacher(source, flags, tmp_path):
     workdir = tmp_path / "run"
-    mine = (f"--config.teacher.path={source}", "--config.student.path=", *flags[2:])
+    mine = (f"--config.teacher.path={source}", "--config.student.init=copy", *flags[2:])
     assert cli.run(f"--workdir={workdir}", *mine).returncode == 0
     assert tokenizer_of(workdir / "student") == tokenizer_of(source)
     after_training = contents(workdir / "student")

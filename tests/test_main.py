@@ -253,7 +253,7 @@ def test_generate_prints_and_writes_the_continuations(world, tmp_path):
     assert result.returncode == 0, result.stderr
     line = json.loads((tmp_path / "text" / "samples.jsonl").read_text())
     assert line["prompt"] == "the quick"
-    assert f"the quick|{line['text']}" in result.stdout
+    assert f"> the quick\n{line['text']}\n" in result.stdout
 
 
 def test_jobs_that_read_a_runs_workdir_are_of_its_student_and_text(done):

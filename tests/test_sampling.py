@@ -19,12 +19,24 @@ def model():
     return made, tiny.params(made, 3)
 
 
-def write(model, prompts, *, new=10, temperature=0.0, seed=0, stop=(60,), batch_size=8):
+def write(
+    model,
+    prompts,
+    *,
+    new=10,
+    temperature=0.0,
+    top_p=1.0,
+    seed=0,
+    stop=(60,),
+    batch_size=8,
+    show=None,
+):
     of, params = model
     run = make_continue(
-        of, max_new_tokens=new, temperature=temperature, stop_ids=stop, cache_dtype="float32"
-    )
-    return generate(run, params, prompts, jax.random.key(seed), batch_size=batch_size)
+        of, max_new_tokens=new, temperature=temperature, top_p=top_p, stop_ids=stop,
+        cache_dtype="float32",
+    )  # fmt: skip
+    return generate(run, params, prompts, jax.random.key(seed), batch_size=batch_size, show=show)
 
 
 def next_logits(model, tokens):
@@ -59,17 +71,39 @@ def test_a_text_ends_before_its_stop_token(model):
     assert stopped[0] == free[0][: free[0].index(stop)]
 
 
-def test_temperature_draws_from_the_softmax(model):
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(("new", "batch_size"), [(10, 8), (9, 2), (3, 1), (4, 3)])
+def test_what_is_shown_on_the_way_grows_into_the_same_texts(model, temperature, new, batch_size):
+    """The prompts' stop tokens are chosen so that some end early."""
+    free = write(model, PROMPTS, temperature=temperature, new=new, batch_size=batch_size)
+    stop = (60, free[0][2])
+    kept = {"temperature": temperature, "new": new, "batch_size": batch_size, "stop": stop}
+    seen = {i: [] for i in range(len(PROMPTS))}
+    texts = write(model, PROMPTS, show=lambda i, *one: seen[i].append(one), **kept)
+    assert texts == write(model, PROMPTS, **kept)
+    for i, text in enumerate(texts):
+        parts = [part for part, _ in seen[i]]
+        assert parts[-1] == text
+        assert all(text[: len(part)] == part for part in parts)
+        assert len(parts[0]) <= 4
+        assert [ended for _, ended in seen[i]].count(True) >= 1
+        assert seen[i][-1][1]
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.7, 0.05])
+def test_temperature_draws_from_the_softmax(model, top_p):
     """Frequencies of first tokens over many keys, against the exact distribution."""
     logits = next_logits(model, PROMPTS[0]) / 1.5
     exact = np.exp(logits - logits.max())
     exact /= exact.sum()
+    order = np.argsort(-exact)
+    least = int(np.searchsorted(np.cumsum(exact[order]), top_p)) + 1
+    exact[order[least:]] = 0
+    exact /= exact.sum()
     count = 4000
-    run = make_continue(
-        model[0], max_new_tokens=1, temperature=1.5, stop_ids=(10**6,), cache_dtype="float32"
-    )
     prompts = [PROMPTS[0]] * count
-    texts = generate(run, model[1], prompts, jax.random.key(1), batch_size=count)
+    drawn = {"temperature": 1.5, "top_p": top_p, "new": 1, "stop": (10**6,), "seed": 1}
+    texts = write(model, prompts, batch_size=count, **drawn)
     seen = np.bincount([text[0] for text in texts], minlength=tiny.VOCAB) / count
     bound = 5 * np.sqrt(exact * (1 - exact) / count) + 1e-3
     assert np.all(np.abs(seen - exact) < bound)

@@ -59,8 +59,9 @@ def render_messages(
     # A template is a program: besides jinja's own errors it may add None to a string or look up a
     # missing key.
     except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"{where}: the chat template fails on these messages ({error}): "
+            f"{where}: the chat template fails on these messages ({reason}): "
             "change the messages or the model's chat template"
         ) from error
 
@@ -96,6 +97,18 @@ def render_with_spans(
             start, end = _span(render, messages, i, text)
             spans.append((start, _without_separator(text, start, end, tokenizer.added_tokens)))
     return Rendered(text, spans)
+
+
+def turn_end(tokenizer: Tokenizer, messages: Messages, *, where: str) -> int | None:
+    """The token that closes the assistant's next turn; None where the template puts none.
+
+    Raises UserError naming `where` if the template fails.
+    """
+    turn = {"role": "assistant", "content": _STAND_IN}
+    text = render_messages(tokenizer, [*messages, turn], add_generation_prompt=False, where=where)
+    added = tokenizer.backend.get_added_tokens_decoder()
+    closing = tokenizer.offsets.encode(text.rpartition(_STAND_IN)[2]).ids
+    return next((token for token in closing if token in added), None)
 
 
 class _Renderer(NamedTuple):

@@ -74,7 +74,8 @@ def arm_config(
     with mine.unlocked():
         # No keys of a training run: they may change afterwards.
         del mine.study, mine.diagnose, mine.verdict
-    mine.job, mine.seed, mine.generate.prompts = "train", seed, ()
+    mine.job, mine.seed = "train", seed
+    mine.generate.prompts, mine.generate.messages = (), ""
     if arm.labels_alone:
         for name, term in mine.terms.items():
             term.weight, term.schedule = float(name == CROSS_ENTROPY), "constant"

@@ -29,7 +29,14 @@ from distill_jax.writers import Writer
 TEACHING = 1  # the stream of random numbers for what teachers draw
 ARCHITECTURE = "architecture.json"  # of the student, so that its checkpoints can be read again
 # Keys that shape no compiled step: runs that differ in these alone share their programs.
-FREE = ("seed", "student.path", "generate.prompts", "checkpoint.every", "eval.every")
+FREE = (
+    "seed",
+    "student.path",
+    "generate.prompts",
+    "generate.messages",
+    "checkpoint.every",
+    "eval.every",
+)
 
 
 class CompiledSteps(NamedTuple):
