@@ -13,7 +13,7 @@ from distill_jax.data.tokenizer import Tokenizer
 from distill_jax.evals.log_likelihoods import log_likelihoods, make_score_step
 from distill_jax.models.binding import Model
 from distill_jax.sampling import generate, make_continue
-from distill_jax.types import Params, UserError
+from distill_jax.types import Advance, Params, UserError, silent
 
 INSTALL = "pip install 'lm_eval>=0.4.13'"
 NEW_TOKENS = 256  # where a task does not say how much may be written; the harness' own default
@@ -100,10 +100,11 @@ def make_lm_eval_model(
     stop_ids: tuple[int, ...] | None = None,
     cache_dtype: str = "float32",
     block_tokens: int = 256,
+    advance: Advance = silent,
 ) -> Any:
     """An lm_eval.api.model.LM of a model on one process; to be given to lm_eval.simple_evaluate.
 
-    Raises UserError where lm_eval is not installed.
+    advance: told of every batch of likelihoods. Raises UserError where lm_eval is not installed.
     """
     harness = harness_package()
     score_step = make_score_step(model, block_tokens=block_tokens)
@@ -128,9 +129,8 @@ def make_lm_eval_model(
 
         def _loglikelihood_tokens(self, requests, **_):
             pairs = [(context, continuation) for _, context, continuation in requests]
-            found = log_likelihoods(
-                score_step, params, pairs, batch_size=batch_size, max_length=max_length
-            )
+            sizes = {"batch_size": batch_size, "max_length": max_length}
+            found = log_likelihoods(score_step, params, pairs, **sizes, advance=advance)
             for (key, *_), answer in zip(requests, found, strict=True):
                 if key is not None:
                     self.cache_hook.add_partial("loglikelihood", key, answer)

@@ -2,9 +2,11 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
+from tqdm.std import tqdm
 
 from distill_jax.evals.lm_eval_model import harness_package
 from distill_jax.types import UserError
@@ -75,14 +77,15 @@ def evaluate_tasks(
     """
     harness, manager = harness_package(), check_tasks(tasks, include_path=include_path)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it tells of each default it takes
-    found = harness.simple_evaluate(
-        model=lm_eval_model,
-        tasks=list(tasks),
-        task_manager=manager,
-        limit=limit,
-        log_samples=True,
-        bootstrap_iters=1000,
-    )
+    with _without_bars():
+        found = harness.simple_evaluate(
+            model=lm_eval_model,
+            tasks=list(tasks),
+            task_manager=manager,
+            limit=limit,
+            log_samples=True,
+            bootstrap_iters=1000,
+        )
     numbers = {
         f"{task}/{name.removesuffix(',none')}": float(value)
         for task, values in found["results"].items()
@@ -95,6 +98,17 @@ def evaluate_tasks(
         for part in _examples(task, samples, found["higher_is_better"][task])
     )
     return TaskScores(numbers, tuple(examples))
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """The harness, and what it reads data with, draw bars wherever stderr goes."""
+    draw = tqdm.__init__
+    tqdm.__init__ = lambda self, *args, **more: draw(self, *args, **more | {"disable": True})
+    try:
+        yield
+    finally:
+        tqdm.__init__ = draw
 
 
 def _examples(task, samples, higher_is_better) -> Iterator[TaskExamples]:

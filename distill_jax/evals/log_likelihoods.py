@@ -10,7 +10,7 @@ import numpy as np
 
 from distill_jax.evals.token_values import make_token_values
 from distill_jax.models.binding import Model
-from distill_jax.types import Array, Batch, Params, UserError
+from distill_jax.types import Advance, Array, Batch, Params, UserError, silent
 
 SHORTEST = 32  # inputs of the shortest padded row
 
@@ -38,11 +38,13 @@ def log_likelihoods(
     *,
     batch_size: int,
     max_length: int,
+    advance: Advance = silent,
 ) -> list[tuple[float, bool]]:
     """log q(continuation | context) in nats, and whether greedy decoding would write it.
 
     A pair with more than max_length inputs loses tokens of its context from the left, as in the
-    harness. Raises UserError where a context is empty or a continuation alone is too long.
+    harness. advance: told of every batch. Raises UserError where a context is empty or a
+    continuation alone is too long.
     """
     for i, (context, continuation) in enumerate(pairs):
         if not len(context) or len(continuation) > max_length:
@@ -55,6 +57,7 @@ def log_likelihoods(
     for i, count in enumerate(inputs):
         by_length.setdefault(padded(count, max_length), []).append(i)
     results: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
+    done = 0
     for length, members in sorted(by_length.items(), reverse=True):
         for start in range(0, len(members), batch_size):
             chunk = members[start : start + batch_size]
@@ -66,6 +69,8 @@ def log_likelihoods(
             wholly = np.all(~counted_BT | (greedy_BT > 0), -1)
             for row, i in enumerate(chunk):
                 results[i] = (-float(totals[row]), bool(wholly[row]))
+            done += len(chunk)
+            advance("requests", done, len(pairs))
     return results
 
 

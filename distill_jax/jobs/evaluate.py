@@ -43,8 +43,8 @@ def evaluate_job(asked: Reading, progress: Progress) -> None:
     with progress.stage("evaluate", "evaluating") as stage:
         of = (eval_step, subject.params, teacher_params, batches)
         measured = evaluate(*of, count=count_of, advance=stage.advance)
-    with progress.stage("evaluate", "tasks of lm-evaluation-harness"):
-        tasks = task_scores(c, subject).numbers
+    with progress.stage("evaluate", "tasks of lm-evaluation-harness") as stage:
+        tasks = task_scores(c, subject, stage.advance).numbers
     measured |= {f"eval/{name}": value for name, value in tasks.items()}
     if jax.process_index():
         return

@@ -131,8 +131,8 @@ def _measured(
         records = measure_tokens(c, student, evaluator, stage.advance)
     with progress.stage("write", "compiling and writing texts of the student"):
         written = measure_texts(c, student, evaluator)
-    with progress.stage("evaluate", "tasks of lm-evaluation-harness"):
-        tasks = task_scores(c, student)
+    with progress.stage("evaluate", "tasks of lm-evaluation-harness") as stage:
+        tasks = task_scores(c, student, stage.advance)
     if jax.process_index() == 0:
         write_records(where / TOKENS, records)
         workdir.write_json(where / BEHAVIOUR, written.json())

@@ -178,7 +178,7 @@ def measure_texts(c: ConfigDict, subject: Loaded, evaluator: Evaluator) -> Writt
     return Written(measured.metrics, texts)
 
 
-def task_scores(c: ConfigDict, subject: Loaded) -> TaskScores:
+def task_scores(c: ConfigDict, subject: Loaded, advance: Advance = silent) -> TaskScores:
     """What lm-evaluation-harness gives for config.eval.tasks: numbers, and each example's score.
 
     Raises UserError where the harness is not installed or does not know a task.
@@ -193,6 +193,7 @@ def task_scores(c: ConfigDict, subject: Loaded) -> TaskScores:
         stop_ids=samples.stop_ids(subject.tokenizer),
         cache_dtype=c.model.compute_dtype,
         block_tokens=c.model.block_tokens,
+        advance=advance,
     )
     return evaluate_tasks(
         runs,

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tqdm import auto
 
 from distill_jax.data.tokenizer import load_tokenizer
 from distill_jax.evals import lm_eval_model
@@ -216,6 +217,16 @@ def test_numbers_are_the_means_of_their_examples(found):
     prompts = [line["question"] for line in found["lines"]]
     same = lambda names: [[a == b for a in names] for b in names]
     assert same(choice["groups"]) == same([prompt.strip() for prompt in prompts])
+
+
+def test_bars_of_the_harness_are_not_drawn(capsys):
+    from distill_jax.evals.lm_eval_tasks import _without_bars
+
+    with _without_bars():
+        list(auto.tqdm(range(3), disable=False))
+    assert capsys.readouterr().err == ""
+    list(auto.tqdm(range(3)))
+    assert "3/3" in capsys.readouterr().err
 
 
 def test_a_missing_package_is_named_with_the_command(monkeypatch):
