@@ -18,7 +18,7 @@ import numpy as np
 from distill_jax.losses.partial_targets import draw
 from distill_jax.losses.vocabulary import head_logits
 from distill_jax.models.binding import Model
-from distill_jax.types import Array, Params, UserError
+from distill_jax.types import COMPILING, Advance, Array, Params, UserError
 
 # Prompts are padded to a multiple of this many tokens, so that few shapes are compiled.
 PROMPT_STEP = 32
@@ -138,12 +138,14 @@ def generate(
     *,
     batch_size: int,
     show: Callable[[int, list[int], bool], None] | None = None,
+    advance: Advance | None = None,
 ) -> list[list[int]]:
     """New tokens of each prompt, up to but without its stop token.
 
     The last batch is filled up, so that no other program is compiled for it.
     show(i, tokens, ended): called with the tokens of prompt i so far, for every prompt of a batch
     each few steps. What is written does not depend on whether somebody looks on.
+    advance: told of compiling and of every batch.
     Raises UserError for an empty prompt, or one that leaves no room in the model's positions.
     """
     room = program.max_positions - program.max_new_tokens
@@ -169,7 +171,14 @@ def generate(
             row[: len(prompt)] = prompt
         lengths = np.array([len(prompt) for prompt in chunk], np.int32)
         row_keys, step = keys[start : start + size], SHOWN_STEP if show else program.max_new_tokens
+        if advance is not None:
+            # Compiled first, where somebody waits: the calls below find the programs.
+            advance(f"{COMPILING} what writes", 0, 0)
+            program.begin.lower(params, rows, lengths).compile()
         written = program.begin(params, rows, lengths)
+        if advance is not None:
+            program.go_on.lower(params, written, lengths, row_keys, step).compile()
+            advance("prompts", start, len(prompts))
         for until in range(step, program.max_new_tokens + step, step):
             until = min(until, program.max_new_tokens)
             written = program.go_on(params, written, lengths, row_keys, until)

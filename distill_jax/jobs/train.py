@@ -187,8 +187,9 @@ def _samples(
 ) -> list[dict]:
     inputs = setting.inputs
     subject = (model, params, inputs.tokenizer, inputs.stop_ids)
-    with progress.stage("write", f"compiling and writing texts of the {name}"):
-        return samples.sample(setting.config, name, step, *subject, time_it=True)
+    with progress.stage("write", f"writing texts of the {name}") as stage:
+        advance = stage.advance
+        return samples.sample(setting.config, name, step, *subject, time_it=True, advance=advance)
 
 
 def finish(

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from distill_jax.data.tokenizer import Tokenizer
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.binding import Model
 from distill_jax.sampling import generate, make_continue
-from distill_jax.types import Params, UserError
+from distill_jax.types import Advance, Params, UserError
 
 # Entries of a generation_config.json that say how to draw tokens; the first two are keys as well.
 _DRAWING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -94,10 +95,12 @@ def sample(
     time_it: bool,
     chat: bool = False,
     show: Callable[[int, list[int], bool], None] | None = None,
+    advance: Advance | None = None,
 ) -> list[dict[str, Any]]:
     """What a model writes after each prompt: one line per prompt, for samples.jsonl.
 
-    chat: texts are a user's turns, too; conversations always are. show: as of sampling.generate.
+    chat: texts are a user's turns, too; conversations always are. show, advance: as of
+    sampling.generate.
     With `time_it` it runs twice; tokens_per_s are those of the second, compiled run, all prompts.
     """
     prompts = prompts_of(c)
@@ -117,8 +120,8 @@ def sample(
         cache_dtype=c.model.compute_dtype,
     )
     key, size = jax.random.key(c.seed), c.generate.batch_size
-    once = lambda: generate(program, params, encoded, key, batch_size=size, show=show)
-    new, speed = once(), None
+    once = partial(generate, program, params, encoded, key, batch_size=size, show=show)
+    new, speed = once(advance=advance), None
     if time_it:
         began = time.monotonic()
         tokens = sum(len(ids) for ids in once())
