@@ -61,3 +61,4 @@ def evaluate_job(asked: Reading, progress: Progress) -> None:
     for name, value in measured.items():
         if name.count("/") > 1:
             say(f"{name}: {value:.4g}")
+    say(f"\nreport: {results / workdir.REPORT}")
