@@ -30,7 +30,7 @@ from distill_jax.setup.evaluator import (
 )
 from distill_jax.setup.inputs import Inputs
 from distill_jax.setup.models import Loaded, Source, count, load_measured, mesh_of, size_line
-from distill_jax.setup.owner import Reading
+from distill_jax.setup.owner import Question
 from distill_jax.setup.provenance import provenance
 from distill_jax.setup.steps import with_steps
 from distill_jax.setup.teachers import Teachers
@@ -38,7 +38,7 @@ from distill_jax.types import Advance, UserError
 from distill_jax.words import named, plural
 
 
-def diagnose_job(asked: Reading, progress: Progress) -> None:
+def diagnose_job(asked: Question, progress: Progress) -> None:
     """Compares student.path with teacher.path on the evaluation text; diagnose.baseline beside it.
 
     Writes tokens.parquet, report.json and report.html.
@@ -77,7 +77,7 @@ def diagnose_job(asked: Reading, progress: Progress) -> None:
 
 
 def _inputs(
-    asked: Reading, mesh: Mesh, models: dict[str, Loaded], documents, advance: Advance
+    asked: Question, mesh: Mesh, models: dict[str, Loaded], documents, advance: Advance
 ) -> Inputs:
     """The evaluation text, and where token frequencies come from: data.source, or else it."""
     c = asked.config
@@ -94,7 +94,7 @@ def _inputs(
     )
 
 
-def _report(asked: Reading, evaluator: Evaluator, models, records, written) -> dict:
+def _report(asked: Question, evaluator: Evaluator, models, records, written) -> dict:
     c = asked.config
     student, first = models["student"], models["teacher"]
     metrics = aggregate(records["student"].columns)

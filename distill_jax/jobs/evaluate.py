@@ -11,12 +11,12 @@ from distill_jax.report.tables import ModelRow, text_table
 from distill_jax.setup import data, reading
 from distill_jax.setup.evaluator import task_scores
 from distill_jax.setup.models import count, load_measured, mesh_of, size_line
-from distill_jax.setup.owner import Reading
+from distill_jax.setup.owner import Question
 from distill_jax.setup.provenance import provenance
 from distill_jax.sharding import batch_ways
 
 
-def evaluate_job(asked: Reading, progress: Progress) -> None:
+def evaluate_job(asked: Question, progress: Progress) -> None:
     """Measures student.path, against teacher.path where both are given, on the evaluation text."""
     c, results = asked.config, asked.results
     mesh = mesh_of(c, "eval")

@@ -13,13 +13,13 @@ from distill_jax.data.text_stream import stream
 from distill_jax.progress import Progress, say, say_part
 from distill_jax.setup import samples
 from distill_jax.setup.models import load_only_model, mesh_of
-from distill_jax.setup.owner import Reading
+from distill_jax.setup.owner import Question
 from distill_jax.types import UserError
 
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"  # of a terminal
 
 
-def generate_job(asked: Reading, progress: Progress) -> None:
+def generate_job(asked: Question, progress: Progress) -> None:
     """What student.path, or else teacher.path, writes after each prompt.
 
     stdout has the prompts, each line after a `> `, and the texts; on a terminal while they are

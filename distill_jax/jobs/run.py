@@ -23,12 +23,12 @@ from distill_jax.jobs.verdict import verdict_job
 from distill_jax.progress import Progress, say
 from distill_jax.setup.growth import fitted
 from distill_jax.setup.limits import check_limits
-from distill_jax.setup.owner import Reading, check_owner, publish, reading
+from distill_jax.setup.owner import Question, check_owner, publish, question_of
 from distill_jax.types import UserError
 
 
 class Job(NamedTuple):
-    """What runs: of (config, workdir, progress), or of (reading, progress) where it only reads."""
+    """What runs: of (config, workdir, progress), or of (question, progress) where it only reads."""
 
     run: Callable[..., Any]
     reads: bool = False
@@ -47,7 +47,7 @@ def run_job(c: ConfigDict, base: ConfigDict, directory: Path, progress: Progress
     lock = workdir.locked(directory) if jax.process_index() == 0 else nullcontext()
     with lock, _room(directory):
         if job.reads:
-            _read(job, reading(c, directory), progress)
+            _read(job, question_of(c, directory), progress)
         else:
             check_owner(c, directory)
             job.run(c, directory, progress)
@@ -71,7 +71,7 @@ def _room(directory: Path) -> Iterator[None]:
         raise
 
 
-def _read(job: Job, asked: Reading, progress: Progress) -> None:
+def _read(job: Job, asked: Question, progress: Progress) -> None:
     job.run(asked, progress)
     if jax.process_index() == 0:
         publish(asked)

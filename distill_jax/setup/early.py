@@ -16,6 +16,7 @@ from distill_jax.evals.lm_eval_tasks import check_tasks
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.load import resolve
 from distill_jax.setup.models import DTYPES, bind_config
+from distill_jax.setup.scorer import load_scorer
 from distill_jax.setup.teachers import AVERAGE
 from distill_jax.types import UserError
 
@@ -23,7 +24,7 @@ ONE_MODEL = ("generate", "export")  # jobs that read the student, or else the te
 
 
 def check_read(c: ConfigDict) -> None:
-    """Raises UserError for a model, text or task that a job would not find, or an unknown dtype."""
+    """Raises UserError for a model, text, scorer or task that is not there, or an unknown dtype."""
     paths = {"student.path": (c.student.path,), "teacher.path": (c.teacher.path,)}
     sources = (c.data.source, c.data.eval_source)
     if c.job in ONE_MODEL:
@@ -42,6 +43,8 @@ def check_read(c: ConfigDict) -> None:
         check_source(source, c.data.format)
     for key in ("teacher", "student", "export"):
         choose(f"{key}.dtype", c[key].dtype, DTYPES)
+    if c.study.scorer and c.job == "study":
+        load_scorer(c.study.scorer)
     if c.eval.tasks and c.job in ("evaluate", "study"):
         check_tasks(c.eval.tasks, include_path=c.eval.task_path or None)
 
@@ -81,7 +84,10 @@ def check_room(c: ConfigDict, directory: Path, config: ModelConfig, *, runs: int
 
 
 def _check_model(key: str, path: str) -> None:
-    local = resolve(path)
+    try:
+        local = resolve(path)
+    except UserError as error:
+        raise UserError(f"config.{key}: {error}") from None
     if not local.is_dir() or _is_model(local):
         return
     students = [local / workdir.STUDENT, *sorted(local.glob(f"arms/*/*/{workdir.STUDENT}"))]

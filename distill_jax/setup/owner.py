@@ -30,7 +30,7 @@ MAY_CHANGE = {
 OF_EPOCHS = ("epochs", "steps", "optim.warmup_steps", "optim.decay_steps")
 
 
-class Reading(NamedTuple):
+class Question(NamedTuple):
     """What a job that only reads a model is asked, and where its answer goes.
 
     config     with the exported student as student.path, where the workdir is a training run's
@@ -62,7 +62,7 @@ def claim(c: ConfigDict, directory: Path) -> None:
     workdir.claim(directory, flatten(c), config_diff(c, load_base()))
 
 
-def reading(c: ConfigDict, directory: Path) -> Reading:
+def question_of(c: ConfigDict, directory: Path) -> Question:
     """What a job reads in a workdir: the run's own student and text, or what the config names.
 
     Raises UserError where the run has no student yet, or where what is read is not there.
@@ -84,10 +84,10 @@ def reading(c: ConfigDict, directory: Path) -> Reading:
     check_read(c)
     asked = {key: value for key, value in flatten(c).items() if not matches(key, UNCOUNTED)}
     results = workdir.result_directory(directory, c.job, _title(c, own_text), asked)
-    return Reading(c, directory, results, own_text)
+    return Question(c, directory, results, own_text)
 
 
-def publish(asked: Reading) -> None:
+def publish(asked: Question) -> None:
     """Completes the answer, which stands at the top of a directory without owner, too."""
     c = asked.config
     diff = config_diff(c, load_base())
