@@ -43,7 +43,7 @@ def check_read(c: ConfigDict) -> None:
         check_source(source, c.data.format)
     for key in ("teacher", "student", "export"):
         choose(f"{key}.dtype", c[key].dtype, DTYPES)
-    if c.study.scorer and c.job == "study":
+    if c.job == "study" and c.study.scorer:  # an arm has no keys of a study
         load_scorer(c.study.scorer)
     if c.eval.tasks and c.job in ("evaluate", "study"):
         check_tasks(c.eval.tasks, include_path=c.eval.task_path or None)
