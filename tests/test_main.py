@@ -273,6 +273,7 @@ def test_jobs_that_read_a_runs_workdir_are_of_its_student_and_text(done):
     (found,) = (workdir / "diagnose").glob("held-out-*")
     diagnosed = json.loads((found / "report.json").read_text())
     np.testing.assert_allclose(diagnosed["eval/nll"], report["eval/nll"], rtol=1e-5)
+    assert diagnosed["study_command"] == report["study_command"]  # not from the distilled student
     (found,) = (workdir / "generate").glob("a-slow-dog-*")
     assert json.loads((found / "samples.jsonl").read_text())["prompt"] == "a slow dog"
     assert before == {name: (workdir / name).read_bytes() for name in names}

@@ -111,11 +111,11 @@ def _report(asked: Question, evaluator: Evaluator, models, records, written) -> 
         {"eval": evaluator.held_out},
     )
     diff = config_diff(c, load_base())
-    # A study needs text to train on; this job does not.
-    command = study_command(flatten(c), flatten(load_base()), str(asked.directory))
+    # A study starts where the run started, which the exported student does not tell.
+    command = asked.run and study_command(asked.run, flatten(load_base()), str(asked.directory))
     report = report_json(
         rows, evaluation, [], flatten(c), versions, kind="diagnose", config_diff=diff,
-        study_command=command if c.data.source else None,
+        study_command=command,
     )  # fmt: skip
     baseline = [records["baseline"]] if "baseline" in records else []
     report |= summarise(

@@ -15,6 +15,11 @@ NO_VERDICT = (
     "What this cannot tell: whether distilling helped. Plain fine-tuning on the labels, for as many"
     " steps or for as many operations, may do as well."
 )
+UNKNOWN_START = (
+    " A study compares them. It has to start from this student as it was before distilling, which"
+    " is not known here: diagnose it in the workdir of its run, or give --config.job=study that"
+    " start."
+)
 NO_TEACHER = (
     "What this cannot tell: what a teacher would add, and how far another seed would end from here."
 )
@@ -53,7 +58,7 @@ def report_json(
             "schema": SCHEMA,
             "kind": kind,
             **answer._asdict(),
-            "statement": NO_VERDICT if teacher else NO_TEACHER,
+            "statement": _cannot_tell(kind, teacher, study_command),
             **({"study_command": study_command} if study_command and teacher else {}),
             **dict.fromkeys(absent),
             "arms": [],
@@ -72,6 +77,13 @@ def report_json(
             **({"times": dict(times)} if times else {}),
         }
     )
+
+
+def _cannot_tell(kind: str, teacher: Mapping[str, Any] | None, study_command: str | None) -> str:
+    """What a report of one run leaves open, and how to find it out where a command cannot say."""
+    if not teacher:
+        return NO_TEACHER
+    return NO_VERDICT + (UNKNOWN_START if kind == "diagnose" and not study_command else "")
 
 
 def study_command(config: Mapping[str, Any], base: Mapping[str, Any], workdir: str) -> str:

@@ -1,9 +1,9 @@
 """Whose a workdir is: what a rerun may change, and what a job that reads a model is of."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -35,12 +35,14 @@ class Question(NamedTuple):
 
     config     with the exported student as student.path, where the workdir is a training run's
     own_text   the text is what that run holds out of data.source
+    run        the flat config that this student was trained with; None where no run is known
     """
 
     config: ConfigDict
     directory: Path
     results: Path
     own_text: bool
+    run: Mapping[str, Any] | None = None
 
 
 def matches(key: str, patterns: Iterable[str]) -> bool:
@@ -67,11 +69,12 @@ def question_of(c: ConfigDict, directory: Path) -> Question:
 
     Raises UserError where the run has no student yet, or where what is read is not there.
     """
-    run, own_text = workdir.owner(directory), False
+    run, own_text, trained = workdir.owner(directory), False, None
     c = c.copy_and_resolve_references()
     if run is not None and c.student.path in ("", run["student.path"]):
         if run["job"] in ("train", "export"):
             c.student.path = str(_student(directory))
+            trained = run if run["job"] == "train" else None
         elif run["job"] == "study":
             raise UserError(
                 f"--workdir {directory} is of a study, which has several students: give the workdir"
@@ -84,7 +87,7 @@ def question_of(c: ConfigDict, directory: Path) -> Question:
     check_read(c)
     asked = {key: value for key, value in flatten(c).items() if not matches(key, UNCOUNTED)}
     results = workdir.result_directory(directory, c.job, _title(c, own_text), asked)
-    return Question(c, directory, results, own_text)
+    return Question(c, directory, results, own_text, trained)
 
 
 def publish(asked: Question) -> None:

@@ -309,6 +309,8 @@ def test_diagnose_needs_no_more_than_teacher_student_and_text(world, study, tmp_
     said(cli.run(f"--workdir={tmp_path / 'd'}", *common))
     alone = report(tmp_path / "d")
     assert alone["kind"] == "diagnose"
+    assert "study_command" not in alone  # how this student began is known to its run alone
+    assert "which is not known here" in alone["statement"]
     assert [row["name"] for row in alone["models"]] == ["teacher", "student"]
     assert alone["teacher"]["nll"] == alone["models"][0]["nll"]
     assert alone["metrics"]["student"]["nll"]["mean"] == alone["eval/nll"]
