@@ -51,14 +51,15 @@ def save(
     manager.save(step, args=items, metrics=metrics, force=True)
 
 
-def best_step(manager: ocp.CheckpointManager, metric: str) -> int | None:
-    """The step with the lowest `metric`; of equal ones the last. None where no checkpoint has it.
-
-    A checkpoint saved between two evaluations has no metrics, and is not best.
-    """
+def metric_values(manager: ocp.CheckpointManager, metric: str) -> dict[int, float]:
+    """By step, the `metric` of each checkpoint that was saved with an evaluation."""
     values = {step: (manager.metrics(step) or {}).get(metric) for step in manager.all_steps()}
-    found = [(value, -step) for step, value in values.items() if value is not None]
-    return -min(found)[1] if found else None
+    return {step: value for step, value in values.items() if value is not None}
+
+
+def lowest(values: dict[int, float]) -> int:
+    """The step with the lowest value; of equal ones the last."""
+    return min(values, key=lambda step: (values[step], -step))
 
 
 def restore(manager: ocp.CheckpointManager, abstract: Any, step: int | None = None) -> TrainState:

@@ -68,6 +68,11 @@ def parse(argv: list[str]) -> Command:
     check_keys(config, base)
     if not workdir:
         raise UserError("--workdir is missing: give a directory, such as --workdir=runs/first")
+    # Who gives one of these means it, whatever the file or the run has of the other.
+    if given.get("epochs") and "steps" not in given:
+        given["steps"] = 0
+    elif given.get("steps") and "epochs" not in given:
+        given["epochs"] = 0.0
     config.update_from_flattened_dict(given)
     check_keys(config, base)
     return Command(config, base, Path(workdir), **flags)

@@ -25,10 +25,14 @@ def written_whole(path: Path) -> Iterator[Path]:
     part = path.with_name(f"{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     remove(part)
+    part.touch()
+    mode = part.stat().st_mode & 0o777  # of the umask: some libraries write for their user alone
+    part.unlink()
     try:
         yield part
         for file in sorted(part.rglob("*")) if part.is_dir() else [part]:
             if file.is_file():
+                file.chmod(mode)
                 _sync(file)
         os.replace(part, path)
     except BaseException:

@@ -149,6 +149,8 @@ class Progress:
         finally:
             self.charge(self.clock())
             self._stages.pop()
+            if self._bar is not None:  # or what is over would stand below the next text
+                self._bar.set_description_str(self.line(self.clock()), refresh=False)
 
     @contextmanager
     def within(self, label: Callable[[Stage], str]) -> Iterator[None]:

@@ -21,6 +21,7 @@ from distill_jax.types import UserError
 CONFIG, CONFIG_DIFF, PROVENANCE = "config.json", "config_diff.txt", "provenance.json"
 METRICS, CHECKPOINTS, STUDENT, REPORT = "metrics.jsonl", "checkpoints", "student", "report.json"
 SAMPLES, PAGE = "samples.jsonl", "report.html"
+EXPORTED = "student.json"  # which checkpoint of a run `student/` is of
 # By job, what is worth keeping, as globs: without it another config may have the directory.
 PRODUCTS = {
     "train": (REPORT, f"{CHECKPOINTS}/step_*"),
@@ -97,6 +98,21 @@ def last_checkpoint(directory: Path) -> int:
     """The step of a run's last whole checkpoint; 0 where it has none."""
     names = (path.name.removeprefix("step_") for path in (directory / CHECKPOINTS).glob("step_*"))
     return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def write_exported(directory: Path, step: int) -> None:
+    """Notes that `student/` is now of that step of the run, and how far the run had come."""
+    last = max(step, last_checkpoint(directory))
+    write_json(directory / EXPORTED, {"step": step, "last_checkpoint": last})
+
+
+def exported(directory: Path) -> tuple[int, int] | None:
+    """The step that `student/` is of and the last checkpoint of that time; None if not known."""
+    try:
+        noted = json.loads((directory / EXPORTED).read_text())
+        return int(noted["step"]), int(noted["last_checkpoint"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def check(directory: Path, resolved: dict[str, Any], free: Callable[[str], bool]) -> None:

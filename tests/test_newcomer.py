@@ -186,3 +186,25 @@ def test_a_disk_that_is_full_is_seen_first(flags, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     one_line(cli.run(f"--workdir={tmp_path / 'run'}", *flags), "free")
     assert os.listdir(tmp_path) in ([], ["run"])
+
+
+def test_they_look_at_a_run_that_went_on_past_its_student(first_run, tmp_path):
+    """What `student/` is of is known: an old one is not passed off as the run's."""
+    directory = shutil.copytree(first_run[0], tmp_path / "run")
+    workdir = f"--workdir={directory}"
+    exported = json.loads((directory / "student.json").read_text())["step"]
+    last = directory / "checkpoints" / f"step_{exported}"
+    last.rename(last.with_name(f"step_{exported + 2}"))
+    line = one_line(cli.run(workdir, "--config.job=evaluate", config=None), f"step {exported}")
+    assert "--config.job=export" in line
+
+
+def test_they_export_from_a_study_and_ask_for_epochs(first_run, tmp_path):
+    study = tmp_path / "study"
+    study.mkdir()
+    settings = json.loads((first_run[0] / "config.json").read_text()) | {"job": "study"}
+    (study / "config.json").write_text(json.dumps(settings))
+    one_line(cli.run(f"--workdir={study}", "--config.job=export", config=None), "of a study")
+    more = shutil.copytree(first_run[0], tmp_path / "more")
+    done(cli.run(f"--workdir={more}", "--config.epochs=0.7", config=None))
+    assert cli.metrics(more)[-1]["step"] == 8  # of 12 an epoch

@@ -54,6 +54,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def start(code):
     head = "import os, signal, sys, time\nfrom distill_jax import signals\n"
+    head += "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # the tests may run under nohup
     words = [sys.executable, "-c", head + code]
     return subprocess.Popen(
         words, cwd=cli.ROOT, env=cli.environment(), text=True,

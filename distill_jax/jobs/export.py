@@ -3,17 +3,19 @@
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from distill_jax import checkpoint, workdir
 from distill_jax.data.tokenizer import load_tokenizer
 from distill_jax.export import export_student
+from distill_jax.models.binding import Model
 from distill_jax.models.load import resolve
 from distill_jax.progress import Progress, say
 from distill_jax.setup.early import check_read
 from distill_jax.setup.loss import make_recipe
 from distill_jax.setup.models import load_only_model, mesh_of, own_tokenizer, student_tokenizer
-from distill_jax.setup.owner import claim
+from distill_jax.setup.owner import claim, refuse_study
 from distill_jax.setup.training import (
     ARCHITECTURE,
     abstract_state,
@@ -21,7 +23,7 @@ from distill_jax.setup.training import (
     saved_model,
     starter,
 )
-from distill_jax.types import UserError
+from distill_jax.types import Params, UserError
 
 
 def export_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
@@ -30,30 +32,47 @@ def export_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
     check_read(c)
     of_run = (directory / ARCHITECTURE).exists()
     if of_run:
-        manager = open_checkpoints(c, directory)
-        step, metric = manager.latest_step(), c.checkpoint.metric
-        if step is None:
-            raise UserError(f"{directory} has no checkpoint yet: train first")
-        if c.export.checkpoint == "best":
-            step = checkpoint.best_step(manager, metric)
-        if step is None:
-            raise UserError(
-                f"no checkpoint of {directory} was saved with {metric}: let eval.every divide"
-                " checkpoint.every, or export the latest"
-            )
-        model = saved_model(c, directory)
-        abstract, _ = abstract_state(model, starter(c, make_recipe(c)), mesh)
-        with progress.stage("load", f"reading step {step}"):
-            params = checkpoint.restore(manager, abstract, step).params
+        step, model, params, where = _read_checkpoint(c, directory, mesh, progress)
         teacher = None if own_tokenizer(c) else load_tokenizer(resolve(c.teacher.path))
-        tokenizer, where = student_tokenizer(c, teacher), f"step {step}"
+        tokenizer = student_tokenizer(c, teacher)
     else:
+        refuse_study(directory)
         with progress.stage("load", "reading the model") as stage:
             read = load_only_model(c, mesh, stage.advance)
         model, params, tokenizer, where = read.model, read.params, read.tokenizer, read.path
     target = directory / workdir.STUDENT
     with progress.stage("write", "writing the model"):
         export_student(target, model.config, params, tokenizer, dtype=c.export.dtype)
-    if jax.process_index() == 0 and not of_run:
+    if jax.process_index() == 0 and of_run:
+        workdir.write_exported(directory, step)
+    elif jax.process_index() == 0:
         claim(c, directory)
     say(f"wrote {target} from {where}")
+
+
+def _read_checkpoint(
+    c: ConfigDict, directory: Path, mesh: Mesh, progress: Progress
+) -> tuple[int, Model, Params, str]:
+    """The step, decoder and parameters of export.checkpoint, and what it is, in words."""
+    manager, metric = open_checkpoints(c, directory), c.checkpoint.metric
+    try:
+        values = checkpoint.metric_values(manager, metric)
+        step = manager.latest_step()
+        if step is None:
+            raise UserError(f"{directory} has no checkpoint yet: train first")
+        where = f"step {step}"
+        if c.export.checkpoint == "best":
+            if not values:
+                raise UserError(
+                    f"no checkpoint of {directory} was saved with {metric}: let eval.every divide"
+                    " checkpoint.every, or export the latest"
+                )
+            step = checkpoint.lowest(values)
+            among = ", ".join(f"{value:.4g} at {other}" for other, value in sorted(values.items()))
+            where = f"step {step}, the lowest {metric} of the checkpoints with one ({among})"
+        model = saved_model(c, directory)
+        abstract, _ = abstract_state(model, starter(c, make_recipe(c)), mesh)
+        with progress.stage("load", f"reading step {step}"):
+            return step, model, checkpoint.restore(manager, abstract, step).params, where
+    finally:
+        manager.close()

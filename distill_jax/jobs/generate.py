@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 
 import jax
 
@@ -17,6 +17,8 @@ from distill_jax.setup.owner import Question
 from distill_jax.types import UserError
 
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"  # of a terminal
+# What a model writes must not steer the terminal.
+CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
 
 
 def generate_job(asked: Question, progress: Progress) -> None:
@@ -50,12 +52,10 @@ def generate_job(asked: Question, progress: Progress) -> None:
     headers = [
         _header(shown(prompt), dim=live and "NO_COLOR" not in os.environ) for prompt in prompts
     ]
-    show = _live(headers, read.tokenizer.backend.decode) if live else None
     subject = (read.model, read.params, read.tokenizer, samples.stop_ids(read.tokenizer))
-    with (
-        progress.stage("write", "compiling and writing texts"),
-        progress.aside() if live else nullcontext(),
-    ):
+    with progress.stage("write", "compiling and writing texts"), ExitStack() as aside:
+        begin = lambda: aside.enter_context(progress.aside())
+        show = _live(headers, read.tokenizer.backend.decode, begin) if live else None
         lines = samples.sample(c, read.path, 0, *subject, time_it=False, chat=chat, show=show)
     for header, line in zip(headers, () if live else lines, strict=False):
         say(f"{header}{line['text']}\n")
@@ -72,11 +72,12 @@ def _header(prompt: str, *, dim: bool) -> str:
 
 
 def _live(
-    headers: Sequence[str], decode: Callable[[Sequence[int]], str]
+    headers: Sequence[str], decode: Callable[[Sequence[int]], str], begin: Callable[[], None]
 ) -> Callable[[int, list[int], bool], None]:
     """Shows texts while they are written, one after the other in the order of the prompts.
 
     The texts of a batch are written at once: those after the first wait until it has ended.
+    begin() is called before the first.
     """
     latest: dict[int, tuple[list[int], bool]] = {}
     parts = {i: stream(decode) for i in range(len(headers))}
@@ -87,10 +88,12 @@ def _live(
         latest[i] = tokens, ended
         while current in latest:
             if begun < current:
+                if begun < 0:
+                    begin()
                 say_part(headers[current])
                 begun = current
             text, over = latest[current]
-            say_part(parts[current](text, over) + ("\n\n" if over else ""))
+            say_part(parts[current](text, over).translate(CONTROLS) + "\n\n" * over)
             if not over:
                 return
             current += 1

@@ -78,6 +78,9 @@ def _says_done(c: ConfigDict, directory: Path) -> bool:
         " another --workdir)\n"
     )
     say(report["table"])
+    exported = workdir.exported(directory)
+    if exported and exported[0] != c.steps:
+        say(f"\n{directory / workdir.STUDENT} is of step {exported[0]}, as the job export wrote it")
     return True
 
 
@@ -208,6 +211,7 @@ def finish(
         export_student(target, model.config, params, inputs.tokenizer, dtype=c.export.dtype)
     if jax.process_index():
         return ()
+    workdir.write_exported(directory, c.steps)
     written = workdir.read_lines(directory / workdir.SAMPLES)
     asked = {line["prompt"] for line in after}  # a run that went on may have others
     begun = [line for line in written if line["step"] == 0 and line["prompt"] in asked]

@@ -67,6 +67,7 @@ def write(
         written = _write_weights(directory, config, flat, dtype, max_shard_bytes)
         raw = {
             **FAMILIES[config.family].to_hf(config),
+            **dict.fromkeys(TOKEN_IDS),  # absent ones would be a family's defaults in transformers
             **ids,
             "torch_dtype": np.dtype(dtype or flat["embedding"].dtype).name,
         }

@@ -22,7 +22,7 @@ def parameters(number: int) -> str:
     """
     if number < 1000:
         return str(number)
-    return f"{number / 1e6:.1f} M" if number >= 100_000 else f"{number / 1e3:.1f} k"
+    return f"{number / 1e6:.1f} M" if number >= 1_000_000 else f"{number / 1e3:.1f} k"
 
 
 def _signed(value: float) -> str:

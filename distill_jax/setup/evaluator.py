@@ -217,7 +217,7 @@ def advice_inputs(
         config=flatten(c),
         steps=steps,
         flops_per_step=flops_per_step,
-        targets=cache.manifest.kind if c.teacher.cache else c.teacher.targets,
+        targets=cache.manifest.kind if cache else c.teacher.targets,
         cache_dtype=cache and cache.manifest.form["dtype"],
         teacher_blocks=first and first.model.config.blocks,
         teacher_neurons=first and first.model.config.neurons,

@@ -75,11 +75,8 @@ def question_of(c: ConfigDict, directory: Path) -> Question:
         if run["job"] in ("train", "export"):
             c.student.path = str(_student(directory))
             trained = run if run["job"] == "train" else None
-        elif run["job"] == "study":
-            raise UserError(
-                f"--workdir {directory} is of a study, which has several students: give the workdir"
-                f" of one of its runs, such as {directory}/arms/kd/seed-{run['seed']}"
-            )
+        else:
+            refuse_study(directory)
     if run is not None and run["job"] == "train" and not c.data.eval_source:
         own_text = c.data.source == run["data.source"]
     if c.teacher.path == AVERAGE:  # a run's own, which is no model to be read
@@ -88,6 +85,16 @@ def question_of(c: ConfigDict, directory: Path) -> Question:
     asked = {key: value for key, value in flatten(c).items() if not matches(key, UNCOUNTED)}
     results = workdir.result_directory(directory, c.job, _title(c, own_text), asked)
     return Question(c, directory, results, own_text, trained)
+
+
+def refuse_study(directory: Path) -> None:
+    """Raises UserError where a workdir is of a study."""
+    run = workdir.owner(directory)
+    if run is not None and run["job"] == "study":
+        raise UserError(
+            f"--workdir {directory} is of a study, which has several students: give the workdir of"
+            f" one of its runs, such as {directory}/arms/kd/seed-{run['seed']}"
+        )
 
 
 def publish(asked: Question) -> None:
@@ -104,12 +111,20 @@ def _student(directory: Path) -> Path:
             f"--workdir {directory} has no student yet: finish the run by its own command, or write"
             " the student of its last checkpoint by --config.job=export"
         )
+    noted, last = workdir.exported(directory), workdir.last_checkpoint(directory)
+    if noted and last > noted[1]:
+        raise UserError(
+            f"{path} is of step {noted[0]}, and the run has trained on to step {last}: finish it by"
+            " its own command, or write the student of its last checkpoint by --config.job=export"
+        )
     return path
 
 
 def _title(c: ConfigDict, own_text: bool) -> str:
     """A readable name of what a job reads."""
     if c.job == "generate":
-        prompts = c.generate.prompts
-        return prompts if isinstance(prompts, str) else next(iter(prompts), "")
+        first = c.generate.messages or next(iter(c.generate.prompts), "")
+        if first.startswith("@") and not first.startswith("@@"):
+            return Path(first[1:]).stem
+        return "conversation" if c.generate.messages else first
     return "held-out" if own_text else Path(c.data.eval_source or c.data.source).stem
