@@ -65,7 +65,8 @@ class Run(NamedTuple):
 def train(run: Run, progress: Progress) -> TrainState:
     """Trains from the step of the run's state to the last.
 
-    Raises Stopped after a signal and a save, NumbersBrokeDown when updates stay non-finite.
+    Raises Stopped after a signal and a save, NumbersBrokeDown when updates stay non-finite,
+    or when not one was finite up to the last step.
     """
     state = run.state
     start = int(state.step)
@@ -187,11 +188,15 @@ class _Log:
         values[BATCH_HASH] = zlib.crc32(np.ascontiguousarray(host.tokens_BT))
         self._write(step, values, device_s=device_s, tokens=self.tokens)
         self._tell(step, values, pace, tokens / pace, stage)
-        if values["train/skipped_in_a_row"] >= self.run.options.max_skipped > 0:
-            updates = plural(int(values["train/skipped_in_a_row"]), "update")
+        in_a_row, options = int(values["train/skipped_in_a_row"]), self.run.options
+        # A run may be shorter than max_skipped; where nothing was learnt there is no student.
+        if in_a_row >= options.max_skipped > 0 or in_a_row == step == options.steps:
+            self.close()
+            updates = plural(in_a_row, "update")
             raise NumbersBrokeDown(
-                f"the numbers of {updates} in a row, up to step {step}, were not finite: lower"
-                " config.optim.learning_rate or look at the data of those steps"
+                f"the numbers of {updates} in a row, up to step {step} of {options.steps}, were not"
+                " finite: lower config.optim.learning_rate or the weights of config.terms, or look"
+                " at the data of those steps"
             )
 
     def line(self, step: int, values: dict[str, float], seconds: float) -> None:

@@ -85,6 +85,9 @@ MISTAKES = {
     "jsd at its end": lambda w, t: (
         ["--config.terms.jsd.weight=1", "--config.terms.jsd.beta=0."], "forward_kl"
     ),
+    "a weight that float32 does not hold": lambda w, t: (
+        ["--config.terms.forward_kl.weight=1e39"], "more than float32 holds"
+    ),
     "no loss": lambda w, t: (["--config.terms.forward_kl.weight=0"], "weight"),
     "prunes more than there is": lambda w, t: (
         ["--config.student.init=prune", "--config.student.prune.blocks=9"], "the model has 2"
@@ -121,6 +124,13 @@ def test_a_metric_that_no_evaluation_gives_is_told_before_the_first_step(flags, 
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].endswith("is 'eval/nnl': did you mean eval/nll?")
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_updates_that_were_refused_are_counted_at_the_end(flags, tmp_path):
+    """A rate so large that one update is finite, and none after it."""
+    result = cli.run(f"--workdir={tmp_path}", *flags, "--config.optim.learning_rate=1e30")
+    assert result.returncode == 0, result.stderr
+    assert " of 6 updates were not finite and skipped\n" in result.stdout
 
 
 def test_a_workdir_in_use_is_refused(flags, tmp_path):

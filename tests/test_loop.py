@@ -11,7 +11,7 @@ import pytest
 from distill_jax import stopping
 from distill_jax.loop import LoopOptions, Run, evaluations_left, train
 from distill_jax.progress import COMPILE, Progress
-from distill_jax.types import COMPILING, Mean, TrainState
+from distill_jax.types import COMPILING, Mean, NumbersBrokeDown, TrainState
 from tests import cli, tiny
 
 COMPILE_S, BATCH_S = 0.4, 0.12
@@ -25,8 +25,11 @@ def ended(monkeypatch):
     return codes
 
 
-def run_of(workdir, *, batches=1, steps=4, every=2, **options):
-    """A run whose step takes COMPILE_S to trace, and whose evaluation BATCH_S for each batch."""
+def run_of(workdir, *, batches=1, steps=4, every=2, bad=(), **options):
+    """A run whose step takes COMPILE_S to trace, and whose evaluation BATCH_S for each batch.
+
+    bad: the steps whose updates are refused.
+    """
     traced = []
 
     @jax.jit
@@ -34,8 +37,10 @@ def run_of(workdir, *, batches=1, steps=4, every=2, **options):
         traced.append(1)
         time.sleep(COMPILE_S)
         mean = Mean(jnp.sum(batch) * 0.0, jnp.float32(8))
-        metrics = {"loss": jnp.float32(1), "nll": mean, "skipped_in_a_row": jnp.int32(0)}
-        return state._replace(step=state.step + 1), metrics
+        refused = jnp.isin(state.step + 1, jnp.array(bad, jnp.int32)).astype(jnp.int32)
+        in_a_row = (state.skipped_in_a_row + 1) * refused
+        metrics = {"loss": jnp.float32(1), "nll": mean, "skipped_in_a_row": in_a_row}
+        return state._replace(step=state.step + 1, skipped_in_a_row=in_a_row), metrics
 
     def evaluate(params, advance):
         advance(f"{COMPILING} the evaluation", 0, 0)
@@ -93,6 +98,14 @@ def test_what_is_left_holds_the_evaluations_to_come_without_compiling(tmp_path):
     one = 5 * BATCH_S
     np.testing.assert_allclose(left[1], 2 * one, atol=one / 3)  # after step 1: steps 2 and 4
     np.testing.assert_allclose(left[3], one, atol=one / 3)
+
+
+def test_a_run_that_never_learnt_broke_down_however_short_it_is(tmp_path):
+    _, run = run_of(tmp_path, bad=(1, 2, 3, 4), max_skipped=20)
+    with pytest.raises(NumbersBrokeDown, match="4 updates in a row, up to step 4 of 4"):
+        train(run, Progress())
+    _, run = run_of(tmp_path, bad=(2, 3, 4), max_skipped=20)
+    train(run, Progress())
 
 
 def test_evaluations_left_are_those_that_the_loop_makes():

@@ -237,6 +237,14 @@ def finish(
         if lines:
             writer.samples(c.steps, lines)
         writer.finish(c.steps, [row._asdict() for row in rows], files)
-    said = "\n".join(["", report["headline"], *report["findings"]])
+    said = "\n".join(["", report["headline"], *report["findings"], *_refused(history)])
     where = f"\nstudent: {target}\nreport:  {directory / workdir.PAGE}"
     return samples_text(lines), text_table(rows), said, where
+
+
+def _refused(history: list[dict]) -> list[str]:
+    """A line where a run has refused updates, from its metrics."""
+    refused = [int(line["train/skipped"]) for line in history if "train/skipped" in line]
+    if not refused or not refused[-1]:
+        return []
+    return [f"{refused[-1]} of {len(refused)} updates were not finite and skipped"]

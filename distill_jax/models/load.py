@@ -7,7 +7,7 @@ import huggingface_hub
 from huggingface_hub.errors import HFValidationError
 
 from distill_jax.models import gguf, huggingface
-from distill_jax.models.weights import Checkpoint
+from distill_jax.models.weights import Checkpoint, check_finite
 from distill_jax.types import Advance, UserError, silent
 
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]  # never pickles
@@ -34,14 +34,17 @@ def load_checkpoint(path: str, *, dtype, advance: Advance = silent) -> Checkpoin
     """Config, parameters and token ids of a model path. `dtype` None keeps the stored one.
 
     advance: told of every stored array. Raises UserError as resolve, huggingface.read and gguf.read
-    do.
+    do, and for weights that are not finite.
     """
     local = resolve(path)
-    if local.is_dir():
-        return huggingface.read(local, dtype=dtype, advance=advance)
-    if local.suffix == ".gguf":
-        return gguf.read(local, dtype=dtype, advance=advance)
-    raise UserError(f"model path {path} is neither a directory nor a .gguf file: give one of these")
+    if not local.is_dir() and local.suffix != ".gguf":
+        raise UserError(
+            f"model path {path} is neither a directory nor a .gguf file: give one of these"
+        )
+    read = huggingface.read if local.is_dir() else gguf.read
+    loaded = read(local, dtype=dtype, advance=advance)
+    check_finite(loaded.params, local)
+    return loaded
 
 
 def _from_hub(name):

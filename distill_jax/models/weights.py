@@ -14,6 +14,8 @@ from distill_jax.models.families import FAMILIES
 from distill_jax.models.family import Weight
 from distill_jax.types import Advance, Params, UserError, silent
 
+STORED = ("float32", "bfloat16", "float16", "float64")  # what weights are in files
+
 
 class Checkpoint(NamedTuple):
     """A model read from disk.
@@ -73,7 +75,8 @@ def stack_weights(
     fetch(path, stored name) -> array as Hugging Face stores it.
     name_of(weight) -> its name in these files, with {block}.
     dtype: of the result; None keeps each parameter's own. advance: told of every stored array.
-    Raises UserError for a shape that differs from the config's, naming the weight.
+    Raises UserError for a shape that differs from the config's or a dtype that is not STORED,
+    naming the weight.
     """
     flat, places = {}, layout(config)
     done, total = 0, sum(config.blocks if p.startswith("blocks/") else 1 for p in places)
@@ -82,6 +85,11 @@ def stack_weights(
         for block in range(config.blocks if stacked else 1):
             name = name_of(weight).format(block=block)
             array = fetch(path, name)
+            if array.dtype.name not in STORED:
+                raise UserError(
+                    f"weight {name} is stored as {array.dtype.name}, whose scale is not known: use"
+                    f" a checkpoint in one of {', '.join(STORED)}"
+                )
             array = array.T if weight.transpose else array
             expected = shape[1:] if stacked else shape
             if array.shape != expected:
@@ -99,10 +107,26 @@ def stack_weights(
                     f"weight {name} is stored as {array.dtype}, the same weight of block 0 as "
                     f"{flat[path].dtype}: name one dtype to load in"
                 )
-            (flat[path][block] if stacked else flat[path])[...] = array
+            with np.errstate(over="ignore"):  # check_finite says it
+                (flat[path][block] if stacked else flat[path])[...] = array
             done += 1
             advance("weights", done, total)
     return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def check_finite(params: Params, source: Path) -> None:
+    """Raises UserError for the first parameter, by name, with NaN or infinite numbers."""
+    for path, leaf in sorted(flatten(params).items()):
+        # Block by block, so that what is compared stays small.
+        parts = leaf if path.startswith("blocks/") else [leaf]
+        for block, part in enumerate(parts):
+            if bad := part.size - int(np.count_nonzero(np.isfinite(part))):
+                of = f" of block {block}" if path.startswith("blocks/") else ""
+                raise UserError(
+                    f"{source}: the weight {path}{of} has {bad} of {part.size} numbers that are"
+                    f" not finite in {part.dtype.name}: use a checkpoint without them, or a wider"
+                    " dtype"
+                )
 
 
 def fingerprint(params: Params) -> str:

@@ -32,6 +32,8 @@ SHARES = (
     "teacher.average_decay",
     "terms.taid.momentum",
 )
+ABSENT = -1  # of the keys below; any other number below 0 is a mistake
+MAY_BE_ABSENT = ("verdict.margin", "verdict.slice_margin")
 CHECKPOINTS = ("latest", "best")
 OF_DTYPE = ("teacher.dtype", "student.dtype", "model.compute_dtype", "export.dtype")
 
@@ -43,6 +45,9 @@ def check_limits(c: ConfigDict) -> None:
     for key in SHARES:
         if not 0 <= c[key] < 1:
             raise UserError(f"config.{key} is {c[key]}: use 0 or more, and less than 1")
+    for key in MAY_BE_ABSENT:
+        if not (c[key] >= 0 or c[key] == ABSENT):
+            raise UserError(f"config.{key} is {c[key]}: use 0 or more, or {ABSENT} to leave it out")
     for key in OF_DTYPE:
         choose(key, c[key], DTYPES)
     choose("export.checkpoint", c.export.checkpoint, CHECKPOINTS)

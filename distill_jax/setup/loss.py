@@ -3,6 +3,7 @@
 from functools import partial
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -16,6 +17,7 @@ from distill_jax.optim import OptimOptions, make_optimizer, make_schedule
 from distill_jax.step import TrainStep, make_train_step
 from distill_jax.types import TrainState, UserError
 
+LARGEST = float(jnp.finfo(jnp.float32).max)
 UNKNOWN = 10**9  # stands for a number of steps that is not known yet
 
 
@@ -53,6 +55,11 @@ def terms_of(c: ConfigDict) -> tuple[Term, ...]:
     terms = []
     for name, options in c.terms.items():
         at_least(f"terms.{name}.weight", options.weight, 0)
+        if options.weight > LARGEST:
+            raise UserError(
+                f"config.terms.{name}.weight is {options.weight:g}, more than float32 holds: use a"
+                " smaller weight, such as 1"
+            )
         if options.weight == 0 and options.schedule == "constant":
             continue
         if name == CROSS_ENTROPY:

@@ -1,11 +1,13 @@
 """Model paths of every kind, and the fingerprint of parameters."""
 
 import importlib.util
+import shutil
 import sys
 
 import huggingface_hub
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from distill_jax.models.load import load_checkpoint, resolve
 from distill_jax.models.weights import fingerprint
@@ -50,6 +52,30 @@ def test_a_path_that_leads_nowhere_is_one_line(path, message, monkeypatch, tmp_p
 def test_an_empty_directory_is_named(tmp_path):
     with pytest.raises(UserError, match=r"has no config\.json"):
         load_checkpoint(str(tmp_path), dtype=None)
+
+
+@pytest.mark.parametrize("case", ["llama-tied"], indirect=True)
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (
+            lambda a: np.where(np.arange(a.shape[-1]) == 1, np.nan, a),
+            "has 64 of .* not finite in f",
+        ),
+        (lambda a: np.full_like(a, 1e39, np.float64), "are not finite in float32"),
+        (lambda a: a.astype(np.int8), "weight .*up_proj.weight is stored as int8"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused(case, tmp_path, spoil, says):
+    broken = shutil.copytree(case.directory, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    weights[name] = np.ascontiguousarray(spoil(weights[name]))
+    save_file(weights, broken / "model.safetensors")
+    with pytest.raises(UserError, match=says) as error:
+        load_checkpoint(str(broken), dtype="float32")
+    named = f"{broken}: the weight blocks/feed_forward/up of block 1"
+    assert "int8" in says or named in str(error.value)
 
 
 def test_a_fingerprint_sees_every_change_and_nothing_else():
