@@ -12,12 +12,14 @@ from distill_jax import checkpoint, workdir
 from distill_jax.config import flatten, load_base
 from distill_jax.export import export_student
 from distill_jax.loop import train
+from distill_jax.losses.terms import needs_teacher
 from distill_jax.models.binding import Model
 from distill_jax.progress import Progress, say, times_line
 from distill_jax.report.number_formats import parameters
 from distill_jax.report.page import page
 from distill_jax.report.run import report_json, study_command
 from distill_jax.report.tables import model_rows, samples_text, text_table
+from distill_jax.report.taught import Taught
 from distill_jax.setup import data, growth, reading, samples, student, teachers
 from distill_jax.setup.early import check_room
 from distill_jax.setup.inputs import Inputs, Setting, check, description, inputs_of, setting_of
@@ -204,7 +206,6 @@ def finish(
 ) -> tuple[str, ...]:
     """Writes the exported student, the samples and the report; gives the lines to print."""
     c, directory, inputs = setting.config, setting.directory, setting.inputs
-    teacher = inputs.teachers.first
     after = _samples(setting, "student after", c.steps, model, params, progress)
     target = directory / workdir.STUDENT
     with progress.stage("write", "writing the student"):
@@ -220,7 +221,11 @@ def finish(
     history = workdir.read_lines(directory / workdir.METRICS)
     evaluations = [line for line in history if "eval/nll" in line]
     speeds = {line["model"]: line["tokens_per_s"] for line in lines}
-    sizes = [count(teacher.params) if teacher else None, *[count(params)] * 2]
+    loaded, alone = setting.references.loaded, not needs_teacher(setting.recipe.terms)
+    taught = Taught(len(loaded), inputs.teachers.average, alone)
+    if len(loaded) > 1:  # their row is of the mixture, which has written nothing
+        speeds.pop("teacher", None)
+    sizes = [sum(count(one.params) for one in loaded) or None, *[count(params)] * 2]
     rows = model_rows(sizes, [evaluations[0], evaluations[-1]], speeds)
     versions = json.loads((directory / workdir.PROVENANCE).read_text())
     last = {k: v for k, v in evaluations[-1].items() if k.startswith("eval/")}
@@ -228,7 +233,7 @@ def finish(
     command = study_command(flatten(c), flatten(load_base()), str(directory))
     report = report_json(
         rows, last, lines, flatten(c), versions, history=history, config_diff=diff,
-        study_command=command, times=progress.times(),
+        study_command=command, times=progress.times(), taught=taught,
     )  # fmt: skip
     workdir.write_text(directory / workdir.PAGE, page(report))
     workdir.write_json(directory / workdir.REPORT, report)

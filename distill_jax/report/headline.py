@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from distill_jax.report.tables import ModelRow
+from distill_jax.report.taught import ROUNDING, Taught, digits, taught_words, training_words
 from distill_jax.study.rules import HELPS, INCONCLUSIVE, INVALID, NO_BETTER, WORSE
 from distill_jax.words import NEW_FAILURE, named
 
-ROUNDING = 0.005  # nats: two NLLs that are nearer are one number at two digits
 NEAR = 0.03  # relative: a ratio so near a fraction is called by its name
 FASTER = 1.1  # ratio of speeds from which one is called faster
 NOISE = 2.0  # times the difference of two timings of one architecture that a ratio has to exceed
@@ -35,17 +35,18 @@ class Answer(NamedTuple):
     findings: list[str]
 
 
-def run_answer(rows: Sequence[ModelRow]) -> Answer:
+def run_answer(rows: Sequence[ModelRow], taught: Taught) -> Answer:
     """Of a run's closing table: teacher (where there is one), student before, student after."""
     teacher = next((row for row in rows if row.name == "teacher"), None)
     students = [row for row in rows if row is not teacher]
     before, after = students[0], students[-1]
     if teacher is None:
-        alone = "There was no teacher: the student learned from the text alone."
-        return Answer(_capital(_training(before, after)), [alone])
+        told = _capital(training_words(before, after, None))
+        return Answer(told, taught_words(taught, compared=False))
     speed, remark = speed_words(before, after, teacher)
     parts = [size_words(after, teacher), speed, nll_words(after, teacher)]
-    findings = [_capital(_training(before, after)) + _way(before, after, teacher) + "."]
+    trained = _capital(training_words(before, after, teacher))
+    findings = [trained + _way(before, after, teacher) + ".", *taught_words(taught, compared=True)]
     findings += [remark] if remark else []
     return Answer(_capital(", ".join(filter(None, parts))), [*findings, *_poor(after, teacher)])
 
@@ -56,7 +57,7 @@ def diagnose_answer(rows: Sequence[ModelRow], found: Mapping[str, Any] | None) -
     parts = [size_words(student, teacher), nll_words(student, teacher)]
     findings = [
         f"NLL is {student.nll:.3f} nats per token, its teacher's {teacher.nll:.3f}; KL to the"
-        f" teacher is {student.forward_kl:.3f}."
+        f" teacher is {digits(student.forward_kl)}."
     ]
     if found and found["half_of_kl_share"] is not None:
         findings.append(
@@ -124,23 +125,6 @@ def nll_words(student: ModelRow, teacher: ModelRow) -> str:
     if gap < 0:
         return f"NLL {-gap:.2f} under its teacher, which is better"
     return f"NLL +{gap:.2f} over its teacher"
-
-
-def _training(before: ModelRow, after: ModelRow) -> str:
-    """What training did to NLL and to the divergence from the teacher."""
-    text = "training " + _moved("NLL", before.nll, after.nll, " nats per token")
-    if before.forward_kl is None or after.forward_kl is None:
-        return text
-    return f"{text}, and {_moved('KL to the teacher', before.forward_kl, after.forward_kl)}"
-
-
-def _moved(name: str, before: float, after: float, unit: str = "") -> str:
-    if not math.isfinite(after):
-        return f"broke down: {name} is not finite"
-    if abs(after - before) < ROUNDING:
-        return f"left {name} at {after:.3f}{unit}"
-    verb = "lowered" if after < before else "made it worse: it raised"
-    return f"{verb} {name} from {before:.3f} to {after:.3f}{unit}"
 
 
 def _way(before: ModelRow, after: ModelRow, teacher: ModelRow) -> str:

@@ -9,6 +9,7 @@ from distill_jax.evals.likelihood import perplexity
 from distill_jax.report.headline import diagnose_answer, run_answer
 from distill_jax.report.page import finite
 from distill_jax.report.tables import ModelRow, text_table
+from distill_jax.report.taught import Taught
 
 # A run alone has no arm to compare with, and its page must not suggest otherwise.
 NO_VERDICT = (
@@ -39,6 +40,7 @@ def report_json(
     config_diff: str = "",
     study_command: str | None = None,
     times: Mapping[str, float] | None = None,
+    taught: Taught = Taught(),  # noqa: B008
 ) -> dict[str, Any]:
     """report.json of one training run (report.schema.json); page() makes report.html of it.
 
@@ -47,10 +49,14 @@ def report_json(
 
     evaluation: the held-out metrics at the end, which also stand flat under their names. history:
     the lines of metrics.jsonl. study_command: what would tell whether distillation helped. times:
-    seconds by part of the work.
+    seconds by part of the work. taught: from what a run's student learned.
     """
     teacher = teacher_of(rows)
-    answer = run_answer(rows) if kind == "run" else diagnose_answer(rows, None)
+    answer = run_answer(rows, taught) if kind == "run" else diagnose_answer(rows, None)
+    distilled = teacher and not taught.labels_alone
+    statement = NO_TEACHER if taught.labels_alone else NO_VERDICT
+    if kind == "diagnose" and not study_command:
+        statement += UNKNOWN_START
     absent = ("verdict", "slices", "behaviour", "calibration", "cost", "diagnose")
     return finite(
         {
@@ -58,8 +64,8 @@ def report_json(
             "schema": SCHEMA,
             "kind": kind,
             **answer._asdict(),
-            "statement": _cannot_tell(kind, teacher, study_command),
-            **({"study_command": study_command} if study_command and teacher else {}),
+            "statement": statement,
+            **({"study_command": study_command} if study_command and distilled else {}),
             **dict.fromkeys(absent),
             "arms": [],
             "teacher": teacher,
@@ -77,13 +83,6 @@ def report_json(
             **({"times": dict(times)} if times else {}),
         }
     )
-
-
-def _cannot_tell(kind: str, teacher: Mapping[str, Any] | None, study_command: str | None) -> str:
-    """What a report of one run leaves open, and how to find it out where a command cannot say."""
-    if not teacher:
-        return NO_TEACHER
-    return NO_VERDICT + (UNKNOWN_START if kind == "diagnose" and not study_command else "")
 
 
 def study_command(config: Mapping[str, Any], base: Mapping[str, Any], workdir: str) -> str:

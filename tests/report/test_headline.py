@@ -8,11 +8,12 @@ import pytest
 from distill_jax.report.headline import (
     FRACTIONS,
     diagnose_answer,
-    run_answer,
     study_answer,
     verdict_headline,
 )
+from distill_jax.report.headline import run_answer as answer_of
 from distill_jax.report.tables import ModelRow
+from distill_jax.report.taught import Taught
 from distill_jax.study.rules import HELPS, INCONCLUSIVE, INVALID, NO_BETTER, WORSE
 from distill_jax.words import NEW_FAILURE
 from tests.report import sample_report
@@ -20,6 +21,10 @@ from tests.report import sample_report
 TEACHER = ModelRow("teacher", 1000, 2.6172, 0.0, 1.0, 54.2)
 BEFORE = ModelRow("student before", 500, 3.771, 1.243, 0.487, 90.0)
 AFTER = ModelRow("student after", 500, 3.35, 0.912, 0.564, 92.1)
+
+
+def run_answer(rows, taught=Taught()):  # noqa: B008
+    return answer_of(rows, taught)
 
 
 def rows(teacher=TEACHER, before=BEFORE, after=AFTER, **changes):
@@ -116,9 +121,69 @@ def test_a_teacher_that_knows_less_is_named():
 
 def test_without_a_teacher_training_is_the_answer():
     alone = {"forward_kl": None, "agreement_top1": None, "decode_tokens_per_s": None}
-    answer = run_answer([BEFORE._replace(**alone), AFTER._replace(**alone)])
+    students = [BEFORE._replace(**alone), AFTER._replace(**alone)]
+    answer = run_answer(students, Taught(0, labels_alone=True))
     assert answer.headline == "Training lowered NLL from 3.771 to 3.350 nats per token"
-    assert "no teacher" in answer.findings[0]
+    assert "There was no teacher" in answer.findings[0]
+
+
+@pytest.mark.parametrize(
+    ("taught", "words"),
+    [
+        (Taught(0, average=True), "Its teacher was its own running average"),
+        (Taught(0), "Its teacher's signals came from a cache"),
+        (Taught(0, labels_alone=True), "learned from the text alone"),
+    ],
+)
+def test_a_teacher_that_is_not_compared_with_is_no_missing_teacher(taught, words):
+    alone = {"forward_kl": None, "agreement_top1": None, "decode_tokens_per_s": None}
+    students = [BEFORE._replace(**alone), AFTER._replace(**alone)]
+    (told,) = run_answer(students, taught).findings
+    assert words in told
+    assert ("no teacher" in told) == taught.labels_alone
+
+
+@pytest.mark.parametrize(
+    ("taught", "words"),
+    [
+        (Taught(), []),
+        (Taught(2), ["the mixture of 2 models"]),
+        (Taught(1, average=True), ["its own running average, too, besides the teacher here"]),
+        (Taught(2, average=True), ["of 2 models", "too, besides that mixture"]),
+        (Taught(labels_alone=True), ["its loss compares with no teacher"]),
+    ],
+)
+def test_several_teachers_are_told(taught, words):
+    told = run_answer(rows(), taught).findings[1:]
+    assert len(told) == len(words)
+    assert all(word in text for word, text in zip(words, told, strict=True))
+
+
+def test_nearer_to_a_teacher_that_predicts_less_well_is_what_the_loss_asked():
+    before = ModelRow("student before", 500, 5.406, 0.361, 0.157, None)
+    after = ModelRow("student after", 500, 5.584, 0.009, 0.824, None)
+    answer = run_answer([TEACHER._replace(nll=5.59), before, after])
+    assert answer.findings[0] == (
+        "Training brought the student nearer to its teacher: it lowered KL to the teacher from"
+        " 0.361 to 0.0090, and raised top-1 agreement from 15.7% to 82.4%. It raised NLL from"
+        " 5.406 to 5.584 nats per token, because the teacher predicts this text less well (5.590)"
+        " than the student did before."
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (0.0008, 0.00025, "and lowered KL to the teacher from 0.00080 to 0.00025"),
+        (0.00025, 0.0008, "but raised KL to the teacher from 0.00025 to 0.00080"),
+        (0.0008, 0.00081, "and left KL to the teacher at 0.00081"),
+        (2e-9, 4e-7, "and left KL to the teacher at 0.000"),  # the rounding of float32
+        (1.243, 1.245, "and left KL to the teacher at 1.245"),
+    ],
+)
+def test_a_small_number_that_changed_is_not_called_0(before, after, words):
+    moved = rows(before=BEFORE._replace(forward_kl=before), after=AFTER._replace(forward_kl=after))
+    assert words in run_answer(moved).findings[0]
 
 
 def test_a_diagnosis_says_where_most_of_it_is():

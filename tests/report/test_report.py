@@ -16,6 +16,7 @@ from configs.base import get_config
 from distill_jax.command_line import parse
 from distill_jax.config import flatten
 from distill_jax.report import charts, number_formats, page, run, shown, tables
+from distill_jax.report.taught import Taught
 from tests.report import sample_report
 from tests.report.html_walk import Walk, agrees, agrees_in_words, at, rounds, stray, text_of
 
@@ -336,7 +337,18 @@ def without_teacher():
         tables.ModelRow("student before", 9000, 3.771, None, None, None),
         tables.ModelRow("student after", 9000, 3.35, None, None, None),
     ]
-    return run.report_json(rows, {"eval/nll": 3.35}, [], {}, {}, study_command="never shown")
+    alone, command = Taught(0, labels_alone=True), "never shown"
+    return run.report_json(
+        rows, {"eval/nll": 3.35}, [], {}, {}, study_command=command, taught=alone
+    )
+
+
+def test_a_student_that_its_own_average_taught_may_have_been_distilled():
+    rows = [tables.ModelRow(f"student {when}", 9, 3.7, None, None, None)
+            for when in ("before", "after")]  # fmt: skip
+    told = run.report_json(rows, {}, [], {}, {}, taught=Taught(0, average=True))
+    assert told["statement"] == run.NO_VERDICT
+    assert not any("no teacher" in text for text in told["findings"])
 
 
 @pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
