@@ -152,6 +152,6 @@ def _harmed(v: Verdict) -> str:
     return (
         f"on the slice {named(worst.slice)} it is worse by {abs(worst.effect):.4g} {v.unit}, more"
         f" than the slice margin of {v.slice_margin:g} (adjusted p {worst.adjusted_p:.2g}){more}: "
-        "read its examples before shipping; what happens in under "
+        "read its examples; what happens in under "
         f"{min(3 / worst.effective_documents, 1):.1%} of its documents may be missed"
     )

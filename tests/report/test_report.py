@@ -318,7 +318,11 @@ def test_shares_among_the_metrics_are_percentages():
 def test_a_study_that_tested_no_slice_says_so():
     told = copy.deepcopy(REPORTS["study"])
     told["slices"]["rows"] = []
-    assert "no slice was tested for harm" in page.page(told)
+    assert "scores of this measure have no slices" in " ".join(seen_texts(told))
+    told["verdict"]["equal_steps"]["label"] = "INVALID"
+    seen = " ".join(seen_texts(told))
+    assert "kd could not be compared with sft , so no slice was tested for harm by it" in seen
+    assert "Nothing could be compared" not in seen  # other arms may have been
     assert "no slice was tested for harm" not in page.page(REPORTS["study"])
 
 
