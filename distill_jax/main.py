@@ -1,22 +1,28 @@
-"""The entry: `python -m distill_jax.main` and the console command `distill_jax`.
+"""The entry: `python -m distill_jax.main`, `python -m distill_jax` and the command `distill_jax`.
 
     python -m distill_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-Signals are looked after before anything else is imported, which takes seconds.
+Streams and signals are looked after before anything else is imported, which takes seconds.
 """
 
 import os
 import sys
 from typing import NoReturn
 
-from distill_jax import STARTED, signals
+from distill_jax import STARTED, signals, streams
 
 
 def run() -> NoReturn:
     """Runs the command line of this process and ends with its exit code."""
+    streams.prepare()
     signals.watch()
-    if os.getcwd() not in sys.path:  # for the modules of a config file or a scorer of one's own
-        sys.path.append(os.getcwd())
+    try:
+        here = os.getcwd()
+    except OSError:
+        print("error: the current directory is gone: cd to one that exists", file=sys.stderr)
+        sys.exit(2)
+    if here not in sys.path:  # for the modules of a config file or a scorer of one's own
+        sys.path.append(here)
     try:
         from distill_jax.program import main
     except ModuleNotFoundError as error:
@@ -25,7 +31,9 @@ def run() -> NoReturn:
         text = f"error: the package {error.name} is missing: pip install -r requirements.txt"
         print(text, file=sys.stderr)
         sys.exit(2)
-    sys.exit(main(sys.argv, STARTED))
+    code = main(sys.argv, STARTED)
+    signals.ignore()
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from absl import logging
 
-from distill_jax import __version__, signals
+from distill_jax import __version__, signals, streams
 from distill_jax.command_line import Command, parse
 from distill_jax.key_help import help_text
 from distill_jax.progress import Progress
@@ -48,6 +48,13 @@ def main(argv: list[str], began: float | None = None) -> int:
     except tuple(EXIT_CODES) as error:
         return _fail(EXIT_CODES[type(error)], str(error))
     except Exception as error:
+        if streams.refused(error):
+            streams.drop()
+            return _fail(
+                2,
+                f"standard output cannot be written ({error.strerror}): lead it elsewhere and run"
+                " the same command again, which goes on from what is saved",
+            )
         return _fail(70, _unexpected(error, workdir))
 
 
@@ -64,13 +71,8 @@ def _show(text):
     try:
         print(text, end="", flush=True)
     except BrokenPipeError:  # --help | head
-        _drop_stdout()
+        streams.drop()
     return 0
-
-
-def _drop_stdout():
-    """What is still buffered goes nowhere, or the interpreter would fail in writing it."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _unread(error, workdir):
@@ -78,12 +80,27 @@ def _unread(error, workdir):
     pipe = select.poll()
     pipe.register(sys.stdout.fileno(), 0)  # only tells of errors
     if pipe.poll(0):
-        _drop_stdout()
+        streams.drop()
         return _fail(75, "nobody reads stdout any more: the same command goes on")
     return _fail(70, _unexpected(error, workdir))
 
 
+def _check_processes(command: Command) -> None:
+    """Raises UserError for numbers that are of no group of processes."""
+    number, of = command.process, command.processes
+    if of < 1:
+        raise UserError(f"--processes is {of}: use at least 1")
+    if not 0 <= number < of:
+        raise UserError(f"--process is {number} of --processes={of}: use 0 to {of - 1}")
+    if of > 1 and not command.coordinator and not command.distributed:
+        raise UserError(
+            f"--processes is {of} and --coordinator is missing: give the address of process 0, such"
+            " as --coordinator=host0:9876"
+        )
+
+
 def _run(command: Command, began: float) -> int:
+    _check_processes(command)
     # For example, orbax warns of a missing sharding file whenever it restores a host scalar.
     warnings.filterwarnings("ignore", module="orbax")
     import jax
@@ -99,8 +116,25 @@ def _run(command: Command, began: float) -> int:
     with Progress(stream, every_s=command.config.log.every, began=began).shown() as progress:
         with progress.stage("start", f"starting the job {command.config.job}"):
             from distill_jax.jobs.run import run_job  # takes seconds
+
+            _check_platform()
         run_job(command.config, command.base, command.workdir, progress)
     return 0
+
+
+def _check_platform() -> None:
+    """Raises UserError where JAX_PLATFORMS asks for devices that are not here."""
+    import jax
+
+    try:
+        jax.local_devices()
+    except (RuntimeError, AssertionError) as error:  # of some platforms JAX only asserts
+        if not (asked := os.environ.get("JAX_PLATFORMS")):
+            raise
+        reason = " ".join(str(error).split())[:200] or "JAX finds none of them"
+        raise UserError(
+            f"JAX_PLATFORMS is {asked} ({reason}): unset it, or use one that is here, such as cpu"
+        ) from error
 
 
 def _unexpected(error: Exception, workdir: Path | None) -> str:

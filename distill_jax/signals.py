@@ -47,6 +47,16 @@ def watch() -> None:
     )
 
 
+def ignore() -> None:
+    """From now on the signals do nothing: all is done and said, and only the interpreter ends.
+
+    It gives signals with a handler in Python their usual effect before it is at its end, and a run
+    that is done would end as if it were not.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def retake() -> None:
     """Takes the signals back from a library that took some of them, if this process watches."""
     if signal.getsignal(signal.SIGINT) is _heard:

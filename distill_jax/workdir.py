@@ -45,9 +45,9 @@ def locked(workdir: Path) -> Iterator[None]:
 
     Raises UserError if it cannot be written or another run holds the lock.
     """
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir {workdir} is a file: give a directory")
     try:
+        if workdir.exists() and not workdir.is_dir():
+            raise UserError(f"--workdir {workdir} is a file: give a directory")
         workdir.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(workdir / ".lock")
         lock.acquire(timeout=0)
@@ -57,7 +57,7 @@ def locked(workdir: Path) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise UserError(
-            f"--workdir {workdir} cannot be written ({error.strerror}): use a writable one"
+            f"--workdir {workdir} cannot be written ({error.strerror}): use another directory"
         ) from None
     try:
         yield

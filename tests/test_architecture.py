@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Rooms in the order in which they may be imported; the rooms of one set do not import each other.
 ORDER = [
-    {"types", "files", "signals", "words"},
+    {"types", "files", "signals", "streams", "words"},
     {"key_names"},
     {
         "config",
@@ -45,6 +45,7 @@ ORDER = [
     {"command_line", "key_help"},
     {"program"},
     {"main"},
+    {"__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 

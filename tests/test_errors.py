@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -99,6 +100,10 @@ MISTAKES = {
         ["--config.student.path="], "the student would be a copy of its teacher"
     ),
     "unwritable workdir": lambda w, t: (["--workdir=/proc/none/here"], "cannot be written"),
+    "a name that is too long": lambda w, t: ([f"--workdir={t / ('a' * 300)}"], "name too long"),
+    "processes that meet nowhere": lambda w, t: (["--processes=2"], "--coordinator is missing"),
+    "no process": lambda w, t: (["--processes=0"], "--processes is 0: use at least 1"),
+    "a process of no group": lambda w, t: (["--process=1"], "--process is 1 of --processes=1"),
     "not a flag": lambda w, t: (["steps=100"], "--config.steps=100"),
 }  # fmt: skip
 
@@ -131,6 +136,37 @@ def test_updates_that_were_refused_are_counted_at_the_end(flags, tmp_path):
     result = cli.run(f"--workdir={tmp_path}", *flags, "--config.optim.learning_rate=1e30")
     assert result.returncode == 0, result.stderr
     assert " of 6 updates were not finite and skipped\n" in result.stdout
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no foo"), AssertionError()])
+def test_a_platform_that_is_not_here_is_named(flags, tmp_path, monkeypatch, error):
+    def none():
+        raise error
+
+    monkeypatch.setenv("JAX_PLATFORMS", "foo")
+    monkeypatch.setattr("jax.local_devices", none)
+    result = cli.run(f"--workdir={tmp_path}", *flags)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: JAX_PLATFORMS is foo (")
+
+
+def test_a_workdir_that_may_not_be_looked_into_is_one_line(flags, tmp_path, monkeypatch):
+    """As a user that is not root finds a directory of mode 000."""
+    exists = Path.exists
+
+    def refuses(path, **more):
+        if path.parent == tmp_path and path.name == "config.json":
+            raise PermissionError(13, "Permission denied", str(path))
+        return exists(path, **more)
+
+    def lock(*_, **__):
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    monkeypatch.setattr(Path, "exists", refuses)
+    monkeypatch.setattr("filelock.FileLock.acquire", lock)
+    result = cli.run(f"--workdir={tmp_path}", *flags)
+    assert result.returncode == 2, result.stderr
+    assert "cannot be written (Permission denied)" in result.stderr
 
 
 def test_a_workdir_in_use_is_refused(flags, tmp_path):

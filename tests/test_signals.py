@@ -106,3 +106,19 @@ def test_nohup_stays_in_force():
     code = "signals.watch()\nos.kill(os.getpid(), signal.SIGHUP)\ntime.sleep(0.2)\nprint('alive')\n"
     with start(f"signal.signal(signal.SIGHUP, signal.SIG_IGN)\n{code}") as process:
         assert process.stdout.read() == "alive\n"
+
+
+def test_a_signal_at_the_very_end_changes_nothing():
+    code = (
+        "import atexit\n"
+        "signals.watch()\n"
+        "atexit.register(lambda: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(0.2)))\n"
+        "class Late:\n"
+        "    def __del__(self, kill=os.kill, me=os.getpid()):\n"
+        "        kill(me, 15)\n"
+        "sys.late = Late()\n"
+        "signals.ignore()\n"
+    )
+    with start(code) as process:
+        assert process.stderr.read() == ""
+        assert process.wait(timeout=10) == 0

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from distill_jax import workdir
+from distill_jax import streams, workdir
 from distill_jax.config import choose
 from distill_jax.jobs.cache import cache_job
 from distill_jax.jobs.diagnose import diagnose_job
@@ -41,11 +41,11 @@ def run_job(c: ConfigDict, base: ConfigDict, directory: Path, progress: Progress
     """
     job = JOBS[choose("job", c.job, JOBS)]
     check_limits(c)
-    c, adapted = fitted(c, base, directory)
-    for line in adapted:
-        say(line)
     lock = workdir.locked(directory) if jax.process_index() == 0 else nullcontext()
     with lock, _room(directory):
+        c, adapted = fitted(c, base, directory)
+        for line in adapted:
+            say(line)
         if job.reads:
             _read(job, question_of(c, directory), progress)
         else:
@@ -55,7 +55,10 @@ def run_job(c: ConfigDict, base: ConfigDict, directory: Path, progress: Progress
 
 @contextmanager
 def _room(directory: Path) -> Iterator[None]:
-    """Raises UserError where whatever wrote found its disk full: waiting would not help."""
+    """Raises UserError where whatever wrote found its disk full: waiting would not help.
+
+    Not where that is stdout, which program.py tells of.
+    """
     try:
         yield
     except UserError:
@@ -63,7 +66,7 @@ def _room(directory: Path) -> Iterator[None]:
     except Exception as error:
         # Of a background save the reason is left in the text alone.
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        if full or os.strerror(errno.ENOSPC) in str(error):
+        if (full or os.strerror(errno.ENOSPC) in str(error)) and not streams.refused(error):
             raise UserError(
                 f"the disk of {directory} is full: make room and run the same command again, which"
                 " goes on from what is saved"

@@ -1,0 +1,34 @@
+"""The standard streams, which whoever started the process may have closed or led to a full disk."""
+
+import os
+import sys
+import traceback
+
+PRINTERS = ("distill_jax.progress", "distill_jax.program")  # the modules that write to stdout
+
+
+def prepare() -> None:
+    """Gives the process every stream, in which any letter can be written. To be called first.
+
+    What is opened next would else have the number of a closed stream, and what libraries write to
+    that number would end there. A letter that the encoding of a stream lacks is escaped.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
+
+
+def refused(error: Exception) -> bool:
+    """Whether an error is that stdout took no text; it names no file, but was raised by a printer.
+
+    A failed write leaves nothing behind in stdout that could be asked for afterwards.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return isinstance(error, OSError) and frames[-1].f_globals.get("__name__") in PRINTERS
+
+
+def drop() -> None:
+    """What stdout still holds goes nowhere, or the interpreter would fail in writing it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
