@@ -94,7 +94,8 @@ def study_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
         began = progress.clock() - progress.seconds(COMPILE)
         told = f"run {n}/{len(runs)} {p.arm.name} seed {seed} · {len(runs) - len(todo) - 1} done"
         with progress.within(label_of(told, p, todo, took, progress)):
-            result = run_arm(c, where, p, seed, shared, evaluator, steps_by_shape, progress)
+            of = (shared, evaluator, steps_by_shape, progress)
+            result = run_arm(c, where, p, seed, *of, warn=n == 1)
         took += took_of(where, p, progress.clock() - progress.seconds(COMPILE) - began)
         if first:
             workdir.write_json(where / RESULT, result.json())

@@ -1,6 +1,6 @@
 """One arm of a study on one seed: trained, exported, and measured as it would be served."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -26,15 +26,18 @@ from distill_jax.setup.evaluator import (
     task_scores,
 )
 from distill_jax.setup.inputs import Inputs, setting_of
+from distill_jax.setup.measures import LIKELIHOOD
 from distill_jax.setup.models import count, load_model
 from distill_jax.setup.owner import check_owner
 from distill_jax.setup.teachers import Teachers
 from distill_jax.setup.training import CompiledSteps
 from distill_jax.setup.writing import writing
 from distill_jax.sharding import barrier
+from distill_jax.study.arms import EQUAL_STEPS
 from distill_jax.study.results import PlannedArm, RunResult
 from distill_jax.study.timetable import Took, seconds_left
 from distill_jax.types import NumbersBrokeDown
+from distill_jax.writers import Writer
 
 
 def inputs_of_arm(
@@ -95,8 +98,13 @@ def run_arm(
     evaluator: Evaluator,
     steps_by_shape: dict[str, CompiledSteps],
     progress: Progress,
+    *,
+    warn: bool,
 ) -> RunResult:
-    """Trains one arm x seed and measures its exported student, as it would be served."""
+    """Trains one arm x seed and measures its exported student, as it would be served.
+
+    warn: say at its first evaluation if the teacher is too weak for the verdict.
+    """
     mine = arm_config(c, p.arm, seed, shared, p.steps)
     check_owner(mine, where)
     if jax.process_index() == 0:
@@ -109,6 +117,8 @@ def run_arm(
         name, group = f"{p.arm.name}-seed-{seed}", where.parents[2].resolve().name
         try:
             with writing(mine, where, name=name, group=group) as writers:
+                if warn and jax.process_index() == 0:
+                    writers = (*writers, _weak_teacher_writer(c, p))
                 model, params = train_student(setting, steps_by_shape, writers, progress)
                 finish(setting, model, params, writers, progress)
         except NumbersBrokeDown as error:
@@ -118,6 +128,35 @@ def run_arm(
         barrier(f"end of {p.arm.name}, seed {seed}")
     wall_s = workdir.read_lines(where / workdir.METRICS)[-1]["wall_s"]
     return _measured(c, where, evaluator, result._replace(wall_s=wall_s), progress)
+
+
+def _weak_teacher_writer(c: ConfigDict, p: PlannedArm) -> Writer:
+    """Says at step 0 what paired.check_teacher would say after the last run of a study."""
+    own_start = any(key.startswith("student.") for key in p.arm.overrides)
+    judged_by_nll = c.study.measure == LIKELIHOOD and not own_start
+
+    def metrics(step: int, numbers: dict[str, float]) -> None:
+        if step == 0 and judged_by_nll and (text := weak_teacher(numbers)):
+            say(f"warning: {text}")
+
+    ignore = lambda *_: None
+    return Writer(ignore, metrics, ignore, ignore, ignore)
+
+
+def weak_teacher(start: Mapping[str, float]) -> str | None:
+    """What a teacher that is no better than the untrained student makes of a verdict on NLL.
+
+    start: the metrics of the evaluation before the first step.
+    """
+    teacher, student = start.get("eval/teacher_nll"), start.get("eval/nll")
+    if teacher is None or student is None or teacher < student:
+        return None
+    return (
+        f"the teacher ({teacher:.3f} nats per token) predicts the held-out text no better than the"
+        f" student before training ({student:.3f}): where {EQUAL_STEPS} ends no worse than the"
+        " teacher, the verdict on nll will be INVALID. Choose a teacher that knows this text, or"
+        " ask how near kd comes to it, in a new workdir: --config.study.measure=kl_to_teacher"
+    )
 
 
 def _measured(

@@ -106,6 +106,9 @@ def test_a_teacher_without_knowledge_of_the_text_makes_the_study_invalid(study):
     assert found["verdict"]["ships"] is False
     assert [v["treatment"] for v in found["comparisons"]] == ["random_teacher"]
     assert (study[0] / "report.html").exists()
+    warning = "predicts the held-out text no better than the student before training"
+    assert study[1].count(warning) == 1
+    assert study[1].index(warning) < study[1].index("[2/")  # before the other runs
 
 
 def test_no_interval_leaves_the_values_that_its_measure_can_have(study):

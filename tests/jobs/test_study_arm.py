@@ -1,6 +1,8 @@
 """What stands before the lines of a study: which run it is, and what is left of all of them."""
 
-from distill_jax.jobs.study_arm import label_of
+import pytest
+
+from distill_jax.jobs.study_arm import label_of, weak_teacher
 from distill_jax.progress import COMPILE, Progress
 from distill_jax.study.arms import Arm
 from distill_jax.study.results import PlannedArm
@@ -26,3 +28,20 @@ def test_a_first_run_tells_what_its_steps_say_and_later_ones_what_runs_took():
     label = label_of("run 2/3 sft seed 0 · 1 done", SFT, [KD], took, progress)
     with progress.stage("load", "reading") as stage:
         assert label(stage) == "run 2/3 sft seed 0 · 1 done · 2m50s left · "
+
+
+@pytest.mark.parametrize(
+    ("start", "warned"),
+    [
+        ({"eval/nll": 5.47, "eval/teacher_nll": 5.63}, True),
+        ({"eval/nll": 5.47, "eval/teacher_nll": 5.47}, True),
+        ({"eval/nll": 5.47, "eval/teacher_nll": 3.2}, False),
+        ({"eval/nll": 5.47}, False),  # of the student's average, which is not compared with
+    ],
+)
+def test_a_teacher_that_knows_no_more_than_the_student_is_told_at_once(start, warned):
+    text = weak_teacher(start)
+    assert (text is not None) == warned
+    if warned:
+        assert f"the teacher ({start['eval/teacher_nll']:.3f} nats per token)" in text
+        assert "before training (5.470)" in text
