@@ -1,6 +1,6 @@
 """Keeps what a finished study found: its lines, its report without the text of others, its charts.
 
-    python -m experiments.quickstart_study.collect runs/quickstart_study
+    python -m experiments.quickstart_study.collect runs/quickstart_study [DIRECTORY]
 
 The report of a study quotes held-out documents. They belong to their authors, so passages, worst
 examples and continuations are left out of the copy; every number of the rest stays.
@@ -28,4 +28,4 @@ def collect(study: Path, target: Path = HERE) -> None:
 
 
 if __name__ == "__main__":
-    collect(Path(sys.argv[1]))
+    collect(Path(sys.argv[1]), *map(Path, sys.argv[2:3]))
