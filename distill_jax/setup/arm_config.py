@@ -43,8 +43,6 @@ def check_study(c: ConfigDict) -> None:
             "config.study.measure is scorer and config.study.prompts is 0: give prompts, whose"
             " continuations the scorer judges"
         )
-    if not 0.5 <= s.confidence < 1:
-        raise UserError(f"config.study.confidence is {s.confidence}: use 0.5 to less than 1")
     if not c.teacher.path and not c.teacher.cache:
         raise UserError("config.teacher.path is empty: a study needs --config.teacher.path=PATH")
 

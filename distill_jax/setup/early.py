@@ -15,6 +15,7 @@ from distill_jax.evals.likelihood import LOGGED, OF_TEACHER
 from distill_jax.evals.lm_eval_tasks import check_tasks
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.load import resolve
+from distill_jax.report.number_formats import FORMATS, THIN
 from distill_jax.setup.models import DTYPES, bind_config
 from distill_jax.setup.scorer import load_scorer
 from distill_jax.setup.teachers import AVERAGE
@@ -75,10 +76,11 @@ def check_room(c: ConfigDict, directory: Path, config: ModelConfig, *, runs: int
     written = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
     free = shutil.disk_usage(directory).free
     if needed - written > free:
+        shown = lambda size: FORMATS["bytes"](size).replace(THIN, " ")
         raise UserError(
-            f"the run may write {(needed - written) / 1e9:.2f} GB ({checkpoints} checkpoints of"
-            f" {size * copies / 1e9:.2f} GB, {runs} x {exported / 1e9:.2f} GB of student) and"
-            f" {directory} has {free / 1e9:.2f} GB free: use another disk, or lower"
+            f"the run may write {shown(needed - written)} ({checkpoints} checkpoints of"
+            f" {shown(size * copies)}, {runs} x {shown(exported)} of student) and"
+            f" {directory} has {shown(free)} free: use another disk, or lower"
             " config.checkpoint.keep_last and keep_best"
         )
 

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from distill_jax.config import at_least, choose
+from distill_jax.config import at_least, choose, leaves
 from distill_jax.setup.models import DTYPES
 from distill_jax.types import UserError
 
@@ -24,6 +24,10 @@ LEAST = {
     "eval.task_limit": 0,
     "cache.batch_size": 1,
 }
+# Beyond them libraries that are given the number fail: steps are counted in int32, seeds in int64.
+LARGEST = 2**63 - 1
+MOST = {"seed": 2**62, "steps": 2**31 - 1}  # of the seeds of a study, each is one more
+CONFIDENCE = (0.5, 0.9999)  # beyond it no quantile of few seeds can be computed
 # What is kept of an average per step; with 1 nothing new would ever count.
 SHARES = (
     "optim.beta1",
@@ -42,6 +46,12 @@ def check_limits(c: ConfigDict) -> None:
     """Raises UserError for the first value that is out of its limits."""
     for key, least in LEAST.items():
         at_least(key, c[key], least)
+    for key, value in leaves(c).items():
+        if isinstance(value, int) and value > (most := MOST.get(key, LARGEST)):
+            raise UserError(f"config.{key} is {value}: use at most {most}")
+    low, high = CONFIDENCE
+    if not low <= c.study.confidence <= high:
+        raise UserError(f"config.study.confidence is {c.study.confidence}: use {low} to {high}")
     for key in SHARES:
         if not 0 <= c[key] < 1:
             raise UserError(f"config.{key} is {c[key]}: use 0 or more, and less than 1")

@@ -15,6 +15,7 @@ INCONCLUSIVE = "INCONCLUSIVE"
 NLL = "nats per token"
 FEWEST_DIFFERING = 10  # documents on which arms differ, below which nothing is ruled out
 MOST_LOOKS = 40
+LEAST_LEVEL = 1e-15  # that 1 - level can still be told from 1 by a computer
 MINIMUM_DOCUMENTS = 50  # effective ones, below which a slice is not tested
 MINIMUM_WEIGHT = 150  # tokens or examples
 
@@ -85,6 +86,8 @@ def check_rules(rules: Rules, treatment: str, baseline: str) -> None:
         raise UserError(f"minimum_seeds is {n}: one seed cannot show how seeds differ, give 2")
     if rules.look is not None and not 1 <= rules.look <= MOST_LOOKS:
         raise UserError(f"look is {rules.look}: count looks from 1 on, to at most {MOST_LOOKS}")
+    if level_at(rules.look, 1 - c) < LEAST_LEVEL:
+        raise UserError(f"look {rules.look} has no level left at a confidence of {c}: look earlier")
 
 
 def registered_slices(rules: Rules, slices: Sequence[str]) -> tuple[str, ...]:

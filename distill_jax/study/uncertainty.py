@@ -25,6 +25,7 @@ from scipy.special import nctdtr, stdtrit
 from scipy.stats import chi2
 
 POWER = 0.95  # of the smallest effect, and of the plan
+FAR = 1e4  # standard errors
 PLAN_BOUND = 0.85  # one-sided confidence of the seed variance that a plan assumes
 FEWEST_EFFECTIVE = 1.01  # below it one document is all, and has no variance
 SMALLEST_P = 1e-15
@@ -175,6 +176,8 @@ def detectable_shift(dof: float, tail: float) -> float:
     tail: of its one side. The noncentral t distribution.
     """
     critical = -stdtrit(dof, tail)
+    if critical > FAR:  # the normal part no longer counts, and scipy gives NaN
+        return float(critical * math.sqrt(chi2.ppf(POWER, dof) / dof))
     missed = lambda shift: nctdtr(dof, shift, critical) - (1 - POWER)
     high = critical + 4.0
     while missed(high) > 0:

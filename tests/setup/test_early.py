@@ -97,7 +97,7 @@ def test_a_disk_that_is_too_small_is_refused_before_the_text_is_tokenized(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 0, 10**4))
     done = cli.run(f"--workdir={tmp_path / 'run'}", *flags)
     assert done.returncode == 2
-    assert "has 0.00 GB free: use another disk" in done.stderr
+    assert "has 10.0 kB free: use another disk" in done.stderr
     assert "held-out" not in done.stdout
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 

@@ -4,11 +4,21 @@ import pytest
 
 from configs.base import get_config
 from distill_jax.config import flatten
-from distill_jax.setup.limits import LEAST, MAY_BE_ABSENT, OF_DTYPE, SHARES, check_limits
+from distill_jax.setup.limits import (
+    LARGEST,
+    LEAST,
+    MAY_BE_ABSENT,
+    MOST,
+    OF_DTYPE,
+    SHARES,
+    check_limits,
+)
 from distill_jax.types import UserError
 
 BAD = (
     {key: least - 1 for key, least in LEAST.items()}
+    | {"optim.decay_steps": LARGEST + 1, "study.confidence": 0.9999999999}
+    | {key: most + 1 for key, most in MOST.items()}
     | dict.fromkeys(SHARES, 1.0)
     | dict.fromkeys(MAY_BE_ABSENT, -0.5)
     | dict.fromkeys(OF_DTYPE, "float23")

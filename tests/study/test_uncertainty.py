@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
+from distill_jax.study import uncertainty
 from distill_jax.study.rules import level_at
 from distill_jax.study.uncertainty import (
     Spread,
@@ -245,3 +246,13 @@ def test_one_giant_document_has_no_variance_either(ratio):
     found = spread_of(total_SD, count_D)
     assert found.document_variance is None
     assert found.effective_documents == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("dof", [1, 2, 4])
+def test_a_far_critical_value_needs_no_noncentral_t(dof, monkeypatch):
+    """The limit meets the exact value where both are known, and goes on where only it is."""
+    tail = float(stdtr(dof, -5e3))
+    exact = detectable_shift(dof, tail)
+    monkeypatch.setattr(uncertainty, "FAR", 1e3)
+    assert detectable_shift(dof, tail) == pytest.approx(exact, rel=1e-6)
+    assert exact < detectable_shift(dof, 1e-15) < math.inf
