@@ -168,7 +168,13 @@ def _tuple(text):
 def _config_of_run(workdir, base):
     """Base, changed to what the config.json of a run says."""
     path = workdir / CONFIG
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError as error:
+        raise UserError(
+            f"--workdir {workdir} cannot be read ({error.strerror}): give another directory"
+        ) from None
+    if not found:
         raise UserError(
             f"--config is missing, and {workdir} holds no run whose config could be read: give a"
             " file, such as --config=configs/quickstart.py, or the --workdir of a run"

@@ -59,6 +59,7 @@ def test_they_ask_for_help():
 
 def test_they_start_with_nothing_and_with_half():
     one_line(cli.run(config=None), "--config=", "--workdir=")
+    one_line(cli.run(f"--workdir={'x' * 300}", config=None), "name too long")
 
 
 def test_they_give_flags_as_other_programs_have_them(world, tmp_path):
