@@ -56,12 +56,12 @@ def _read_checkpoint(
     """The step, decoder and parameters of export.checkpoint, and what it is, in words."""
     manager, metric = open_checkpoints(c, directory), c.checkpoint.metric
     try:
-        values = checkpoint.metric_values(manager, metric)
         step = manager.latest_step()
         if step is None:
             raise UserError(f"{directory} has no checkpoint yet: train first")
         where = f"step {step}"
         if c.export.checkpoint == "best":
+            values = checkpoint.metric_values(manager, metric)
             if not values:
                 raise UserError(
                     f"no checkpoint of {directory} was saved with {metric}: let eval.every divide"
