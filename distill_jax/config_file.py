@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from distill_jax.config import BASE
 from distill_jax.types import UserError
+from distill_jax.words import first_line
 
 
 def load_config(address: str) -> ConfigDict:
@@ -88,10 +89,9 @@ def _run(path, call):
         lines = [
             f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)
         ]
-        first = (str(error).splitlines() or [""])[0][:200]
         where = f"line {lines[-1]}" if lines else "get_config"
         raise UserError(
-            f"--config {path} cannot be run ({where}): {type(error).__name__}: {first}"
+            f"--config {path} cannot be run ({where}): {type(error).__name__}: {first_line(error)}"
         ) from None
 
 

@@ -1,5 +1,6 @@
-"""Files and directories that are written completely or not at all."""
+"""Files and directories that are written completely or not at all, and JSON that knows itself."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -7,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+SEAL = "seal"  # of a JSON object: a hash of all its other entries
 
 
 @contextmanager
@@ -49,6 +52,34 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON, completely or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """The same with its seal, by which `opened` sees whether it has changed since."""
+    return value | {SEAL: _seal_of(value)}
+
+
+def opened(value: Any) -> dict[str, Any] | None:
+    """A sealed object without its seal; None for what is no object, or has changed.
+
+    One without a seal is of an earlier version of this program, and taken as it is.
+    """
+    if not isinstance(value, dict):
+        return None
+    inside = {key: entry for key, entry in value.items() if key != SEAL}
+    return inside if value.get(SEAL, _seal_of(inside)) == _seal_of(inside) else None
+
+
+def read_sealed(path: Path) -> dict[str, Any] | None:
+    """The object of a JSON file, without its seal; None where there is none, or it is damaged."""
+    try:
+        return opened(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _seal_of(value):
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def remove(path: Path) -> None:

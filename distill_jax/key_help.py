@@ -59,7 +59,7 @@ def key_meanings() -> dict[str, str]:
     said = _assigned(BASE.read_text(encoding="utf-8"))
     for module, registry in ((divergences, "DIVERGENCES"), (terms, "ADAPTIVE")):
         for name, comment in _entries(inspect.getsource(module), registry).items():
-            for line in comment.splitlines():
+            for line in comment.split("\n"):
                 parameter, _, meaning = line.partition(": ")
                 said[f"terms.{name}.{parameter}"] = meaning
     for name in divergences.DIVERGENCES:
@@ -77,7 +77,7 @@ def key_meanings() -> dict[str, str]:
 def _first_line(term):
     """The first line of what a divergence's function says of itself."""
     phi, row, _ = divergences.DIVERGENCES[term]
-    return (inspect.getdoc(phi or row) or "").splitlines()[0]
+    return (inspect.getdoc(phi or row) or "").split("\n")[0]
 
 
 def _assigned(source):

@@ -14,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from distill_jax import checkpoint
+from distill_jax.files import sealed
 from distill_jax.losses.tokens import finish
 from distill_jax.progress import COMPILE, Progress, Stage, say
 from distill_jax.signals import saving
@@ -29,9 +30,10 @@ from distill_jax.types import (
     TrainState,
 )
 from distill_jax.words import plural
-from distill_jax.workdir import METRICS, rewind
+from distill_jax.workdir import METRICS, read_lines, rewind
 from distill_jax.writers import Writer
 
+NLL = "eval/nll"  # in the line of every evaluation
 BATCH_HASH = "train/batch"  # of a step's tokens: identifies, measures nothing
 
 
@@ -70,17 +72,22 @@ def train(run: Run, progress: Progress) -> TrainState:
     """
     state = run.state
     start = int(state.step)
+    unmeasured = False
     if jax.process_index() == 0:
         # Steps after the checkpoint are run again, and their lines written again.
-        rewind(run.workdir / METRICS, start if start else -1)
+        if said := rewind(run.workdir / METRICS, start if start else -1):
+            say(said, sys.stderr)
+        unmeasured = start == run.options.steps and not any(
+            line["step"] == start and NLL in line for line in read_lines(run.workdir / METRICS)
+        )
     for writer in run.writers:
         writer.start(start)
     log = _Log(run)
     if start == 0:
         run.on_start(state.params)
     with watchdog(run.options.watchdog_s, _say_error) as alive:
-        if start == 0:
-            _evaluate(run, state, 0, log, progress, alive)
+        if start == 0 or shared(unmeasured, 0):
+            _evaluate(run, state, start, log, progress, alive)
         with saving() as stop:
             with progress.stage("train", "training") as stage:
                 state = _steps(run, state, start, log, stop, alive, progress, stage)
@@ -215,7 +222,7 @@ class _Log:
         wall_s = round(time.monotonic() - self.began, 3)
         line = {"step": step, "wall_s": wall_s, **more, **values}
         if self.file is not None:
-            self.file.write(json.dumps(line, allow_nan=False) + "\n")
+            self.file.write(json.dumps(sealed(line), allow_nan=False) + "\n")
             self.file.flush()
         numbers = {n: value for n, value in values.items() if value is not None and n != BATCH_HASH}
         for writer in self.run.writers:
@@ -246,7 +253,7 @@ def evaluations_left(step: int, steps: int, every: int) -> int:
     return between + 1
 
 
-SHOWN_EVALUATION = ("eval/nll", "eval/forward_kl", "eval/agreement_top1", "eval/teacher_nll")
+SHOWN_EVALUATION = (NLL, "eval/forward_kl", "eval/agreement_top1", "eval/teacher_nll")
 
 
 def _number(value: Any) -> float | None:

@@ -23,6 +23,7 @@ from distill_jax.command_line import Command, parse
 from distill_jax.key_help import help_text
 from distill_jax.progress import Progress
 from distill_jax.types import Forbidden, NumbersBrokeDown, Stopped, UserError
+from distill_jax.words import first_line
 
 EXIT_CODES = {UserError: 2, Forbidden: 3, Stopped: 75, NumbersBrokeDown: 76}
 
@@ -151,10 +152,12 @@ def _unexpected(error: Exception, workdir: Path | None) -> str:
         ) as file:
             file.write(text)
         path = Path(file.name)
-    first = (str(error).splitlines() or [""])[0][:200]
-    return f"unexpected {type(error).__name__}: {first} (traceback in {path}): run again"
+    return (
+        f"unexpected {type(error).__name__}: {first_line(error)} (traceback in {path}): run again"
+    )
 
 
 def _fail(code: int, message: str) -> int:
-    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
+    line = message.replace("\n", " ")
+    print(f"error: {line}", file=sys.stderr, flush=True)
     return code

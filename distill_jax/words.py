@@ -19,6 +19,16 @@ def plural(number: float, word: str) -> str:
     return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
+def first_line(error: BaseException) -> str:
+    """How an error's text begins, for a line of one's own; its type where it has no text.
+
+    >>> first_line(ValueError("no\\nlonger")), first_line(AssertionError())
+    ('no', 'AssertionError')
+    """
+    # Not str.splitlines, which cuts the name of a file at U+2028.
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+
+
 def named(name: str) -> str:
     """The words for a metric, measure, cause, trigger or slice, a teacher's metric included.
 

@@ -8,15 +8,16 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import filelock
 
-from distill_jax.files import remove, write_json, write_text, written_whole
+from distill_jax.files import opened, remove, sealed, write_json, write_text, written_whole
 from distill_jax.types import UserError
+from distill_jax.words import plural
 
 CONFIG, CONFIG_DIFF, PROVENANCE = "config.json", "config_diff.txt", "provenance.json"
 METRICS, CHECKPOINTS, STUDENT, REPORT = "metrics.jsonl", "checkpoints", "student", "report.json"
@@ -173,20 +174,43 @@ def publish(results: Path, directory: Path, resolved: dict[str, Any], diff: str)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; a last line truncated by a crash is skipped."""
+    """The objects of a JSON-lines file about steps; damaged lines are left out."""
+    return whole_lines(path)[0]
+
+
+def whole_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The whole lines, and how many others there are."""
     if not path.exists():
-        return []
-    text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    return [json.loads(line) for line in whole.splitlines() if line]
+        return [], 0
+    read = [_step_line(line) for line in path.read_bytes().split(b"\n") if line]
+    whole = [line for line in read if line is not None]
+    return whole, len(read) - len(whole)
 
 
-def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+def _step_line(text: bytes) -> dict[str, Any] | None:
+    try:
+        line = opened(json.loads(text.decode("utf-8")))
+    except (ValueError, RecursionError):
+        return None
+    return line if line and isinstance(line.get("step"), int) else None
+
+
+def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
     """Writes a JSON-lines file, completely or not at all."""
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
-def rewind(path: Path, step: int) -> None:
-    """Drops the lines after `step`: a resumed run writes those steps again."""
-    if path.exists():
-        write_lines(path, [line for line in read_lines(path) if line["step"] <= step])
+def rewind(path: Path, step: int) -> str:
+    """Drops the lines after `step`, which a resumed run writes again, and damaged ones.
+
+    What was damaged or is lost up to there, in words; empty if nothing is.
+    """
+    whole, damaged = whole_lines(path)
+    kept = [line for line in whole if line["step"] <= step]
+    write_lines(path, map(sealed, kept))
+    if step < 0:  # all of it is written again
+        return ""
+    lost = step + 1 - len({line["step"] for line in kept})
+    parts = [f"{plural(damaged, 'damaged line')} cut out"] if damaged else []
+    parts += [f"no line is left of {lost} of the steps 0 to {step}"] if lost else []
+    return f"{path}: {', '.join(parts)}; the training itself goes on as it was" if parts else ""

@@ -125,7 +125,8 @@ def write_model(path, *, seed=0, extra=(), **shape):
 
 def metrics(workdir):
     """The lines of metrics.jsonl."""
-    return [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+    text = (Path(workdir) / "metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.split("\n") if line]
 
 
 SMALL = (

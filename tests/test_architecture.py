@@ -112,6 +112,12 @@ def test_nothing_loads_pickles():
         assert "torch" not in set(ast_names(path)), path
 
 
+def test_lines_end_at_newlines_alone():
+    """str.splitlines cuts at U+2028, U+0085 and others, which a text or a file's name may hold."""
+    for path in FILES:
+        assert ".splitlines(" not in path.read_text(), path
+
+
 def ast_names(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

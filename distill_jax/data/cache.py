@@ -32,6 +32,7 @@ from distill_jax.data.cache_files import (
 from distill_jax.data.cache_records import KEY_BYTES, KINDS, Signals, from_record
 from distill_jax.data.pack import Rows
 from distill_jax.types import Batch, UserError
+from distill_jax.words import first_line
 
 READERS = 128  # shards open at a time: some systems allow only 256 files per process
 
@@ -99,7 +100,7 @@ class Cache:
                 (record,) = self._reader(path).read([number])
             return from_record(self.manifest.kind, key, record, self.manifest.form)
         except (ValueError, RuntimeError, IndexError) as error:
-            raise damaged(path, str(error).splitlines()[0]) from None
+            raise damaged(path, first_line(error)) from None
 
     def _reader(self, path):
         """The reader of a shard; the READERS most recently used ones stay open."""

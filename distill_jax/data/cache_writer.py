@@ -27,6 +27,7 @@ from distill_jax.data.cache_files import (
 from distill_jax.data.cache_records import Signals, to_record
 from distill_jax.files import written_whole
 from distill_jax.types import UserError
+from distill_jax.words import first_line
 
 
 class Writer:
@@ -75,7 +76,7 @@ class Writer:
                 write_sealed(self.directory / f"{name}{INDEX}", index)
         except (OSError, RuntimeError) as error:  # ArrayRecord raises the latter
             raise UserError(
-                f"{shard} cannot be written ({str(error).splitlines()[0]}): make room and"
+                f"{shard} cannot be written ({first_line(error)}): make room and"
                 f" {AGAIN}, which goes on where it stopped"
             ) from error
         self.done |= self.records.keys()

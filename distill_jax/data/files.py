@@ -13,6 +13,7 @@ from distill_jax.data.formats import format_of, not_text, unreadable
 from distill_jax.data.records import document_from_record
 from distill_jax.data.turns import without_nulls
 from distill_jax.types import UserError
+from distill_jax.words import first_line
 
 _MORE = ("tools", "label", "domain")
 # Columns that make a document, in the order in which records are tried.
@@ -84,7 +85,7 @@ def _read_parquet(path: Path) -> Iterator[Document]:
                     record = {name: without_nulls(value) for name, value in record.items()}
                     yield document_from_record(record, where=where, label=path.stem)
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{path}: unreadable parquet ({reason}): write the file again") from error
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from distill_jax.types import UserError
+from distill_jax.words import first_line
 
 GIVEN = ("{arm}", "{seed}")  # what a path may name
 WILD = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}  # as regular expressions
@@ -93,7 +94,7 @@ def read_table_file(path: Path) -> FileTable:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}): convert it to UTF-8") from error
     except (pa.ArrowException, OSError, csv.Error) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"{path} cannot be read ({reason}): write the file again") from error
     if not table.rows:
         raise UserError(f"{path} holds no rows: write a row per arm, seed and document")

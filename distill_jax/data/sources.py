@@ -13,6 +13,7 @@ from distill_jax.data.formats import FORMATS, OF_SUFFIX, format_of
 from distill_jax.data.python_docs import read_python_docs
 from distill_jax.data.records import document_from_record
 from distill_jax.types import UserError
+from distill_jax.words import first_line
 
 
 def read_documents(
@@ -70,7 +71,7 @@ def _read_tfds(address: str, form: str) -> Iterator[Document]:
     # Raised by tfds for an unknown data set or split, another file format, a builder that needs
     # TensorFlow, or a failed download.
     except (ValueError, NotImplementedError, ImportError, OSError, AssertionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(
             f"'tfds:{address}': {reason}: check name and split, and prepare the data set with "
             "file_format='array_record'"
@@ -121,7 +122,7 @@ def _read_hub(address: str, form: str) -> Iterator[Document]:
             allow_patterns=[f"*{suffix}" for suffix in suffixes],
         )
     except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(
             f"'hub:{address}': {reason}: check the name, the network and the access token"
         ) from error

@@ -23,6 +23,7 @@ from pyarrow import parquet
 
 from distill_jax.files import written_whole
 from distill_jax.types import UserError
+from distill_jax.words import first_line
 
 OF_TEACHER = "teacher_"  # before the name of a column that is the teacher's
 NAMES = b"slice_names"
@@ -50,7 +51,7 @@ def read_records(path: Path) -> Records:
     try:
         table = parquet.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{path} cannot be read ({reason}): measure this model again") from None
     metadata = table.schema.metadata or {}
     if NAMES not in metadata:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from distill_jax import checkpoint, workdir
 from distill_jax.config import flatten, load_base
 from distill_jax.export import export_student
+from distill_jax.files import sealed
 from distill_jax.loop import train
 from distill_jax.losses.terms import needs_teacher
 from distill_jax.models.binding import Model
@@ -182,7 +183,7 @@ def _begin_files(
     versions = provenance(inputs.mesh, inputs.tokenizer, teachers.identity(inputs.teachers), parts)
     if jax.process_index() == 0:
         workdir.write_json(setting.directory / workdir.PROVENANCE, versions)
-        workdir.write_lines(setting.directory / workdir.SAMPLES, lines)
+        workdir.write_lines(setting.directory / workdir.SAMPLES, map(sealed, lines))
     for writer in writers if lines else ():
         writer.samples(0, lines)
 
@@ -213,11 +214,14 @@ def finish(
     if jax.process_index():
         return ()
     workdir.write_exported(directory, c.steps)
-    written = workdir.read_lines(directory / workdir.SAMPLES)
+    texts = directory / workdir.SAMPLES
+    written, damaged = workdir.whole_lines(texts)
+    if damaged or not texts.exists():
+        say(f"{texts} was damaged: what of it was not whole is lost, and missing in the report")
     asked = {line["prompt"] for line in after}  # a run that went on may have others
     begun = [line for line in written if line["step"] == 0 and line["prompt"] in asked]
     lines = begun + after
-    workdir.write_lines(directory / workdir.SAMPLES, lines)
+    workdir.write_lines(texts, map(sealed, lines))
     history = workdir.read_lines(directory / workdir.METRICS)
     evaluations = [line for line in history if "eval/nll" in line]
     speeds = {line["model"]: line["tokens_per_s"] for line in lines}
@@ -226,7 +230,8 @@ def finish(
     if len(loaded) > 1:  # their row is of the mixture, which has written nothing
         speeds.pop("teacher", None)
     sizes = [sum(count(one.params) for one in loaded) or None, *[count(params)] * 2]
-    rows = model_rows(sizes, [evaluations[0], evaluations[-1]], speeds)
+    begin = [line for line in evaluations if line["step"] == 0]  # none where it was lost
+    rows = model_rows(sizes, [*begin[:1], evaluations[-1]], speeds)
     versions = json.loads((directory / workdir.PROVENANCE).read_text())
     last = {k: v for k, v in evaluations[-1].items() if k.startswith("eval/")}
     diff = (directory / workdir.CONFIG_DIFF).read_text()

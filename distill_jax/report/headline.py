@@ -14,6 +14,7 @@ from distill_jax.study.rules import HELPS, INCONCLUSIVE, INVALID, NO_BETTER, WOR
 from distill_jax.words import NEW_FAILURE, named
 
 NEAR = 0.03  # relative: a ratio so near a fraction is called by its name
+LOST_START = "What training changed is not known: the evaluation before it is lost"
 FASTER = 1.1  # ratio of speeds from which one is called faster
 NOISE = 2.0  # times the difference of two timings of one architecture that a ratio has to exceed
 
@@ -36,16 +37,17 @@ class Answer(NamedTuple):
 
 
 def run_answer(rows: Sequence[ModelRow], taught: Taught) -> Answer:
-    """Of a run's closing table: teacher (where there is one), student before, student after."""
+    """Of a run's closing table: teacher (where there is one), student before (if known), after."""
     teacher = next((row for row in rows if row.name == "teacher"), None)
     students = [row for row in rows if row is not teacher]
     before, after = students[0], students[-1]
+    trained = LOST_START
+    if before is not after:
+        trained = _capital(training_words(before, after, teacher))
     if teacher is None:
-        told = _capital(training_words(before, after, None))
-        return Answer(told, taught_words(taught, compared=False))
+        return Answer(trained, taught_words(taught, compared=False))
     speed, remark = speed_words(before, after, teacher)
     parts = [size_words(after, teacher), speed, nll_words(after, teacher)]
-    trained = _capital(training_words(before, after, teacher))
     findings = [trained + _way(before, after, teacher) + ".", *taught_words(taught, compared=True)]
     findings += [remark] if remark else []
     return Answer(_capital(", ".join(filter(None, parts))), [*findings, *_poor(after, teacher)])

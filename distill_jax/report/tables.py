@@ -46,9 +46,12 @@ def model_rows(
     evaluations: Sequence[dict[str, float]],
     speeds: dict[str, float | None],
 ) -> list[ModelRow]:
-    """The closing table of a run: the teacher, where there is one, the student before and after."""
-    names = ("student before", "student after")
-    students = zip(names, sizes[1:], evaluations, map(speeds.get, names), strict=True)
+    """The closing table of a run: the teacher, where there is one, the student before and after.
+
+    evaluations: before and after; the latter alone where what was before is lost.
+    """
+    names = ("student before", "student after")[-len(evaluations) :]
+    students = zip(names, sizes[-len(names) :], evaluations, map(speeds.get, names), strict=True)
     rows = [ModelRow.of(*student) for student in students]
     if "eval/teacher_nll" in evaluations[-1]:
         speed = speeds.get("teacher")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from distill_jax.types import UserError
+from distill_jax.words import first_line
 
 Scorer = Callable[[str, str, str], float]  # (prompt, text, reference) -> score; higher is better
 
@@ -52,5 +53,4 @@ def load_scorer(address: str) -> Scorer:
 
 
 def _line(error: Exception) -> str:
-    first = (str(error).splitlines() or [""])[0][:200]
-    return f"{type(error).__name__}: {first}"
+    return f"{type(error).__name__}: {first_line(error)}"

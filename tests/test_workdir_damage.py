@@ -1,0 +1,136 @@
+"""Small files of a run that were damaged since: mended and told of, or refused."""
+
+import json
+import shutil
+
+import pytest
+
+from distill_jax.files import opened, sealed
+from distill_jax.workdir import read_lines
+from tests import cli
+
+# U+2028, U+0085 and a file separator: str.splitlines would cut at each of them.
+PROMPTS = ("the quick\u2028red", "a slow\x85dog\x1cruns")
+STOPPED, STEPS = 4, 6
+
+
+@pytest.fixture(scope="module")
+def flags_here(flags, tmp_path_factory):
+    """The flags of a run with such prompts, from a file."""
+    path = tmp_path_factory.mktemp("prompts") / "p.txt"
+    path.write_text("\n".join(PROMPTS) + "\n")
+    asked = (f"--config.generate.prompts=@{path}", "--config.generate.max_new_tokens=4")
+    return (*flags, *asked)
+
+
+@pytest.fixture(scope="module")
+def whole(flags_here, tmp_path_factory):
+    """A finished run."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    result = cli.run(f"--workdir={workdir}", *flags_here)
+    assert result.returncode == 0, result.stderr
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def stopped(flags_here, tmp_path_factory):
+    """The same, stopped on its way."""
+    workdir = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distill_jax.loop.shared", lambda flag, step: step == STOPPED)
+        result = cli.run(f"--workdir={workdir}", *flags_here)
+    assert result.returncode == 75, result.stderr
+    return workdir
+
+
+def numbers(workdir):
+    """What is the same in every run of one config, by step."""
+    times = ("wall_s", "device_s", "tokens", "train/tokens_per_s", "seal")
+    return [
+        {key: value for key, value in line.items() if key not in times}
+        for line in cli.metrics(workdir)
+    ]
+
+
+def test_any_prompt_is_resumed(stopped, whole, flags_here, tmp_path):
+    workdir = shutil.copytree(stopped, tmp_path / "run")
+    again = cli.run(f"--workdir={workdir}", *flags_here)
+    assert again.returncode == 0, again.stderr
+    assert numbers(workdir) == numbers(whole)
+    asked = [line["prompt"] for line in read_lines(workdir / "samples.jsonl")]
+    assert asked == [*PROMPTS] * 3
+
+
+def test_a_seal_shows_every_change():
+    value = {"step": 3, "eval/nll": 1.25, "text": "a\u2028b", "more": [1, {"x": None}]}
+    text = json.dumps(sealed(value))
+    assert opened(json.loads(text)) == value
+    assert opened(value) == value  # of an earlier version
+    name = text.index('"seal"')
+    for i in range(name):
+        changed = text[:i] + chr(ord(text[i]) ^ 1) + text[i + 1 :]
+        try:
+            read = json.loads(changed)
+        except ValueError:
+            continue
+        assert opened(read) is None, changed
+
+
+def last_lines(data, count):
+    return b"".join(line + b"\n" for line in data.split(b"\n")[:-1][-count:])
+
+
+def second(data, text):
+    lines = data.split(b"\n")
+    return b"\n".join([lines[0], text, *lines[2:]])
+
+
+# What becomes of the bytes of metrics.jsonl, and whether the line of a step is lost with it.
+METRICS = {
+    "half a line": (lambda data: data[:-20], True),
+    "a half line after the checkpoint": (lambda data: data + b'{"step": 5, "wal', False),
+    "NULs": (lambda data: data[:-20] + bytes(20), True),
+    "bytes that are no UTF-8": (lambda data: second(data, b"\xff\xfe{}"), True),
+    "no JSON": (lambda data: second(data, b"Segmentation fault"), True),
+    "JSON of another kind": (lambda data: second(data, b"[1, 2]"), True),
+    "deep brackets": (lambda data: second(data, b"[" * 100_000), True),
+    "another number": (lambda data: data.replace(b'"step": 2', b'"step": 3', 1), True),
+    "lines of steps to come": (lambda data: data + b'{"step": 5}\n', False),
+    "nothing": (lambda data: b"", True),
+    "the end alone": (lambda data: last_lines(data, 2), True),
+}
+
+
+@pytest.mark.parametrize("damage", METRICS)
+def test_damaged_metrics_are_cut_out_and_lost_ones_are_told(
+    damage, stopped, whole, flags_here, tmp_path
+):
+    workdir = shutil.copytree(stopped, tmp_path / "run")
+    change, lost = METRICS[damage]
+    path = workdir / "metrics.jsonl"
+    path.write_bytes(change(path.read_bytes()))
+    again = cli.run(f"--workdir={workdir}", *flags_here)
+    assert again.returncode == 0, again.stderr
+    told = [line for line in again.stderr.split("\n") if "metrics.jsonl" in line]
+    if damage == "lines of steps to come":  # as after any kill
+        assert told == []
+    else:
+        assert len(told) == 1
+        assert ("no line is left of" in told[0]) == lost
+    expected, left = numbers(whole), numbers(workdir)
+    assert all(line in expected for line in left)
+    assert (len(left) < len(expected)) == lost
+    report = json.loads((workdir / "report.json").read_text())
+    begins = [model["name"] for model in report["models"]]
+    assert ("student before" in begins) == (left[0]["step"] == 0)
+
+
+def test_a_run_whose_last_evaluation_was_lost_measures_again(whole, flags_here, tmp_path):
+    """As where it ended between the last step and its report, and its metrics went, too."""
+    workdir = shutil.copytree(whole, tmp_path / "run")
+    for name in ("report.json", "metrics.jsonl"):
+        (workdir / name).unlink()
+    again = cli.run(f"--workdir={workdir}", *flags_here)
+    assert again.returncode == 0, again.stderr
+    assert numbers(workdir) == numbers(whole)[-1:]
+    assert "the evaluation before it is lost" in again.stdout
