@@ -18,6 +18,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms in the order in which they may be imported; the rooms of one set do not import each other.
 ORDER = [
     {"types", "files", "signals", "streams", "words"},
+    {"untrusted"},
+    {"gguf_file"},
     {"key_names"},
     {
         "config",

@@ -1,9 +1,9 @@
 """A byte-level BPE tokenizer from the metadata of a GGUF file."""
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import gguf
 from tokenizers import (
     AddedToken,
     Regex,
@@ -16,6 +16,7 @@ from tokenizers import (
 )
 
 from distill_jax.data.tokenizer_settings import Settings, gguf_settings
+from distill_jax.gguf_file import read_gguf
 from distill_jax.types import UserError
 
 _CONTROL, _USER_DEFINED = 3, 4  # token types of the format
@@ -24,6 +25,12 @@ _SPECIAL_TOKEN_KEYS = {
     "eos_token": "tokenizer.ggml.eos_token_id",
     "pad_token": "tokenizer.ggml.padding_token_id",
     "unk_token": "tokenizer.ggml.unknown_token_id",
+}
+# Of single values, by patterns of their keys.
+_TYPES = {
+    r"tokenizer\.ggml\.(model|pre)|tokenizer\.chat_template(\..*)?": str,
+    r"tokenizer\.ggml\..*_token_id": int,
+    r"general\.sampling\..*": int | float | str | bool,
 }
 
 
@@ -64,22 +71,22 @@ def read_gguf_tokenizer(path: Path) -> GGUFTokenizer:
             f"{path}: the tokenizer is of kind {kind!r}, and only byte-level BPE ('gpt2') can be "
             "read from GGUF: use the model's Hugging Face directory"
         )
-    for key in ("tokenizer.ggml.tokens", "tokenizer.ggml.merges"):
-        if key not in fields:
-            raise UserError(f"{path}: no {key} in the file: use the model's Hugging Face directory")
+    tokens, merges = (_texts(fields, f"tokenizer.ggml.{key}", path) for key in ("tokens", "merges"))
     pre_name = fields.get("tokenizer.ggml.pre", "default")
-    if pre_name not in PRE_TOKENIZERS:
+    if not isinstance(pre_name, str) or pre_name not in PRE_TOKENIZERS:
         raise UserError(
-            f"{path}: pre-tokenizer {pre_name!r} is not one of {sorted(PRE_TOKENIZERS)}: "
+            f"{path}: pre-tokenizer {str(pre_name)[:60]!r} is not one of {sorted(PRE_TOKENIZERS)}: "
             "use the model's Hugging Face directory"
         )
     pre = PRE_TOKENIZERS[pre_name]
-    tokens = fields["tokenizer.ggml.tokens"]
     special = {
-        name: tokens[fields[key]] for name, key in _SPECIAL_TOKEN_KEYS.items() if key in fields
+        name: _token(tokens, fields[key], key, path)
+        for name, key in _SPECIAL_TOKEN_KEYS.items()
+        if key in fields
     }
-    backend = _backend(tokens, fields["tokenizer.ggml.merges"], pre)
-    backend.add_tokens(_added_tokens(tokens, fields.get("tokenizer.ggml.token_type", [])))
+    backend = _backend(tokens, merges, pre, path)
+    types = fields.get("tokenizer.ggml.token_type", [])
+    backend.add_tokens(_added_tokens(tokens, types if isinstance(types, list) else []))
     adds_bos = fields.get("tokenizer.ggml.add_bos_token", pre.adds_bos)
     bos = special.get("bos_token") if adds_bos else None
     backend.post_processor = _post_processor(bos, backend)
@@ -88,20 +95,49 @@ def read_gguf_tokenizer(path: Path) -> GGUFTokenizer:
 
 
 def _tokenizer_fields(path: Path) -> dict[str, Any]:
-    try:
-        reader = gguf.GGUFReader(path)
-        wanted = ("tokenizer.", "general.sampling.")
-        fields = {k: v.contents() for k, v in reader.fields.items() if k.startswith(wanted)}
-    # Raised by the reader for a file that is truncated or of another format.
-    except (ValueError, IndexError, KeyError) as error:
-        raise UserError(f"{path}: not a readable GGUF file ({error}): download it again") from error
+    metadata = read_gguf(path).metadata.items()
+    fields = {k: v for k, v in metadata if k.startswith(("tokenizer.", "general.sampling."))}
+    for key, value in fields.items():
+        wanted = next((of for pattern, of in _TYPES.items() if re.fullmatch(pattern, key)), object)
+        if not isinstance(value, wanted):
+            raise UserError(
+                f"{path}: {key} is {str(value)[:60]!r}, which is of another type than the format"
+                " says: use the model's Hugging Face directory"
+            )
     return fields
 
 
-def _backend(tokens: list[str], merges: list[str], pre: PreTokenizer) -> Tokenizer:
+def _texts(fields: dict[str, Any], key: str, path: Path) -> list[str]:
+    value = fields.get(key)
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise UserError(
+            f"{path}: no {key}, a list of texts, in the file: use the model's Hugging Face"
+            " directory"
+        )
+    return value
+
+
+def _token(tokens: list[str], number: Any, key: str, path: Path) -> str:
+    if type(number) is not int or not 0 <= number < len(tokens):
+        raise UserError(
+            f"{path}: {key} is {str(number)[:60]}, and its tokens are 0 to {len(tokens) - 1}: use"
+            " the model's Hugging Face directory"
+        )
+    return tokens[number]
+
+
+def _backend(tokens: list[str], merges: list[str], pre: PreTokenizer, path: Path) -> Tokenizer:
+    vocab = {token: i for i, token in enumerate(tokens)}
+    for merge in merges:
+        pair = merge.split(" ")
+        if len(pair) != 2 or not {*pair, "".join(pair)} <= vocab.keys():
+            raise UserError(
+                f"{path}: the merge {merge[:60]!r} is not of two tokens to a third: use the model's"
+                " Hugging Face directory"
+            )
     backend = Tokenizer(
         models.BPE(
-            vocab={token: i for i, token in enumerate(tokens)},
+            vocab=vocab,
             merges=[tuple(merge.split(" ")) for merge in merges],
             ignore_merges=pre.whole_words,
         )

@@ -4,9 +4,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from distill_jax.data.documents import Document
+from distill_jax.types import UserError
 
 # No text has fewer tokens than one per so many characters. Saves reading and encoding the rest.
 CHARACTERS_PER_TOKEN = 256
+# Encoding takes 200 bytes and 2 microseconds per character; a batch is encoded at once.
+LONGEST = 2**22
+_BATCH_CHARACTERS = 2**20
 
 
 class Limits(NamedTuple):
@@ -50,11 +54,21 @@ def batches(
         batch, characters = [], 0
         for document in documents[start : start + most]:
             batch.append(_shortened(document, wanted))
-            characters += characters_of(document)
-            if characters > 8 * wanted:
+            characters += characters_of(batch[-1])
+            check_length(characters_of(batch[-1]), document.name)
+            if characters > min(8 * wanted, _BATCH_CHARACTERS):
                 break
         yield batch
         start += len(batch)
+
+
+def check_length(characters: int, where: str) -> None:
+    """Raises UserError for a text that is too long to be encoded in one piece."""
+    if characters > LONGEST:
+        raise UserError(
+            f"{where}: the text has {characters:,} characters, and at most {LONGEST:,} are encoded"
+            " in one piece: split it into several documents"
+        )
 
 
 def _shortened(document: Document, tokens: float) -> Document:

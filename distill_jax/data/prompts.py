@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from distill_jax.data.chat import Messages, render_messages
+from distill_jax.data.limits import check_length
 from distill_jax.data.records import document_from_record
 from distill_jax.data.tokenizer import Tokenizer
+from distill_jax.data.turns import checked_text
 from distill_jax.types import UserError
+from distill_jax.untrusted import check_file, parse_json
 
 FILE = "@"  # before the path of a file; doubled, it is a text's own
 _FORMS = "a .jsonl file with 'prompt', 'text' or 'messages', or a .txt file with one prompt a line"
@@ -60,13 +63,8 @@ def read_conversations(given: str, key: str) -> list[Prompt]:
         return prompts
     if not given.strip():
         return []
-    try:
-        turns = json.loads(given)
-    except ValueError as error:
-        raise UserError(
-            f"{key} is not JSON ({error}): give"
-            """ '[{"role": "user", "content": "Hello"}]', or @FILE.jsonl"""
-        ) from None
+    remedy = """give '[{"role": "user", "content": "Hello"}]', or @FILE.jsonl"""
+    turns = parse_json(given, key, remedy)
     return [_conversation({"messages": turns}, key)]
 
 
@@ -78,8 +76,9 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, *, chat: bool) -> list[i
     turn begins; nothing is added, since templates write BOS themselves.
     Raises UserError where the template fails, or where there is nothing to go on from.
     """
+    turns = conversation(prompt)
+    check_length(sum(len(turn["content"] or "") for turn in turns), prompt.name)
     if prompt.messages is not None or chat:
-        turns = conversation(prompt)
         text = render_messages(
             tokenizer, turns, add_generation_prompt=True, where=prompt.name, tools=prompt.tools
         )
@@ -107,6 +106,8 @@ def shown(prompt: Prompt) -> str:
 
 
 def _of_file(path: Path) -> list[Prompt]:
+    if path.exists():
+        check_file(path)
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
@@ -125,13 +126,10 @@ def _of_file(path: Path) -> list[Prompt]:
 
 
 def _of_json(where: str, line: str) -> Prompt:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON ({error}): write a record on each line") from None
+    record = parse_json(line, where, "write a record on each line")
     prompt = record.get("prompt") if isinstance(record, dict) else None
     if isinstance(prompt, str):
-        return Prompt(where, text=prompt)
+        return Prompt(where, text=checked_text(prompt, "prompt", where))
     if isinstance(prompt, list):
         return _conversation({"messages": prompt, "tools": record.get("tools")}, where)
     return _conversation(record, where)

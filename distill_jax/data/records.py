@@ -38,6 +38,7 @@ def document_from_record(record: Any, *, where: str, label: str) -> Document:
         )
     present = {name: value for name, value in record.items() if value is not None}
     label = str(present.get("label", present.get("domain", label)))
+    checked_text(label, "label", where)
     if "messages" in present:
         messages = checked_turns(present["messages"], "messages", where)
         tools = checked_tools(present.get("tools"), where)

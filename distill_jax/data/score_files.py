@@ -6,16 +6,14 @@ Nothing is judged here but whether a file can be read; data/scores.py says what 
 import csv
 import glob
 import io
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet
-
+from distill_jax.data.parquet import read_rows
 from distill_jax.types import UserError
+from distill_jax.untrusted import MOST_JSON, check_file, parse_json
 from distill_jax.words import first_line
 
 GIVEN = ("{arm}", "{seed}")  # what a path may name
@@ -89,11 +87,12 @@ def read_table_file(path: Path) -> FileTable:
         raise UserError(
             f"{path} has the suffix {path.suffix!r}: give scores as {', '.join(READERS)}"
         )
+    check_file(path)
     try:
         table = READERS[path.suffix](path)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}): convert it to UTF-8") from error
-    except (pa.ArrowException, OSError, csv.Error) as error:
+    except (OSError, csv.Error) as error:
         reason = first_line(error)
         raise UserError(f"{path} cannot be read ({reason}): write the file again") from error
     if not table.rows:
@@ -129,8 +128,11 @@ def _read_csv(path: Path) -> FileTable:
 
 
 def _read_parquet(path: Path) -> FileTable:
-    table = pa.parquet.read_table(path, partitioning=None)
-    return FileTable(path, table.to_pydict(), range(1, len(table) + 1))
+    rows = list(read_rows(path))
+    names = rows[0] if rows else ()
+    return FileTable(
+        path, {name: [row[name] for row in rows] for name in names}, range(1, len(rows) + 1)
+    )
 
 
 def _read_jsonl(path: Path) -> FileTable:
@@ -145,15 +147,11 @@ def read_json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
     records = []
     with open(path, "rb") as file:
         # Split at \n only: other line separators are legal inside a JSON string.
-        for number, line in enumerate(file, start=1):
+        lines = iter(lambda: file.readline(MOST_JSON + 1), b"")
+        for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
-            try:
-                record = json.loads(line.decode("utf-8-sig"))
-            except ValueError as error:  # of JSON or of UTF-8
-                raise UserError(
-                    f"{path} line {number} is not JSON ({error}): write one object per line"
-                ) from error
+            record = parse_json(line, f"{path} line {number}", "write one object per line")
             if not isinstance(record, dict):
                 raise UserError(
                     f"{path} line {number} is a {type(record).__name__}: write one object per line"

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from distill_jax.types import UserError
+from distill_jax.untrusted import parse_json
 
 # What data sets of other shapes call the parts of a turn.
 _ROLES = ("role", "from", "speaker", "author")
@@ -34,6 +35,8 @@ def _checked_turn(turn: Any, field: str, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: {field} has the fields {sorted(turn)}: {renames}")
     kept = {name: value for name, value in turn.items() if value is not None}
     checked_text(kept.get("role"), f"{field}.role", where)
+    if len(kept) > 2:  # more than role and content
+        checked_json({k: v for k, v in kept.items() if k != "content"}, field, where)
     content, calls = kept.get("content"), kept.get("tool_calls")
     if calls is not None and (not isinstance(calls, list) or not all(map(_is_object, calls))):
         raise UserError(
@@ -61,10 +64,7 @@ def _text_of(part: Any, field: str, where: str) -> str:
 def checked_tools(tools: Any, where: str) -> tuple[dict[str, Any], ...] | None:
     """The descriptions of tools, given as a list of objects or as its JSON; None without any."""
     if isinstance(tools, str) and tools:
-        try:
-            tools = json.loads(tools)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: 'tools' is not JSON ({error.msg}): write a list") from error
+        tools = parse_json(tools, f"{where}: 'tools'", "write a list")
     if not tools:
         return None
     if not isinstance(tools, list) or not all(map(_is_object, tools)):
@@ -72,7 +72,7 @@ def checked_tools(tools: Any, where: str) -> tuple[dict[str, Any], ...] | None:
             f"{where}: 'tools' is {kind(tools)}, not a list of objects: write the JSON schemas"
             " that the model is given"
         )
-    return tuple(tools)
+    return tuple(checked_json(tools, "tools", where))
 
 
 def checked_text(value: Any, field: str, where: str) -> str:
@@ -86,6 +86,20 @@ def checked_text(value: Any, field: str, where: str) -> str:
             f"{where}: {field!r} holds an unpaired surrogate at character {error.start}: "
             "write the text as UTF-8"
         ) from error
+    return value
+
+
+def checked_json(value: Any, field: str, where: str) -> Any:
+    """The value if JSON and UTF-8 can hold it. Raises UserError otherwise.
+
+    Parquet has dates and bytes, and JSON escapes for half of a character.
+    """
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{where}: {field!r} holds what JSON cannot ({error}): write it as text"
+        ) from None
     return value
 
 

@@ -64,6 +64,11 @@ class ModelConfig:
                 f"{self.heads} query heads are not a multiple of {self.kv_heads} key/value heads: "
                 "change one of the numbers"
             )
+        if self.head_width < 2 or self.head_width % 2:
+            raise UserError(
+                f"heads are {self.head_width} wide, and rotary positions turn pairs: use an even"
+                " head_dim"
+            )
         if self.activation not in ACTIVATIONS:
             raise UserError(
                 f"activation '{self.activation}' is not supported: use one of {sorted(ACTIVATIONS)}"

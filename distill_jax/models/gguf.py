@@ -4,9 +4,11 @@ from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
-from gguf import GGUFReader, dequantize
+from gguf import dequantize
 
+from distill_jax.gguf_file import read_gguf
 from distill_jax.models import config_json
+from distill_jax.models.config_values import check_values
 from distill_jax.models.families import FAMILIES
 from distill_jax.models.family import Family
 from distill_jax.models.rope import RopeScaling, inverse_frequencies
@@ -32,12 +34,12 @@ def read(path: Path, *, dtype, advance: Advance = silent) -> Checkpoint:
     Raises UserError for a truncated GGUF file, an unknown architecture or quantization, incomplete
     metadata, missing, extra or misshapen weights.
     """
-    reader = _open(path)
-    metadata = _metadata(reader)
+    metadata, tensors = read_gguf(path)
     architecture = metadata.get("general.architecture")
     family = _family(architecture, path)
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    config = family.from_hf(_config_json(metadata, tensors, family, path))
+    raw = _config_json(metadata, tensors, family, path)
+    _check(raw, path)
+    config = family.from_hf(raw)
     present = [tensor for tensor in tensors if tensor != ROPE_DIVISORS]
     check_names(config, present, _gguf_name, source=path)
 
@@ -48,25 +50,21 @@ def read(path: Path, *, dtype, advance: Advance = silent) -> Checkpoint:
     return Checkpoint(config, params, path)
 
 
-def _open(path):
-    try:
-        return GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OSError) as error:
-        raise UserError(f"{path} is not a complete GGUF file ({error}): copy it again") from None
-
-
-def _metadata(reader):
-    """What describes the model, by name; data/gguf_tokenizer.py reads the tokenizer."""
-    names = [name for name in reader.fields if not name.startswith("tokenizer.")]
-    return {name: reader.fields[name].contents() for name in names}
-
-
 def _family(architecture, path) -> Family:
     known = {f.gguf.architecture: f for f in FAMILIES.values() if f.gguf}
-    if architecture not in known:
+    if not isinstance(architecture, str) or architecture not in known:
         names = ", ".join(sorted(known))
-        raise UserError(f"{path} has GGUF architecture '{architecture}': use one of {names}")
+        raise UserError(
+            f"{path} has GGUF architecture '{str(architecture)[:60]}': use one of {names}"
+        )
     return known[architecture]
+
+
+def _check(raw, path):
+    try:
+        check_values(raw)
+    except UserError as error:
+        raise UserError(f"{path}: its metadata as a {error}") from None
 
 
 def _config_json(metadata, tensors, family, path):
@@ -81,6 +79,7 @@ def _config_json(metadata, tensors, family, path):
     heads = raw["num_attention_heads"]
     if not isinstance(heads, int) or not isinstance(own.get("attention.head_count_kv", heads), int):
         raise UserError(f"{path} has different numbers of heads in its blocks: use a uniform model")
+    _check(raw, path)
     raw |= {
         "vocab_size": int(tensors["token_embd.weight"].shape[-1]),
         "num_key_value_heads": own.get("attention.head_count_kv", heads),
@@ -117,9 +116,9 @@ def _llama3_scaling(divisors, raw, path):
 
 def _values(tensor, path):
     try:
-        return dequantize(tensor.data, tensor.tensor_type)
+        return dequantize(tensor.data, tensor.kind)
     except NotImplementedError as error:
         raise UserError(
-            f"{path} stores {tensor.name} as {tensor.tensor_type.name}, which the gguf package "
+            f"{path} stores {tensor.name} as {tensor.kind.name}, which the gguf package "
             "cannot dequantize: use another quantization"
         ) from error

@@ -1,6 +1,7 @@
 """Hugging Face directories: config.json, generation_config.json, safetensors (also sharded)."""
 
-import json
+import os
+import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from operator import attrgetter
@@ -14,9 +15,10 @@ from safetensors.numpy import save_file
 
 from distill_jax.files import write_json, written_whole
 from distill_jax.models.architecture import ModelConfig
-from distill_jax.models.families import FAMILIES, family_of
+from distill_jax.models.families import FAMILIES, read_config
 from distill_jax.models.weights import Checkpoint, check_names, flatten, layout, stack_weights
 from distill_jax.types import TOKEN_IDS, Advance, Params, UserError, silent
+from distill_jax.untrusted import check_file, read_json_object
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -30,10 +32,14 @@ def read(directory: Path, *, dtype, advance: Advance = silent) -> Checkpoint:
     extra or misshapen weights.
     """
     raw = read_json(directory / "config.json")
-    config = family_of(raw.get("model_type")).from_hf(raw)
+    config = read_config(raw, directory / "config.json")
     with ExitStack() as stack:
         files = {path: stack.enter_context(_open(path)) for path in weight_files(directory)}
-        file_of = {name: file for file in files.values() for name in file.keys()}  # noqa: SIM118
+        file_of = {}
+        for path, file in files.items():
+            for name in file.keys():  # noqa: SIM118
+                if file_of.setdefault(name, file) is not file:
+                    raise UserError(f"{path} repeats the weight {name} of another file: remove one")
         present = [name for name in file_of if not _redundant(name, config)]
         check_names(config, present, _hf_name, source=directory)
         fetch = lambda path, name: file_of[name].get_tensor(name)
@@ -82,17 +88,9 @@ def write(
 
 def read_json(path: Path) -> dict:
     """A JSON object. Raises UserError if the file is missing or holds something else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{path.parent} has no {path.name}: give a Hugging Face directory"
-        ) from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} is not readable JSON ({error}): restore the file") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is not a JSON object: restore the file")
-    return value
+    if not os.path.lexists(path):
+        raise UserError(f"{path.parent} has no {path.name}: give a Hugging Face directory")
+    return read_json_object(path)
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -100,11 +98,7 @@ def weight_files(directory: Path) -> list[Path]:
     if (directory / SINGLE).exists():
         return [directory / SINGLE]
     if (directory / INDEX).exists():
-        names = sorted(set(read_json(directory / INDEX).get("weight_map", {}).values()))
-        for name in names:
-            if not (directory / name).exists():
-                raise UserError(f"{directory} has no {name}, which {INDEX} names: copy it there")
-        return [directory / name for name in names]
+        return _shards(directory)
     pickles = sorted(p.name for p in directory.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
     if pickles:
         raise UserError(
@@ -114,7 +108,30 @@ def weight_files(directory: Path) -> list[Path]:
     raise UserError(f"{directory} has no {SINGLE}: give a directory with safetensors weights")
 
 
+def _shards(directory):
+    """The files that an index names, each directly in its directory.
+
+    A name that leads elsewhere would make others' files part of the model. A link in the directory
+    is followed: the caches of Hugging Face are made of links, and a name in a file makes none.
+    """
+    place = directory / INDEX
+    weight_map = read_json(place).get("weight_map")
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{place} has no 'weight_map' from weights to files: restore the file")
+    for name in sorted(set(names)):
+        if not re.fullmatch(r"[\w.+ -]{1,200}\.safetensors", name):
+            raise UserError(
+                f"{place} names {name[:80]!r}, which is not the name of a .safetensors file in its"
+                " directory: use a checkpoint whose index names files beside it"
+            )
+        if not (directory / name).exists():
+            raise UserError(f"{directory} has no {name}, which {INDEX} names: copy it there")
+    return [directory / name for name in sorted(set(names))]
+
+
 def _open(path):
+    check_file(path)
     try:
         return safe_open(path, framework="np")
     except (SafetensorError, OSError) as error:

@@ -9,6 +9,7 @@ from huggingface_hub.errors import HFValidationError
 from distill_jax.models import gguf, huggingface
 from distill_jax.models.weights import Checkpoint, check_finite
 from distill_jax.types import Advance, UserError, silent
+from distill_jax.untrusted import check_file
 
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]  # never pickles
 
@@ -37,6 +38,8 @@ def load_checkpoint(path: str, *, dtype, advance: Advance = silent) -> Checkpoin
     do, and for weights that are not finite.
     """
     local = resolve(path)
+    if not local.is_dir():
+        check_file(local)
     if not local.is_dir() and local.suffix != ".gguf":
         raise UserError(
             f"model path {path} is neither a directory nor a .gguf file: give one of these"

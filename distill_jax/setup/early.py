@@ -1,6 +1,5 @@
 """What would fail late, looked at first: paths, names and disk space, before anything is read."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from distill_jax.setup.models import DTYPES, bind_config
 from distill_jax.setup.scorer import load_scorer
 from distill_jax.setup.teachers import AVERAGE
 from distill_jax.types import UserError
+from distill_jax.untrusted import read_json_object
 
 ONE_MODEL = ("generate", "export")  # jobs that read the student, or else the teacher, and no text
 
@@ -110,7 +110,6 @@ def _is_model(directory: Path) -> bool:
 def _config_of(directory: Path) -> dict[str, Any]:
     """config.json, of a model or a workdir; empty where there is none that can be read."""
     try:
-        value = json.loads((directory / workdir.CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json_object(directory / workdir.CONFIG)
+    except UserError:
         return {}
-    return value if isinstance(value, dict) else {}

@@ -14,7 +14,7 @@ from distill_jax.data.tokenizer_difference import first_difference
 from distill_jax.models import huggingface
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.binding import REMAT, Model, bind
-from distill_jax.models.families import FAMILIES, family_of
+from distill_jax.models.families import FAMILIES, read_config
 from distill_jax.models.load import load_checkpoint, resolve
 from distill_jax.models.weights import Checkpoint
 from distill_jax.models.weights import fingerprint as weights_fingerprint
@@ -143,7 +143,7 @@ def student_source(c: ConfigDict, teacher: Loaded | None, advance: Advance = sil
     directory = resolve(c.student.path)
     if c.student.init == "random" and directory.is_dir():
         raw = huggingface.read_json(directory / "config.json")
-        return Source(family_of(raw.get("model_type")).from_hf(raw), None)
+        return Source(read_config(raw, directory / "config.json"), None)
     told = told_of(c.student.path, advance)
     read = load_checkpoint(c.student.path, dtype=jnp.dtype(c.student.dtype), advance=told)
     return Source(read.config, read)

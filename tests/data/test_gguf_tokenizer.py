@@ -145,7 +145,7 @@ def test_unreadable_files_are_one_line(tmp_path, smollm_like, content):
     if content is None:
         content = write_gguf(path, smollm_like, "smollm").read_bytes()[:2000]
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"a\.gguf: not a readable GGUF") as caught:
+    with pytest.raises(UserError, match=r"a\.gguf is not a complete GGUF file") as caught:
         load_tokenizer(path)
     assert "\n" not in str(caught.value)
 

@@ -52,7 +52,7 @@ MISTAKES = {
     "empty": (["@{}/empty.jsonl"], "holds no prompt"),
     "not json": (["@{}/bad.jsonl"], "bad.jsonl:2: not JSON"),
     "other record": (["@{}/other.jsonl"], "other.jsonl:1"),
-    "directory": (["@{}"], "cannot be read"),
+    "directory": (["@{}"], "is a directory"),
     "number": ([5], "prompt 0 is 5"),
 }
 
@@ -74,7 +74,7 @@ def test_mistakes_are_one_line(name, tmp_path):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("hello", "key is not JSON"),
+        ("hello", "key: not JSON"),
         ('{"a": 1}', "not a list of turns"),
         (json.dumps(SHORT[1:]), "no turn before"),
     ],

@@ -55,7 +55,7 @@ def test_label_is_the_records_or_the_files(extra, label):
         ({"messages": [USER | {"content": ["a"]}]}, "part of type str"),
         ({"messages": [USER | {"content": [{"type": "text"}]}]}, "messages[0].content.text"),
         ({"messages": [ANSWER | {"tool_calls": "f()"}]}, "messages[0].tool_calls is of type str"),
-        ({"messages": [ANSWER], "tools": "f("}, "'tools' is not JSON"),
+        ({"messages": [ANSWER], "tools": "f("}, "'tools': not JSON"),
         ({"messages": [ANSWER], "tools": ["f"]}, "'tools' is of type list, not a list of objects"),
         ({"messages": []}, "'messages' is empty, not a list of turns"),
         ({"messages": "a"}, "messages"),

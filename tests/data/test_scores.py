@@ -188,12 +188,12 @@ BAD = {
     "s.csv is empty": ("s.csv", ""),
     "s.csv holds no rows": ("s.csv", HEADER),
     "s.jsonl holds no rows": ("s.jsonl", "\n"),
-    "s.jsonl line 2 is not JSON": (
+    "s.jsonl line 2: not JSON": (
         "s.jsonl", '{"arm":"kd","seed":0,"document":1,"total":1}\n{"arm":\n'),
     "s.jsonl line 1 is a list": ("s.jsonl", "[1]\n"),
     "s.csv is not UTF-8": ("s.csv", b"arm,seed,document,total,\xff\n"),
     "s.csv is not UTF-8 (byte 29)": ("s.csv", HEADER.encode() + b"kd,0,\xff,1\n"),
-    "s.parquet cannot be read": ("s.parquet", "PAR1"),
+    "s.parquet: unreadable parquet": ("s.parquet", "PAR1"),
     "suffix '.tsv'": ("s.tsv", HEADER + "kd,0,a,1\n"),
     "suffix ''": ("s", HEADER + "kd,0,a,1\n"),
     "s.csv row 4 repeats": (

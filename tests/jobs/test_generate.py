@@ -116,7 +116,7 @@ MISTAKES = {
     "too long": (("--config.generate.max_new_tokens=64", PROMPTS), "fit 64 positions"),
     "empty": (("--config.generate.prompts=('a', '')",), "prompt 1 is empty"),
     "file": (("--config.generate.prompts=@absent.txt",), "there is no such file"),
-    "messages": (("--config.generate.messages=hi",), "config.generate.messages is not JSON"),
+    "messages": (("--config.generate.messages=hi",), "config.generate.messages: not JSON"),
 }
 
 

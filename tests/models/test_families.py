@@ -60,9 +60,9 @@ def test_an_unknown_family_lists_those_known():
 )
 def test_the_window_of_mistral_is_that_of_its_config_json(entries, window, local):
     family = FAMILIES["mistral"]
-    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads")
-    raw = {**dict.fromkeys(sizes, 16), "max_position_embeddings": 64, "rms_norm_eps": 1e-5}
+    sizes = {"vocab_size": 16, "hidden_size": 32, "intermediate_size": 16}
+    raw = {**sizes, "num_attention_heads": 16, "max_position_embeddings": 64, "rms_norm_eps": 1e-5}
     config = family.from_hf({**raw, "num_hidden_layers": 2, "head_dim": None, **entries})
     assert (config.sliding_window, config.local_blocks) == (window, local)
-    assert (config.kv_heads, config.head_width) == (8, 1)
+    assert (config.kv_heads, config.head_width) == (8, 2)
     assert family.from_hf(family.to_hf(config)) == config

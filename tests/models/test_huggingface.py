@@ -175,7 +175,7 @@ SPOILT = {
     "no weights": (lambda d: (d / "model.safetensors").unlink(), "has no model.safetensors"),
     "no shard": (lose_a_shard, "has no model-00001-of-00002.safetensors"),
     "no config": (lambda d: (d / "config.json").unlink(), "has no config.json"),
-    "broken config": (lambda d: (d / "config.json").write_text("{"), "not readable JSON"),
+    "broken config": (lambda d: (d / "config.json").write_text("{"), "config.json: not JSON"),
     "listed config": (lambda d: (d / "config.json").write_text("[]"), "not a JSON object"),
     "family": (edit_config(model_type="mamba"), "model_type 'mamba' is not supported"),
     "key": (edit_config(hidden_size=None), "has no 'hidden_size'"),

@@ -5,6 +5,10 @@ GGUF. Start with models/family.py (the fields of a family), then llama.py. A fam
 models/family.py, models/config_json.py and types. To add one, write its file and its line here.
 """
 
+from pathlib import Path
+
+from distill_jax.models.architecture import ModelConfig
+from distill_jax.models.config_values import check_values
 from distill_jax.models.families.gemma3 import GEMMA3
 from distill_jax.models.families.llama import LLAMA
 from distill_jax.models.families.mistral import MISTRAL
@@ -16,11 +20,25 @@ from distill_jax.types import UserError
 
 def family_of(model_type: str | None) -> Family:
     """The family of a config.json's model_type. Raises UserError for an unknown one."""
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UserError(
-            f"model_type '{model_type}' is not supported: use one of {', '.join(sorted(FAMILIES))}"
+            f"model_type '{str(model_type)[:60]}' is not supported: use one of"
+            f" {', '.join(sorted(FAMILIES))}"
         )
     return FAMILIES[model_type]
+
+
+def read_config(raw: dict, path: Path) -> ModelConfig:
+    """The decoder of a config.json that stands at a path, after a look at every value.
+
+    Raises UserError naming the path.
+    """
+    try:
+        family = family_of(raw.get("model_type"))
+        check_values(raw)
+        return family.from_hf(raw)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 # Hugging Face's model_type -> family

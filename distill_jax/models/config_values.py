@@ -1,0 +1,100 @@
+"""What the values of a config.json may be, looked at before anything is computed from them."""
+
+from typing import Any
+
+from distill_jax.types import UserError
+
+# Least and most of whole numbers: several times those of any model there is, so that a damaged or
+# hostile file is refused before its sizes are counted out or allocated.
+INTEGERS = {
+    "vocab_size": (1, 2**24),
+    "hidden_size": (1, 2**20),
+    "num_hidden_layers": (1, 2**12),
+    "num_attention_heads": (1, 2**14),
+    "num_key_value_heads": (1, 2**14),
+    "head_dim": (2, 2**14),
+    "intermediate_size": (1, 2**22),
+    "max_position_embeddings": (1, 2**31 - 1),
+    "sliding_window": (1, 2**31 - 1),
+    "sliding_window_pattern": (1, 2**12),
+    "max_window_layers": (0, 2**12),
+}
+# Of other numbers: more than the first, at most the second.
+NUMBERS = {
+    "rms_norm_eps": (0, 1),
+    "initializer_range": (0, 100),
+    "rope_theta": (0, 1e15),
+    "rope_local_base_freq": (0, 1e15),
+    "query_pre_attn_scalar": (0, 1e9),
+    "attn_logit_softcapping": (0, 1e9),
+    "final_logit_softcapping": (0, 1e9),
+}
+FLAGS = ("tie_word_embeddings", "attention_bias", "use_sliding_window")
+TEXTS = ("hidden_act", "hidden_activation")
+OF_ROPE = {
+    "rope_theta": (0, 1e15),
+    "factor": (0, 1e6),
+    "low_freq_factor": (0, 1e6),
+    "high_freq_factor": (0, 1e6),
+    "original_max_position_embeddings": (0, 2**31 - 1),
+}
+
+
+def check_values(raw: dict) -> None:
+    """Raises UserError for the first value that is of a wrong type or out of bounds.
+
+    Absent and null are the same, and for the families to judge.
+    """
+    given = {name: value for name, value in raw.items() if value is not None}
+    for name, (least, most) in INTEGERS.items():
+        if name in given and not (type(given[name]) is int and least <= given[name] <= most):
+            raise _wrong(name, given[name], f"a whole number from {least} to {most}")
+    _check_numbers(given, NUMBERS)
+    for name in FLAGS:
+        if name in given and not isinstance(given[name], bool):
+            raise _wrong(name, given[name], "true or false")
+    for name in TEXTS:
+        if name in given and not isinstance(given[name], str):
+            raise _wrong(name, given[name], "a text")
+    blocks = given.get("num_hidden_layers")
+    types = given.get("layer_types", [])
+    if not isinstance(types, list) or not all(isinstance(kind, str) for kind in types):
+        raise _wrong("layer_types", types, "a list of texts")
+    if "layer_types" in given and blocks is not None and len(types) != blocks:
+        raise UserError(
+            f"config.json has {len(types)} layer_types for {blocks} num_hidden_layers: restore the"
+            " file"
+        )
+    for name in ("rope_parameters", "rope_scaling"):
+        if name in given:
+            _check_rope(name, given[name])
+
+
+def _check_rope(name: str, value: Any) -> None:
+    """The parameters of all blocks, or those of each kind of them."""
+    if not isinstance(value, dict):
+        raise _wrong(name, value, "an object")
+    of_kinds = [inner for inner in value.values() if isinstance(inner, dict)]
+    for part in (value, *of_kinds):
+        given = {key: inner for key, inner in part.items() if inner is not None}
+        _check_numbers(given, OF_ROPE)
+        for key in ("rope_type", "type"):
+            if not isinstance(given.get(key, ""), str):
+                raise _wrong(key, given[key], "a text")
+        low, high = (given.get(f"{side}_freq_factor") for side in ("low", "high"))
+        if low is not None and high is not None and not low < high:
+            raise _wrong("high_freq_factor", high, f"more than low_freq_factor {low}")
+
+
+def _check_numbers(given: dict, bounds: dict) -> None:
+    for name, (least, most) in bounds.items():
+        value = given.get(name)
+        if value is None:
+            continue
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (fits and least < value <= most):  # never true of NaN
+            raise _wrong(name, value, f"a number above {least}, up to {most:g}")
+
+
+def _wrong(name: str, value: Any, wanted: str) -> UserError:
+    return UserError(f"config.json has {name}={str(value)[:60]!r}, not {wanted}: restore the file")
