@@ -83,7 +83,7 @@ def main(path, columns):
     except (MemoryError, pa.ArrowMemoryError):
         sys.stderr.write(f"its rows unfold to more than {MEMORY:,} bytes of memory\n")
     except (Refused, pa.ArrowException, OSError, ValueError, KeyError) as error:
-        sys.stderr.write((str(error).splitlines() or [type(error).__name__])[0] + "\n")
+        sys.stderr.write((str(error).split("\n")[0] or type(error).__name__) + "\n")
     else:
         return 0
     return 1
