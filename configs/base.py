@@ -185,6 +185,10 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.mesh.fsdp = 1  # rows and parameters split
     c.mesh.tensor = 1  # parameters split within a matrix product
 
+    c.distributed = ConfigDict()  # several processes
+    # seconds that a process may be stopped or late to start until the others give up
+    c.distributed.timeout_s = 60
+
     c.log = ConfigDict()  # progress and metrics elsewhere
     c.log.every = 10  # seconds between progress lines where there is no terminal; 0: none
     c.log.tensorboard = False  # event files in the workdir; needs tensorboardX

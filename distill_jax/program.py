@@ -21,6 +21,7 @@ from absl import logging
 from distill_jax import __version__, signals, streams
 from distill_jax.command_line import Command, parse
 from distill_jax.key_help import help_text
+from distill_jax.peers import Group, Place
 from distill_jax.progress import Progress
 from distill_jax.types import Forbidden, NumbersBrokeDown, Stopped, UserError
 from distill_jax.words import first_line
@@ -35,7 +36,7 @@ def main(argv: list[str], began: float | None = None) -> int:
     """
     began = time.monotonic() if began is None else began
     logging.set_verbosity(logging.ERROR)
-    workdir = None
+    workdir, group = None, None
     try:
         if argv[1:] == ["--version"]:
             return _show(f"distill_jax {__version__}\n")
@@ -43,11 +44,12 @@ def main(argv: list[str], began: float | None = None) -> int:
             return _show(help_text(names))
         command = parse(argv)
         workdir = command.workdir
-        return _run(command, began)
+        group = _group(command)
+        return _run(command, group, began)
     except BrokenPipeError as error:
-        return _unread(error, workdir)
+        return _unread(error, workdir, group)
     except tuple(EXIT_CODES) as error:
-        return _fail(EXIT_CODES[type(error)], str(error))
+        return _fail(EXIT_CODES[type(error)], str(error), group)
     except Exception as error:
         if streams.refused(error):
             streams.drop()
@@ -55,8 +57,9 @@ def main(argv: list[str], began: float | None = None) -> int:
                 2,
                 f"standard output cannot be written ({error.strerror}): lead it elsewhere and run"
                 " the same command again, which goes on from what is saved",
+                group,
             )
-        return _fail(70, _unexpected(error, workdir))
+        return _fail(70, _unexpected(error, workdir, group), group)
 
 
 def _help(words):
@@ -76,18 +79,18 @@ def _show(text):
     return 0
 
 
-def _unread(error, workdir):
+def _unread(error, workdir, group):
     """Whoever read the output, such as head, is gone; any other pipe is an unexpected failure."""
     pipe = select.poll()
     pipe.register(sys.stdout.fileno(), 0)  # only tells of errors
     if pipe.poll(0):
         streams.drop()
-        return _fail(75, "nobody reads stdout any more: the same command goes on")
-    return _fail(70, _unexpected(error, workdir))
+        return _fail(75, "nobody reads stdout any more: the same command goes on", group)
+    return _fail(70, _unexpected(error, workdir, group), group)
 
 
-def _check_processes(command: Command) -> None:
-    """Raises UserError for numbers that are of no group of processes."""
+def _group(command: Command) -> Group | None:
+    """What holds several processes together; None for one. Raises UserError for wrong numbers."""
     number, of = command.process, command.processes
     if of < 1:
         raise UserError(f"--processes is {of}: use at least 1")
@@ -98,28 +101,31 @@ def _check_processes(command: Command) -> None:
             f"--processes is {of} and --coordinator is missing: give the address of process 0, such"
             " as --coordinator=host0:9876"
         )
+    timeout_s = command.config.distributed.timeout_s
+    if timeout_s < 10:
+        raise UserError(
+            f"config.distributed.timeout_s is {timeout_s}: give at least 10 seconds, or a process"
+            " that is only busy counts as lost"
+        )
+    return Group(timeout_s) if of > 1 or command.distributed else None
 
 
-def _run(command: Command, began: float) -> int:
-    _check_processes(command)
+def _run(command: Command, group: Group | None, began: float) -> int:
     # For example, orbax warns of a missing sharding file whenever it restores a host scalar.
     warnings.filterwarnings("ignore", module="orbax")
-    import jax
-
-    if command.distributed:
-        jax.distributed.initialize()
-    elif command.processes > 1:
-        jax.distributed.initialize(command.coordinator, command.processes, command.process)
-    several = command.distributed or command.processes > 1
-    if several:
+    if group:
+        coordinator = "" if command.distributed else command.coordinator
+        group.join(Place(coordinator, command.processes, command.process))
         signals.retake()  # the distributed runtime takes SIGTERM for itself
-    stream = None if several and jax.process_index() else sys.stderr
+    stream = None if group and group.index else sys.stderr
     with Progress(stream, every_s=command.config.log.every, began=began).shown() as progress:
         with progress.stage("start", f"starting the job {command.config.job}"):
             from distill_jax.jobs.run import run_job  # takes seconds
 
             _check_platform()
         run_job(command.config, command.base, command.workdir, progress)
+    if group:
+        group.leave()
     return 0
 
 
@@ -138,8 +144,10 @@ def _check_platform() -> None:
         ) from error
 
 
-def _unexpected(error: Exception, workdir: Path | None) -> str:
+def _unexpected(error: Exception, workdir: Path | None, group: Group | None) -> str:
     """One line; the traceback goes to a file in the workdir, or else to a temporary one."""
+    if group:
+        group.await_reason()
     text = "".join(traceback.format_exception(error))
     try:
         if workdir is None:
@@ -157,7 +165,9 @@ def _unexpected(error: Exception, workdir: Path | None) -> str:
     )
 
 
-def _fail(code: int, message: str) -> int:
-    line = message.replace("\n", " ")
-    print(f"error: {line}", file=sys.stderr, flush=True)
+def _fail(code: int, message: str, group: Group | None) -> int:
+    line = "error: " + message.replace("\n", " ")
+    if group:
+        group.fail(code, line)
+    print(line, file=sys.stderr, flush=True)
     return code

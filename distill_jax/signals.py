@@ -9,6 +9,7 @@ of its own hears of each signal through a pipe instead. What is half written the
 files.py says; locks go with the process.
 """
 
+import ctypes
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ from typing import NamedTuple, NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CODE = 75
+PR_SET_PDEATHSIG = 1  # of prctl, which is of Linux
 
 
 class Saving(NamedTuple):
@@ -63,6 +65,15 @@ def retake() -> None:
         _take()
 
 
+def end_with_launcher() -> None:
+    """Where launch.py started this process, it does not outlive that, even where that is killed."""
+    parent = os.environ.pop("DISTILL_JAX_LAUNCHER", "")
+    if parent:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
+        if os.getppid() != int(parent):
+            os._exit(CODE)
+
+
 @contextmanager
 def saving() -> Iterator[Saving]:
     """Inside, once `begun` is set, the first signal sets `asked` and the second ends the process.
@@ -105,20 +116,21 @@ def _act(name):
     if holder is None or not holder.begun.is_set() or holder.asked.is_set():
         _end(f"error: stopped by {name}: the same command goes on from what is saved")
     holder.asked.set()
-    _write(f"{name}: stops after saving; a second signal ends at once")
+    write(f"{name}: stops after saving; a second signal ends at once")
 
 
 def _end(line) -> NoReturn:
     if "multiprocessing" in sys.modules:
         for child in sys.modules["multiprocessing"].active_children():
             child.kill()
-    _write(line)
+    write(line)
     os._exit(CODE)
 
 
-def _write(line):
-    """Past sys.stderr, whose lock the main thread may hold; on a terminal below its ^C or bar."""
-    os.write(2, ("\n" * os.isatty(2) + line + "\n").encode())
+def write(line: str) -> None:
+    """Past sys.stderr, whose lock another thread may hold; on a terminal below its ^C or bar."""
+    descriptor = sys.stderr.fileno()
+    os.write(descriptor, ("\n" * os.isatty(descriptor) + line + "\n").encode())
 
 
 def _leave():

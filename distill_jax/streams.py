@@ -20,6 +20,17 @@ def prepare() -> None:
         stream.reconfigure(errors="backslashreplace")
 
 
+def part_libraries() -> int:
+    """Leads what libraries write to stderr past Python to a file in memory, and gives that.
+
+    sys.stderr stays where it is.
+    """
+    sys.stderr = open(os.dup(2), "w", buffering=1, errors="backslashreplace")  # noqa: SIM115
+    memory = os.memfd_create("stderr")
+    os.dup2(memory, 2)
+    return memory
+
+
 def refused(error: Exception) -> bool:
     """Whether an error is that stdout took no text; it names no file, but was raised by a printer.
 

@@ -14,7 +14,7 @@ from distill_jax.setup.teachers import AVERAGE
 from distill_jax.types import UserError
 
 # Patterns of keys that change what is shown and guarded, not what is computed.
-UNCOUNTED = ("log.*", "watchdog_s", "data.prefetch")
+UNCOUNTED = ("log.*", "distributed.*", "watchdog_s", "data.prefetch")
 # The same for what trains: when it evaluates, what it keeps, and what it writes.
 BESIDE = (*UNCOUNTED, "checkpoint.*", "eval.every", "eval.batch_size", "generate.*")
 OTHERS = ("eval.*", "export.*", "study.*", "verdict.*", "diagnose.*")  # of other jobs
