@@ -1,7 +1,6 @@
 """The words of a command line as a config, a directory, and a place among the processes."""
 
 import ast
-import json
 import math
 import os
 import re
@@ -11,11 +10,12 @@ from typing import Any, NamedTuple
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from distill_jax.config import check_keys, leaves, load_base
+from distill_jax.config import check_keys, config_of_diff, leaves, load_base
 from distill_jax.config_file import load_config
+from distill_jax.files import read_sealed
 from distill_jax.key_names import OPEN, unknown_flag, unknown_key
 from distill_jax.types import UserError
-from distill_jax.workdir import CONFIG
+from distill_jax.workdir import CONFIG, CONFIG_DIFF
 
 # Every flag but the keys of a config, with the type of its value.
 FLAGS = {
@@ -180,7 +180,10 @@ def _config_of_run(workdir, base):
             " file, such as --config=configs/quickstart.py, or the --workdir of a run"
         )
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_sealed(path)
+        if values is None:  # run_job writes it again
+            diff = path.with_name(CONFIG_DIFF).read_text(encoding="utf-8")
+            values = config_of_diff(diff, base)
         known = leaves(base)
         values = {
             key: tuple(value) if isinstance(value, list) else value
@@ -190,7 +193,7 @@ def _config_of_run(workdir, base):
         base.update(traverse_util.unflatten_dict(values, sep="."))
     except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
         raise UserError(
-            f"{path} cannot be read ({type(error).__name__}): give the file of the run's config as"
-            " --config"
+            f"{path} is damaged, as is {CONFIG_DIFF} ({type(error).__name__}): give the file of the"
+            " run's config as --config"
         ) from None
     return base

@@ -1,5 +1,6 @@
 """Checks of a config, and its differences from base as text or as flags."""
 
+import ast
 import difflib
 import importlib.util
 import json
@@ -94,6 +95,26 @@ def config_diff(config: ConfigDict, base: ConfigDict) -> str:
         if key not in defaults or value != defaults[key]
     ]
     return "".join(lines)
+
+
+def config_of_diff(text: str, base: ConfigDict) -> dict[str, Any] | None:
+    """The flat config that config_diff wrote `text` of; None where it is not whole.
+
+    Nor where another version, with other defaults in its base, has written it.
+    """
+    values = flatten(base)
+    if not text.endswith("\n"):
+        return None
+    for line in text.split("\n")[:-1]:
+        key, colon, rest = line.removeprefix("config.").partition(": ")
+        default = f" (base: {values.get(key, 'absent')!r})"
+        try:
+            values[key] = ast.literal_eval(rest.removesuffix(default))
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return None
+        if not (line.startswith("config.") and colon and rest.endswith(default)):
+            return None
+    return values
 
 
 def as_flags(config: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,15 @@ from typing import Any
 
 import filelock
 
-from distill_jax.files import opened, remove, sealed, write_json, write_text, written_whole
+from distill_jax.files import (
+    opened,
+    read_sealed,
+    remove,
+    sealed,
+    write_json,
+    write_text,
+    written_whole,
+)
 from distill_jax.types import UserError
 from distill_jax.words import plural
 
@@ -73,17 +81,31 @@ def owner(directory: Path) -> dict[str, Any] | None:
     UserError where config.json is another program's, such as a model's.
     """
     path = directory / CONFIG
-    if not path.exists():
-        return None
-    try:
-        config = json.loads(path.read_text())
-        job = config["job"]
-    except (ValueError, KeyError, TypeError):
+    config = read_sealed(path)
+    if config is not None and isinstance(config.get("job"), str):
+        return config if config["job"] in PRODUCTS else None
+    if config_lost(directory):
+        raise UserError(
+            f"{path} is missing or damaged, and {CONFIG_DIFF} does not tell what it was: put one of"
+            " them back from a copy, or use another directory"
+        )
+    if path.exists():
         raise UserError(
             f"--workdir {directory} holds a config.json of something else, such as a model:"
             " use another directory"
-        ) from None
-    return config if job in PRODUCTS else None
+        )
+    return None
+
+
+def config_lost(directory: Path) -> bool:
+    """Whether a directory keeps what a config made, and its config.json is missing or damaged."""
+    config = read_sealed(directory / CONFIG)
+    if config is not None and ("job" in config or "model_type" in config):
+        return False
+    traces = [f"{CHECKPOINTS}/step_*", "arms/*/*/*"]
+    if (directory / CONFIG).exists():
+        traces += [CONFIG_DIFF, *(one for patterns in PRODUCTS.values() for one in patterns)]
+    return any(True for pattern in traces for _ in directory.glob(pattern))
 
 
 def kept(directory: Path) -> dict[str, Any] | None:
@@ -104,16 +126,14 @@ def last_checkpoint(directory: Path) -> int:
 def write_exported(directory: Path, step: int) -> None:
     """Notes that `student/` is now of that step of the run, and how far the run had come."""
     last = max(step, last_checkpoint(directory))
-    write_json(directory / EXPORTED, {"step": step, "last_checkpoint": last})
+    write_json(directory / EXPORTED, sealed({"step": step, "last_checkpoint": last}))
 
 
 def exported(directory: Path) -> tuple[int, int] | None:
     """The step that `student/` is of and the last checkpoint of that time; None if not known."""
-    try:
-        noted = json.loads((directory / EXPORTED).read_text())
-        return int(noted["step"]), int(noted["last_checkpoint"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    noted = read_sealed(directory / EXPORTED) or {}
+    found = noted.get("step"), noted.get("last_checkpoint")
+    return found if all(isinstance(step, int) for step in found) else None
 
 
 def check(directory: Path, resolved: dict[str, Any], free: Callable[[str], bool]) -> None:
@@ -140,13 +160,12 @@ def claim(directory: Path, resolved: dict[str, Any], diff: str) -> None:
     What an attempt of another config has left without a product goes, as do the copies of a reading
     job's answer.
     """
-    path = directory / CONFIG
-    old = json.loads(path.read_text()) if path.exists() else resolved
+    old = read_sealed(directory / CONFIG) or resolved
     if old != resolved and kept(directory) is None:
-        for name in (*LATEST, *LEFTOVERS.get(old["job"], ())):
+        for name in (*LATEST, *LEFTOVERS.get(old.get("job"), ())):
             remove(directory / name)
     write_text(directory / CONFIG_DIFF, diff)
-    write_json(directory / CONFIG, resolved)
+    write_json(directory / CONFIG, sealed(resolved))
 
 
 def result_directory(directory: Path, job: str, title: str, question: dict[str, Any]) -> Path:
@@ -162,7 +181,7 @@ def publish(results: Path, directory: Path, resolved: dict[str, Any], diff: str)
     What an owner has there is never touched.
     """
     write_text(results / CONFIG_DIFF, diff)
-    write_json(results / CONFIG, resolved)
+    write_json(results / CONFIG, sealed(resolved))
     if owner(directory) is not None:
         return
     if (results / REPORT).exists():

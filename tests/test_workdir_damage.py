@@ -1,12 +1,13 @@
 """Small files of a run that were damaged since: mended and told of, or refused."""
 
 import json
+import random
 import shutil
 
 import pytest
 
 from distill_jax.files import opened, sealed
-from distill_jax.workdir import read_lines
+from distill_jax.workdir import read_lines, rewind
 from tests import cli
 
 # U+2028, U+0085 and a file separator: str.splitlines would cut at each of them.
@@ -102,27 +103,123 @@ METRICS = {
 
 
 @pytest.mark.parametrize("damage", METRICS)
-def test_damaged_metrics_are_cut_out_and_lost_ones_are_told(
+def test_damaged_metrics_are_cut_out_and_lost_ones_are_told(damage, stopped, whole, tmp_path):
+    change, lost = METRICS[damage]
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(change((stopped / "metrics.jsonl").read_bytes()))
+    said = rewind(path, STOPPED)
+    assert bool(said) == (damage != "lines of steps to come")  # as after any kill
+    assert ("no line is left of" in said) == lost
+    expected = [line for line in numbers(whole) if line["step"] <= STOPPED]
+    left = numbers(tmp_path)
+    assert all(line in expected for line in left)
+    assert (len(left) < len(expected)) == lost
+    assert rewind(path, STOPPED).count("damaged") == 0  # said once
+
+
+@pytest.mark.parametrize("damage", ["nothing", "no JSON"])
+def test_a_run_with_damaged_metrics_goes_on_to_its_report(
     damage, stopped, whole, flags_here, tmp_path
 ):
     workdir = shutil.copytree(stopped, tmp_path / "run")
-    change, lost = METRICS[damage]
     path = workdir / "metrics.jsonl"
-    path.write_bytes(change(path.read_bytes()))
+    path.write_bytes(METRICS[damage][0](path.read_bytes()))
     again = cli.run(f"--workdir={workdir}", *flags_here)
     assert again.returncode == 0, again.stderr
-    told = [line for line in again.stderr.split("\n") if "metrics.jsonl" in line]
-    if damage == "lines of steps to come":  # as after any kill
-        assert told == []
-    else:
-        assert len(told) == 1
-        assert ("no line is left of" in told[0]) == lost
-    expected, left = numbers(whole), numbers(workdir)
-    assert all(line in expected for line in left)
-    assert (len(left) < len(expected)) == lost
+    assert again.stderr.count("metrics.jsonl: ") == 1
+    assert numbers(workdir)[-3:] == numbers(whole)[-3:]
     report = json.loads((workdir / "report.json").read_text())
     begins = [model["name"] for model in report["models"]]
-    assert ("student before" in begins) == (left[0]["step"] == 0)
+    assert ("student before" in begins) == (damage == "no JSON")
+
+
+def changed_digit(data):
+    """A digit in its middle is another one."""
+    at = next(i for i in range(len(data) // 2, len(data)) if chr(data[i]) in "2345678")
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+SMALL = ("config.json", "architecture.json", "provenance.json", "samples.jsonl")
+DAMAGES = {
+    "truncated": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "garbage": lambda data: random.Random(0).randbytes(len(data)),
+    "another type": lambda data: b"[]\n",
+    "another digit": changed_digit,
+    "deleted": None,
+}
+
+
+def damaged(workdir, names, damage):
+    for name in names:
+        path = workdir / name
+        if DAMAGES[damage] is None:
+            path.unlink()
+        else:
+            path.write_bytes(DAMAGES[damage](path.read_bytes()))
+
+
+def weights(workdir):
+    return (workdir / "student" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_small_files_are_made_again_and_the_run_goes_on(
+    damage, stopped, whole, flags_here, tmp_path
+):
+    workdir = shutil.copytree(stopped, tmp_path / "run")
+    damaged(workdir, SMALL, damage)
+    again = cli.run(f"--workdir={workdir}", *flags_here)
+    assert again.returncode == 0, again.stderr
+    for name in SMALL:
+        assert again.stdout.count(f"{name} was ") == 1, (name, again.stdout)
+    assert weights(workdir) == weights(whole)
+    assert numbers(workdir) == numbers(whole)
+    for name in SMALL[:3]:
+        assert (workdir / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_jobs_that_read_a_run_mend_its_config_and_sizes(damage, stopped, whole, tmp_path):
+    """Without --config, which config.json would tell; the export is of the checkpoint."""
+    workdir = shutil.copytree(stopped, tmp_path / "run")
+    export = (f"--workdir={workdir}", "--config.job=export")
+    assert cli.run(*export, config=None).returncode == 0
+    expected = weights(workdir)
+    shutil.rmtree(workdir / "student")
+    names = SMALL[damage == "deleted" : 2]  # without a config.json there is none to be read
+    damaged(workdir, names, damage)
+    again = cli.run(*export, config=None)
+    assert again.returncode == 0, again.stderr
+    assert weights(workdir) == expected
+    for name in names:
+        assert again.stdout.count(f"{name} was missing or damaged") == 1
+    damaged(workdir, ["student.json"], damage)
+    refused = cli.run(f"--workdir={workdir}", "--config.job=evaluate", config=None)
+    assert refused.returncode == 2
+    assert "write the student of the last checkpoint by --config.job=export" in refused.stderr
+
+
+@pytest.mark.parametrize("damage", [name for name in DAMAGES if name != "deleted"])
+def test_a_damaged_report_is_written_again(damage, whole, flags_here, tmp_path):
+    workdir = shutil.copytree(whole, tmp_path / "run")
+    damaged(workdir, ["report.json"], damage)
+    again = cli.run(f"--workdir={workdir}", *flags_here)
+    assert again.returncode == 0, again.stderr
+    assert "report.json is damaged: it is written again" in again.stdout
+    fresh, expected = (json.loads((w / "report.json").read_text()) for w in (workdir, whole))
+    assert fresh["eval/nll"] == expected["eval/nll"]
+    assert "is done" in cli.run(f"--workdir={workdir}", *flags_here).stdout
+
+
+def test_a_run_of_no_known_config_is_refused(stopped, flags_here, tmp_path):
+    """Checkpoints of a config that nothing tells must not go on with another one."""
+    workdir = shutil.copytree(stopped, tmp_path / "run")
+    damaged(workdir, ["config.json", "config_diff.txt"], "deleted")
+    for job in ("train", "export", "evaluate"):
+        again = cli.run(f"--workdir={workdir}", *flags_here, f"--config.job={job}")
+        assert again.returncode == 2
+        assert "put one of them back from a copy" in again.stderr
 
 
 def test_a_run_whose_last_evaluation_was_lost_measures_again(whole, flags_here, tmp_path):

@@ -14,12 +14,19 @@ from distill_jax.models.load import resolve
 from distill_jax.progress import Progress, say
 from distill_jax.setup.early import check_read
 from distill_jax.setup.loss import make_recipe
-from distill_jax.setup.models import load_only_model, mesh_of, own_tokenizer, student_tokenizer
+from distill_jax.setup.models import (
+    load_only_model,
+    mesh_of,
+    own_tokenizer,
+    student_source,
+    student_tokenizer,
+)
 from distill_jax.setup.owner import claim, refuse_study
 from distill_jax.setup.training import (
     ARCHITECTURE,
     abstract_state,
     open_checkpoints,
+    rebuilt_model,
     saved_model,
     starter,
 )
@@ -30,7 +37,7 @@ def export_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
     """Writes workdir/student: from this run's checkpoints, or else from student.path."""
     mesh = mesh_of(c)
     check_read(c)
-    of_run = (directory / ARCHITECTURE).exists()
+    of_run = (directory / ARCHITECTURE).exists() or workdir.last_checkpoint(directory) > 0
     if of_run:
         step, model, params, where = _read_checkpoint(c, directory, mesh, progress)
         teacher = None if own_tokenizer(c) else load_tokenizer(resolve(c.teacher.path))
@@ -71,6 +78,12 @@ def _read_checkpoint(
             among = ", ".join(f"{value:.4g} at {other}" for other, value in sorted(values.items()))
             where = f"step {step}, the lowest {metric} of the checkpoints with one ({among})"
         model = saved_model(c, directory)
+        if model is None:
+            with progress.stage("load", "reading what the student started from") as stage:
+                teacher = None if c.student.path else load_only_model(c, mesh, stage.advance)
+                source = student_source(c, teacher, stage.advance)
+            model, said = rebuilt_model(c, directory, source)
+            say(said)
         abstract, _ = abstract_state(model, starter(c, make_recipe(c)), mesh)
         with progress.stage("load", f"reading step {step}"):
             return step, model, checkpoint.restore(manager, abstract, step).params, where

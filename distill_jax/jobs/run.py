@@ -23,7 +23,8 @@ from distill_jax.jobs.verdict import verdict_job
 from distill_jax.progress import Progress, say
 from distill_jax.setup.growth import fitted
 from distill_jax.setup.limits import check_limits
-from distill_jax.setup.owner import Question, check_owner, publish, question_of
+from distill_jax.setup.owner import Question, check_owner, mend, publish, question_of
+from distill_jax.sharding import barrier
 from distill_jax.types import UserError
 
 
@@ -43,6 +44,9 @@ def run_job(c: ConfigDict, base: ConfigDict, directory: Path, progress: Progress
     check_limits(c)
     lock = workdir.locked(directory) if jax.process_index() == 0 else nullcontext()
     with lock, _room(directory):
+        if mended := mend(directory):
+            say(mended)
+        barrier("whose the directory is")
         c, adapted = fitted(c, base, directory)
         for line in adapted:
             say(line)

@@ -1,6 +1,5 @@
 """The job train: reads, trains, exports the student and writes the report."""
 
-import json
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from ml_collections import ConfigDict
 from distill_jax import checkpoint, workdir
 from distill_jax.config import flatten, load_base
 from distill_jax.export import export_student
-from distill_jax.files import sealed
+from distill_jax.files import read_sealed, sealed
 from distill_jax.loop import train
 from distill_jax.losses.terms import needs_teacher
 from distill_jax.models.binding import Model
@@ -29,16 +28,16 @@ from distill_jax.setup.models import count, size_line, student_source
 from distill_jax.setup.owner import check_owner, claim
 from distill_jax.setup.provenance import provenance
 from distill_jax.setup.training import (
-    ARCHITECTURE,
     CompiledSteps,
     abstract_state,
-    architecture,
     compiled_steps,
     open_checkpoints,
+    rebuilt_model,
     run_of,
     saved_model,
     shape_of,
     starter,
+    write_architecture,
 )
 from distill_jax.setup.writing import writing
 from distill_jax.types import Params
@@ -73,8 +72,13 @@ def train_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
 def _says_done(c: ConfigDict, directory: Path) -> bool:
     """Whether a run has done all of config.steps, which it then says."""
     path = directory / workdir.REPORT
-    report = json.loads(path.read_text()) if workdir.kept(directory) and path.exists() else None
-    if report is None or report["config"]["steps"] != c.steps:
+    if workdir.kept(directory) is None or not path.exists():
+        return False
+    report = read_sealed(path)
+    if report is None or not {"config", "table"} <= report.keys():
+        say(f"{path} is damaged: it is written again, from the last checkpoint")
+        return False
+    if report["config"]["steps"] != c.steps:
         return False
     say(
         f"{directory} is done (to go on, give more than --config.steps={c.steps}; to train again,"
@@ -122,14 +126,16 @@ def train_student(
     begin = starter(c, setting.recipe)
     if manager.latest_step() is None:
         model, params = start_of(setting, progress)
-        if jax.process_index() == 0:
-            workdir.write_json(directory / ARCHITECTURE, architecture(model))
+        write_architecture(directory, model)
         _, shardings = abstract_state(model, begin, mesh)
         with progress.stage("load", "placing the student"):
             state = jax.block_until_ready(jax.jit(begin, out_shardings=shardings)(params))
         del params
     else:
         model = saved_model(c, directory)
+        if model is None:
+            model, said = rebuilt_model(c, directory, setting.inputs.source)
+            say(said)
         abstract, shardings = abstract_state(model, begin, mesh)
         with progress.stage("load", "reading the last checkpoint"):
             state = checkpoint.restore(manager, abstract)
@@ -174,18 +180,22 @@ def _begin_files(
     progress: Progress,
 ) -> None:
     """Writes provenance, and what teacher and student write before the first step."""
-    inputs, lines = setting.inputs, []
-    teacher = inputs.teachers.first
+    lines, teacher = [], setting.inputs.teachers.first
     if teacher is not None:
         lines += _samples(setting, "teacher", 0, teacher.model, teacher.params, progress)
     lines += _samples(setting, "student before", 0, model, params, progress)
-    parts = {"train": setting.training, "eval": setting.held_out}
-    versions = provenance(inputs.mesh, inputs.tokenizer, teachers.identity(inputs.teachers), parts)
     if jax.process_index() == 0:
-        workdir.write_json(setting.directory / workdir.PROVENANCE, versions)
+        _write_provenance(setting)
         workdir.write_lines(setting.directory / workdir.SAMPLES, map(sealed, lines))
     for writer in writers if lines else ():
         writer.samples(0, lines)
+
+
+def _write_provenance(setting: Setting) -> dict:
+    inputs, parts = setting.inputs, {"train": setting.training, "eval": setting.held_out}
+    versions = provenance(inputs.mesh, inputs.tokenizer, teachers.identity(inputs.teachers), parts)
+    workdir.write_json(setting.directory / workdir.PROVENANCE, sealed(versions))
+    return versions
 
 
 def _samples(
@@ -216,8 +226,8 @@ def finish(
     workdir.write_exported(directory, c.steps)
     texts = directory / workdir.SAMPLES
     written, damaged = workdir.whole_lines(texts)
-    if damaged or not texts.exists():
-        say(f"{texts} was damaged: what of it was not whole is lost, and missing in the report")
+    if damaged or (after and not written):
+        say(f"{texts} was damaged or empty: texts from before the training are missing")
     asked = {line["prompt"] for line in after}  # a run that went on may have others
     begun = [line for line in written if line["step"] == 0 and line["prompt"] in asked]
     lines = begun + after
@@ -232,16 +242,19 @@ def finish(
     sizes = [sum(count(one.params) for one in loaded) or None, *[count(params)] * 2]
     begin = [line for line in evaluations if line["step"] == 0]  # none where it was lost
     rows = model_rows(sizes, [*begin[:1], evaluations[-1]], speeds)
-    versions = json.loads((directory / workdir.PROVENANCE).read_text())
+    versions = read_sealed(directory / workdir.PROVENANCE)
+    if versions is None:
+        versions = _write_provenance(setting)
+        say(f"{directory / workdir.PROVENANCE} was missing or damaged: written again, as of today")
     last = {k: v for k, v in evaluations[-1].items() if k.startswith("eval/")}
-    diff = (directory / workdir.CONFIG_DIFF).read_text()
+    diff = (directory / workdir.CONFIG_DIFF).read_text(encoding="utf-8")
     command = study_command(flatten(c), flatten(load_base()), str(directory))
     report = report_json(
         rows, last, lines, flatten(c), versions, history=history, config_diff=diff,
         study_command=command, times=progress.times(), taught=taught,
     )  # fmt: skip
     workdir.write_text(directory / workdir.PAGE, page(report))
-    workdir.write_json(directory / workdir.REPORT, report)
+    workdir.write_json(directory / workdir.REPORT, sealed(report))
     files = [directory / name for name in (workdir.CONFIG, workdir.REPORT, workdir.PAGE)]
     for writer in writers:
         if lines:

@@ -5,10 +5,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
 from distill_jax import workdir
-from distill_jax.config import config_diff, flatten, load_base
+from distill_jax.config import config_diff, config_of_diff, flatten, load_base
+from distill_jax.files import sealed
 from distill_jax.setup.early import check_read
 from distill_jax.setup.teachers import AVERAGE
 from distill_jax.types import UserError
@@ -64,6 +66,28 @@ def claim(c: ConfigDict, directory: Path) -> None:
     workdir.claim(directory, flatten(c), config_diff(c, load_base()))
 
 
+def mend(directory: Path) -> str:
+    """Makes config.json of a run again from config_diff.txt, where it is missing or damaged.
+
+    Gives a line that says so. Raises UserError where neither tells whose the directory is.
+    """
+    if not workdir.config_lost(directory):
+        return ""
+    try:
+        diff = (directory / workdir.CONFIG_DIFF).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        diff = ""
+    values = config_of_diff(diff, load_base())
+    if values is None:
+        workdir.owner(directory)
+    elif jax.process_index() == 0:
+        workdir.write_json(directory / workdir.CONFIG, sealed(values))
+    return (
+        f"{directory / workdir.CONFIG} was missing or damaged: written again by what"
+        f" {workdir.CONFIG_DIFF} says"
+    )
+
+
 def question_of(c: ConfigDict, directory: Path) -> Question:
     """What a job reads in a workdir: the run's own student and text, or what the config names.
 
@@ -112,6 +136,11 @@ def _student(directory: Path) -> Path:
             " the student of its last checkpoint by --config.job=export"
         )
     noted, last = workdir.exported(directory), workdir.last_checkpoint(directory)
+    if noted is None and last:
+        raise UserError(
+            f"{directory / workdir.EXPORTED} is missing or damaged, so {path} may be of any step:"
+            " write the student of the last checkpoint by --config.job=export"
+        )
     if noted and last > noted[1]:
         raise UserError(
             f"{path} is of step {noted[0]}, and the run has trained on to step {last}: finish it by"

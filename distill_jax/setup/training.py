@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from distill_jax import checkpoint, workdir
 from distill_jax.config import at_least, choose, flatten
 from distill_jax.evals.likelihood import EvalStep, evaluate, make_eval_step
+from distill_jax.files import read_sealed, sealed
 from distill_jax.loop import LoopOptions, Run
 from distill_jax.losses.terms import needs_teacher
 from distill_jax.models.binding import Model
@@ -20,7 +21,8 @@ from distill_jax.models.families import FAMILIES
 from distill_jax.setup import data, teachers
 from distill_jax.setup.inputs import Setting
 from distill_jax.setup.loss import Recipe, train_step_of
-from distill_jax.setup.models import bind_config
+from distill_jax.setup.models import Source, bind_config
+from distill_jax.setup.student import student_config
 from distill_jax.sharding import batch_ways, parameter_shardings
 from distill_jax.step import TrainStep, init_state
 from distill_jax.types import Advance, Params, TrainState
@@ -87,10 +89,26 @@ def architecture(model: Model) -> dict[str, Any]:
     return FAMILIES[model.config.family].to_hf(model.config)
 
 
-def saved_model(c: ConfigDict, directory: Path) -> Model:
-    """The decoder of the student whose checkpoints a directory holds."""
-    raw = json.loads((directory / ARCHITECTURE).read_text())
+def write_architecture(directory: Path, model: Model) -> None:
+    """Notes the student's sizes beside its checkpoints, on process 0."""
+    if jax.process_index() == 0:
+        workdir.write_json(directory / ARCHITECTURE, sealed(architecture(model)))
+
+
+def saved_model(c: ConfigDict, directory: Path) -> Model | None:
+    """The decoder of the student whose checkpoints a directory holds; None if that is damaged."""
+    raw = read_sealed(directory / ARCHITECTURE)
+    if raw is None or raw.get("model_type") not in FAMILIES:
+        return None
     return bind_config(c, FAMILIES[raw["model_type"]].from_hf(raw), c.student.dtype)
+
+
+def rebuilt_model(c: ConfigDict, directory: Path, source: Source) -> tuple[Model, str]:
+    """The same by what the student started from, written again, with a line that says so."""
+    model = bind_config(c, student_config(c, source), c.student.dtype)
+    write_architecture(directory, model)
+    path = directory / ARCHITECTURE
+    return model, f"{path} was missing or damaged: written again by what the config starts from"
 
 
 def compiled_steps(setting: Setting, model: Model, shardings: TrainState | None) -> CompiledSteps:
