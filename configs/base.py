@@ -144,7 +144,7 @@ def get_config(variant: str = "train") -> ConfigDict:
 
     c.export = ConfigDict()  # the student as a Hugging Face directory
     c.export.dtype = "float32"  # float32 | bfloat16 | float16: of the written weights
-    c.export.checkpoint = "latest"  # latest | best: which one the job export writes
+    c.export.checkpoint = "latest"  # latest | best | a step: which one the job export writes
 
     c.study = ConfigDict()  # several arms and seeds, and one verdict on distillation
     c.study.arms = ()  # empty: kd, sft, sft_flops, random_teacher and all ablations; also: scratch

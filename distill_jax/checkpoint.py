@@ -1,45 +1,79 @@
 """Checkpoints of a run: student, optimizer and step, written by orbax in the background.
 
-A checkpoint is a directory with orbax's commit marker; one that was interrupted has none and is
-never restored. No data position is stored: batches are a function of the step.
+The fingerprints of its arrays are committed with a checkpoint and compared whenever it is read; one
+that is damaged is never gone on from. No data position is stored: batches are a function of the
+step.
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
+from jax.experimental import multihost_utils
 
-from distill_jax.types import TrainState
+from distill_jax.checkpoint_arrays import read_arrays
+from distill_jax.checkpoint_files import (
+    SEAL,
+    STATE,
+    Damaged,
+    flaw,
+    metric_of,
+    place,
+    seal_of,
+    set_aside,
+)
+from distill_jax.fingerprint import fingerprints
+from distill_jax.sharding import barrier
+from distill_jax.types import TrainState, UserError
 
 CheckpointManager = ocp.CheckpointManager
+NONE_LEFT = -1  # in place of a step
+
+
+class Kept(NamedTuple):
+    """Which checkpoints orbax keeps: the last few, and the few with the lowest `metric`.
+
+    So that no run hangs on one that was written badly, the last one before it that looks whole
+    stays, too, until the next one is written.
+    """
+
+    directory: Path
+    keep_last: int
+    keep_best: int
+    metric: str
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        """For each checkpoint, by step; the last one is being written."""
+        steps = [one.step for one in checkpoints]
+        values = {step: metric_of(place(self.directory, step), self.metric) for step in steps[:-1]}
+        values[steps[-1]] = (checkpoints[-1].metrics or {}).get(self.metric)
+        best = sorted(_known(values).items(), key=lambda item: (item[1], -item[0]))
+        whole = (s for s in reversed(steps[:-1]) if not flaw(place(self.directory, s)))
+        kept = {*steps[-self.keep_last :], *dict(best[: self.keep_best]), next(whole, None)}
+        return [step in kept for step in steps]
 
 
 def open_manager(
     directory: Path, *, keep_last: int, keep_best: int, metric: str
 ) -> ocp.CheckpointManager:
     """A manager that keeps the last few checkpoints and the few with the lowest `metric`."""
-    # A run that goes on with another metric may have kept checkpoints that lack it.
-    value = lambda metrics: metrics.get(metric, math.inf)
-    best = policies.BestN(
-        get_metric_fn=value,
-        reverse=True,  # ascending keeps the largest
-        n=keep_best,
-        keep_checkpoints_without_metrics=False,
-    )
-    keep = policies.AnyPreservationPolicy([policies.LatestN(keep_last), best])
+    directory = directory.absolute()
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=keep,
-        best_fn=value,  # without it the metrics of a checkpoint are not stored
+        preservation_policy=Kept(directory, keep_last, keep_best, metric),
+        # Without it the metrics of a checkpoint are not stored.
+        best_fn=lambda metrics: metrics.get(metric, math.inf),
         best_mode="min",
         step_prefix="step",
         create=True,
         cleanup_tmp_directories=jax.process_index() == 0,
         enable_async_checkpointing=True,
+        lightweight_initialize=True,  # reads no file of a checkpoint: any may be damaged
     )
-    return ocp.CheckpointManager(directory.absolute(), options=options)
+    return ocp.CheckpointManager(directory, options=options)
 
 
 def save(
@@ -47,14 +81,20 @@ def save(
 ) -> None:
     """Starts a save of `state` under its step; returns once the arrays are copied."""
     step = int(state.step)
-    items = ocp.args.Composite(state=ocp.args.StandardSave(state))
-    manager.save(step, args=items, metrics=metrics, force=True)
+    seal = {"arrays": fingerprints(state), "metrics": metrics}
+    items = {STATE: ocp.args.StandardSave(state), SEAL: ocp.args.JsonSave(seal)}
+    manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
+
+
+def flaws(manager: ocp.CheckpointManager) -> dict[int, str]:
+    """By step, what is wrong with a checkpoint that is seen without reading its arrays."""
+    return _known({s: flaw(place(Path(manager.directory), s)) for s in manager.all_steps()})
 
 
 def metric_values(manager: ocp.CheckpointManager, metric: str) -> dict[int, float]:
-    """By step, the `metric` of each checkpoint that was saved with an evaluation."""
-    values = {step: (manager.metrics(step) or {}).get(metric) for step in manager.all_steps()}
-    return {step: value for step, value in values.items() if value is not None}
+    """By step, the `metric` of each whole checkpoint that was saved with an evaluation."""
+    of = lambda step: metric_of(place(Path(manager.directory), step), metric)
+    return _known({step: of(step) for step in manager.all_steps()})
 
 
 def lowest(values: dict[int, float]) -> int:
@@ -62,8 +102,90 @@ def lowest(values: dict[int, float]) -> int:
     return min(values, key=lambda step: (values[step], -step))
 
 
-def restore(manager: ocp.CheckpointManager, abstract: Any, step: int | None = None) -> TrainState:
-    """The state of `step` (the latest by default) in the shapes and shardings of `abstract`."""
-    step = manager.latest_step() if step is None else step
-    items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-    return manager.restore(step, args=items).state
+def restore(
+    manager: ocp.CheckpointManager,
+    abstract: Any,
+    step: int,
+    tell: Callable[[str], None] = lambda _: None,
+) -> TrainState:
+    """The state of `step`, verified, in the shapes and shardings of `abstract`.
+
+    All processes call it. tell(text): gets a line where a former version wrote no fingerprints.
+    Raises Damaged, on all processes.
+    """
+    path, reason = place(Path(manager.directory), step), None
+    try:
+        seal = seal_of(path)
+        state = read_arrays(path / STATE, abstract)
+    except Damaged as error:
+        reason = str(error)
+    if not _everywhere(reason is None):
+        raise Damaged(reason or "another process could not read it")
+    if seal is None:
+        tell(f"the checkpoint of step {step} has no fingerprints, as a former version wrote it")
+        return state
+    then, now = seal["arrays"], fingerprints(state)
+    other = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+    if not _everywhere(not other):
+        more = f" and {len(other) - 1} more arrays" if other[1:] else ""
+        raise Damaged(f"{other[0] if other else 'an array'}{more}: not as saved")
+    return state
+
+
+def restore_good(
+    manager: ocp.CheckpointManager, abstract: Any, tell: Callable[[str], None]
+) -> TrainState:
+    """The newest state that is as it was saved. All processes call it, and take the same one.
+
+    Process 0 says which one is tried next. Damaged ones that are newer are set aside, each with a
+    line to tell(text). Raises UserError where none is good; then nothing is renamed.
+    """
+    manager.wait_until_finished()
+    directory, damaged = Path(manager.directory), {}
+    while (step := _next(manager, damaged)) != NONE_LEFT:
+        try:
+            state = restore(manager, abstract, step, tell)
+        except Damaged as error:
+            damaged[step] = str(error)
+            continue
+        for bad, reason in damaged.items() if jax.process_index() == 0 else ():
+            free = set_aside(place(directory, bad))
+            tell(f"the checkpoint of step {bad} is damaged ({reason}): it is now {free}")
+        if damaged:
+            barrier(f"damaged checkpoints before {step}")
+            manager.reload()
+        return state
+    listed = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+    raise UserError(
+        f"{directory} holds no checkpoint to go on from ({listed or 'none at all'}): put a copy of"
+        " one back in its place, or remove that directory to train from the start"
+    )
+
+
+def good_steps(manager: ocp.CheckpointManager, abstract: Any) -> list[int]:
+    """The steps of all checkpoints that are as they were saved; reads every one of them."""
+    good = []
+    for step in manager.all_steps():
+        try:
+            restore(manager, abstract, step)
+        except Damaged:
+            continue
+        good.append(step)
+    return good
+
+
+def _known(values):
+    return {step: value for step, value in values.items() if value is not None}
+
+
+def _everywhere(good: bool) -> bool:
+    """Whether it is so on every process."""
+    return (
+        good if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(good)))
+    )
+
+
+def _next(manager, tried) -> int:
+    """The newest step that was not tried yet, as process 0 sees it."""
+    step = np.int32(max(set(manager.all_steps()) - tried.keys(), default=NONE_LEFT))
+    return int(step if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(step))

@@ -20,7 +20,8 @@ ORDER = [
     {"types", "files", "signals", "streams", "words"},
     {"untrusted"},
     {"gguf_file"},
-    {"key_names", "peers"},
+    {"key_names", "peers", "fingerprint", "checkpoint_files"},
+    {"checkpoint_arrays"},
     {
         "config",
         "sharding",

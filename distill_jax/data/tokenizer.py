@@ -15,7 +15,6 @@ from distill_jax.data.tokenizer_settings import (
     chat_template,
     read_json,
     read_settings,
-    template_file,
     write_settings,
 )
 from distill_jax.types import UserError
@@ -40,7 +39,6 @@ class Tokenizer(NamedTuple):
     added_tokens    strings that are one token anywhere in a text
     special_tokens  "bos_token", "eos_token", ... to token, as chat templates use them
     chat_template   jinja2 source or None
-    template_file   where that was read, for errors; empty where it was not
     vocab_size      one more than the highest token id, added tokens included
     fingerprint     sha256 in hex of all of the above
     settings        what the model's files say besides, for an exported student
@@ -56,7 +54,6 @@ class Tokenizer(NamedTuple):
     added_tokens: tuple[str, ...]
     special_tokens: dict[str, str]
     chat_template: str | None
-    template_file: str
     vocab_size: int
     fingerprint: str
     settings: Settings
@@ -67,7 +64,6 @@ def make_tokenizer(
     *,
     special_tokens: dict[str, str],
     chat_template: str | None,
-    template_file: str = "",
     settings: Settings = NO_SETTINGS,
 ) -> Tokenizer:
     """Builds a Tokenizer. Raises UserError if a special token is not in the vocabulary."""
@@ -101,7 +97,6 @@ def make_tokenizer(
         ),
         special_tokens=dict(special_tokens),
         chat_template=chat_template,
-        template_file=template_file,
         vocab_size=max(backend.get_vocab(with_added_tokens=True).values()) + 1,
         fingerprint=hashlib.sha256("\0".join(parts).encode()).hexdigest(),
         settings=settings,
@@ -117,7 +112,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """
     path = Path(path)
     if path.suffix == ".gguf":
-        return make_tokenizer(**read_gguf_tokenizer(path)._asdict(), template_file=str(path))
+        return make_tokenizer(**read_gguf_tokenizer(path)._asdict())
     file = path / "tokenizer.json"
     if not file.is_file():
         raise UserError(
@@ -133,7 +128,6 @@ def load_tokenizer(path: Path) -> Tokenizer:
         backend,
         special_tokens=_special_tokens(path, config, backend),
         chat_template=chat_template(path, config),
-        template_file=str(template_file(path)),
         settings=read_settings(path, config, backend),
     )
 

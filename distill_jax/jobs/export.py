@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from distill_jax import checkpoint, workdir
+from distill_jax.checkpoint_files import Damaged
 from distill_jax.data.tokenizer import load_tokenizer
 from distill_jax.export import export_student
 from distill_jax.models.binding import Model
@@ -60,23 +61,13 @@ def export_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
 def _read_checkpoint(
     c: ConfigDict, directory: Path, mesh: Mesh, progress: Progress
 ) -> tuple[int, Model, Params, str]:
-    """The step, decoder and parameters of export.checkpoint, and what it is, in words."""
-    manager, metric = open_checkpoints(c, directory), c.checkpoint.metric
+    """The step, decoder and parameters of export.checkpoint, and what it is, in words.
+
+    Raises UserError where that checkpoint is damaged; this job only reads, and sets none aside.
+    """
+    manager = open_checkpoints(c, directory)
     try:
-        step = manager.latest_step()
-        if step is None:
-            raise UserError(f"{directory} has no checkpoint yet: train first")
-        where = f"step {step}"
-        if c.export.checkpoint == "best":
-            values = checkpoint.metric_values(manager, metric)
-            if not values:
-                raise UserError(
-                    f"no checkpoint of {directory} was saved with {metric}: let eval.every divide"
-                    " checkpoint.every, or export the latest"
-                )
-            step = checkpoint.lowest(values)
-            among = ", ".join(f"{value:.4g} at {other}" for other, value in sorted(values.items()))
-            where = f"step {step}, the lowest {metric} of the checkpoints with one ({among})"
+        step, where = _chosen(c, directory, manager)
         model = saved_model(c, directory)
         if model is None:
             with progress.stage("load", "reading what the student started from") as stage:
@@ -86,6 +77,44 @@ def _read_checkpoint(
             say(said)
         abstract, _ = abstract_state(model, starter(c, make_recipe(c)), mesh)
         with progress.stage("load", f"reading step {step}"):
-            return step, model, checkpoint.restore(manager, abstract, step).params, where
+            try:
+                state = checkpoint.restore(manager, abstract, step, say)
+            except Damaged as error:
+                good = ", ".join(map(str, checkpoint.good_steps(manager, abstract))) or "none here"
+                raise UserError(
+                    f"the checkpoint of step {step} of {directory} is damaged ({error}):"
+                    f" --config.export.checkpoint=STEP exports a good one ({good})"
+                ) from None
+        return step, model, state.params, where
     finally:
         manager.close()
+
+
+def _chosen(
+    c: ConfigDict, directory: Path, manager: checkpoint.CheckpointManager
+) -> tuple[int, str]:
+    """The step of export.checkpoint, and what it is, in words."""
+    steps, metric, asked = manager.all_steps(), c.checkpoint.metric, c.export.checkpoint
+    if not steps:
+        raise UserError(f"{directory} has no checkpoint yet: train first")
+    if asked == "latest":
+        return steps[-1], f"step {steps[-1]}"
+    if asked != "best":
+        if int(asked) not in steps:
+            has = ", ".join(map(str, steps))
+            raise UserError(
+                f"config.export.checkpoint is {asked}, and {directory} has a checkpoint of no such"
+                f" step: use one of {has}"
+            )
+        return int(asked), f"step {int(asked)}"
+    for step, reason in checkpoint.flaws(manager).items():
+        say(f"warning: step {step} is not looked at: its checkpoint is damaged ({reason})")
+    values = checkpoint.metric_values(manager, metric)
+    if not values:
+        raise UserError(
+            f"no checkpoint of {directory} was saved with {metric}: let eval.every divide"
+            " checkpoint.every, or export the latest"
+        )
+    step = checkpoint.lowest(values)
+    among = ", ".join(f"{value:.4g} at {other}" for other, value in sorted(values.items()))
+    return step, f"step {step}, the lowest {metric} of the checkpoints with one ({among})"

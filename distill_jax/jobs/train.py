@@ -138,7 +138,7 @@ def train_student(
             say(said)
         abstract, shardings = abstract_state(model, begin, mesh)
         with progress.stage("load", "reading the last checkpoint"):
-            state = checkpoint.restore(manager, abstract)
+            state = checkpoint.restore_good(manager, abstract, say)
         say(f"resuming from step {int(state.step)} of {c.steps}")
     say(f"student: {parameters(count(state.params))} parameters")
     shape = shape_of(c, model)

@@ -70,7 +70,8 @@ def check_room(c: ConfigDict, directory: Path, config: ModelConfig, *, runs: int
     leaves = jax.tree.leaves(bind_config(c, config, c.student.dtype).abstract())
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
     copies = 3 + (AVERAGE in (c.teacher.path, *c.teacher.more))  # two moments of the optimizer
-    checkpoints = c.checkpoint.keep_last + c.checkpoint.keep_best + 1
+    # The one before the last is kept until another one is written after it.
+    checkpoints = max(2, c.checkpoint.keep_last) + c.checkpoint.keep_best + 1
     exported = sum(leaf.size for leaf in leaves) * jax.numpy.dtype(c.export.dtype).itemsize
     needed = size * copies * checkpoints + exported * runs
     written = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())

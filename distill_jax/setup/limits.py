@@ -60,4 +60,5 @@ def check_limits(c: ConfigDict) -> None:
             raise UserError(f"config.{key} is {c[key]}: use 0 or more, or {ABSENT} to leave it out")
     for key in OF_DTYPE:
         choose(key, c[key], DTYPES)
-    choose("export.checkpoint", c.export.checkpoint, CHECKPOINTS)
+    if not c.export.checkpoint.isdecimal():  # a step
+        choose("export.checkpoint", c.export.checkpoint, CHECKPOINTS)

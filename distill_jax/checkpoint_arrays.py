@@ -1,0 +1,59 @@
+"""Reads the arrays of a checkpoint by orbax, so that a damaged one is an exception and no more."""
+
+import asyncio
+import gc
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from distill_jax.checkpoint_files import Damaged
+
+
+def read_arrays(path: Path, abstract: Any) -> Any:
+    """The arrays of a directory in the shapes and shardings of `abstract`, not verified.
+
+    Waits for no other process, of which any one may fail. Raises Damaged.
+    """
+    with _silent():
+        try:
+            item = ocp.args.StandardRestore(abstract)
+            return jax.block_until_ready(ocp.StandardCheckpointHandler().restore(path, args=item))
+        except Exception as error:  # of whichever kind orbax, tensorstore or a codec has for it
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        gc.collect()
+    raise Damaged(reason)
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop that is closed once all that it has begun is over."""
+
+    def close(self):
+        if not self.is_closed() and (tasks := asyncio.all_tasks(self)):
+            self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        super().close()
+
+
+class _Policy(asyncio.DefaultEventLoopPolicy):
+    def new_event_loop(self):
+        return _Loop()
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Orbax closes its event loop at the first array that fails, while others are being read.
+
+    Each of these would write a traceback to stderr, and each that is not begun a warning.
+    """
+    before = asyncio.get_event_loop_policy()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+        asyncio.set_event_loop_policy(_Policy())
+        try:
+            yield
+        finally:
+            asyncio.set_event_loop_policy(before)

@@ -1,0 +1,85 @@
+"""The directory of a checkpoint as it lies on the disk: its marker, its seal, and what is wrong.
+
+The seal holds the fingerprints of the arrays (fingerprint.py) and a copy of the metrics. It is
+committed together with them.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+STATE, METRICS, SEAL = "state", "metrics", "seal"  # what a checkpoint has directories of
+FILES = {METRICS: "metrics", SEAL: "metadata"}  # as orbax names what is in them
+MARKER, DONE = "_CHECKPOINT_METADATA", "commit_success.txt"
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be read, or not as it was written. The message is the reason."""
+
+
+def place(directory: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return directory / f"step_{step}"
+
+
+def seal_of(path: Path) -> dict[str, Any] | None:
+    """`arrays` (fingerprints by path) and `metrics`; None in a checkpoint of a former version.
+
+    Raises Damaged for one without its marker, or of which a part is missing or altered. The arrays
+    are not looked at.
+    """
+    marker = _read(path, MARKER)
+    named = marker.get("item_handlers") if isinstance(marker, dict) else None
+    if not isinstance(named, dict) or not marker.get("commit_timestamp_nsecs"):
+        raise Damaged(f"{MARKER} is not of a commit")
+    items = {STATE, *named, *(name for name in FILES if (path / name).exists())}
+    if gone := sorted(name for name in items if not (path / name).is_dir()):
+        raise Damaged(f"{gone[0]} is missing")
+    # Some versions of orbax leave this file in every directory, others in none.
+    if len({(each / DONE).exists() for each in (path, *(path / name for name in items))}) > 1:
+        raise Damaged(f"{DONE} is missing")
+    metrics = _read(path, METRICS, FILES[METRICS]) if METRICS in items else None
+    if not isinstance(metrics, dict | None):
+        raise Damaged(f"{METRICS} are no metrics")
+    if SEAL not in items:
+        return None
+    seal = _read(path, SEAL, FILES[SEAL])
+    if not isinstance(seal, dict) or not isinstance(seal.get("arrays"), dict):
+        raise Damaged(f"{SEAL} is none")
+    same = lambda value: json.dumps(value, sort_keys=True)  # also where one is not a number
+    if same(seal.get("metrics")) != same(metrics):
+        raise Damaged(f"{METRICS} are not as they were saved")
+    return seal
+
+
+def flaw(path: Path) -> str | None:
+    """What seal_of finds wrong; None if nothing."""
+    try:
+        seal_of(path)
+    except Damaged as error:
+        return str(error)
+    return None
+
+
+def metric_of(path: Path, metric: str) -> float | None:
+    """A metric of a whole checkpoint; None where it has none or is not whole."""
+    if flaw(path) or not (path / METRICS).exists():
+        return None
+    return _read(path, METRICS, FILES[METRICS]).get(metric)
+
+
+def set_aside(path: Path) -> Path:
+    """Renames a damaged checkpoint to what no manager finds, `damaged_NAME`; gives where it is."""
+    names = (f"damaged_{path.name}{again}" for again in ("", *(f"_{n}" for n in range(2, 1000))))
+    free = next(path.with_name(name) for name in names if not path.with_name(name).exists())
+    return path.rename(free)
+
+
+def _read(path: Path, *names: str) -> Any:
+    file = path.joinpath(*names)
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Damaged(f"{'/'.join(names)} is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise Damaged(f"{'/'.join(names)} cannot be read ({error})") from None
