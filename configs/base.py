@@ -1,5 +1,8 @@
 """The schema: every key, its default, its meaning and unit. Other configs are base + a diff.
 
+A comment of a number begins with its limits, as [LEAST to MOST] or [APART, or LEAST to MOST];
+distill_jax/schema.py reads them, and refuses what is beyond.
+
     python -m distill_jax.main --config=configs/base.py --workdir=runs/mine \\
         --config.teacher.path=PATH --config.student.path=PATH --config.data.source=PATH
 
@@ -19,10 +22,12 @@ def get_config(variant: str = "train") -> ConfigDict:
     """The defaults. With teacher.path, student.path and data.source they make a run of any job."""
     c = ConfigDict()
     c.job = variant  # train | study | verdict | diagnose | cache | evaluate | export | generate
-    c.seed = 0  # what initialisation, data order and sampling are drawn from
-    c.steps = 1000  # optimizer updates
-    c.epochs = 0.0  # passes over the training rows, where given instead of steps; 0: steps count
-    c.watchdog_s = 3600  # seconds without a step or evaluated batch until a run gives up; 0: never
+    c.seed = 0  # [0 to 4e18] what initialisation, data order and sampling are drawn from
+    c.steps = 1000  # [0 to 2e9] optimizer updates
+    # [0, or 1e-6 to 1e6] passes over the training rows, given instead of steps; 0: steps count
+    c.epochs = 0.0
+    # [0 to 1e9] seconds without a step or evaluated batch until a run gives up; 0: never
+    c.watchdog_s = 3600
 
     c.teacher = ConfigDict()  # the model, or models, that the student learns from
     c.teacher.path = ""  # of a model | average: the student's running average; empty: no teacher
@@ -30,35 +35,39 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.teacher.dtype = "float32"  # float32 | bfloat16 | float16: of the parameters in memory
     c.teacher.cache = ""  # directory that the job cache wrote: the teacher then runs in no step
     c.teacher.more = ()  # paths of further teachers, mixed with the first
-    c.teacher.weights = ()  # one number per teacher, divided by their sum; empty: equal
+    # [1e-6 to 1e6] one number per teacher, divided by their sum; empty: equal
+    c.teacher.weights = ()
     c.teacher.mix = "probability"  # probability | logits: what is averaged
-    c.teacher.average_decay = 0.999  # share that the running average keeps per step
+    c.teacher.average_decay = 0.999  # [0 to 0.999999] share that the running average keeps per step
     # what the loss uses: hidden (the whole distribution) | top_k | sampled | sampled_renormalised
     c.teacher.targets = "hidden"
-    c.teacher.k = 64  # likeliest entries per token that top_k uses
+    c.teacher.k = 64  # [1 to 1e6] likeliest entries per token that top_k uses
     c.teacher.policy = ""  # of the mass outside top_k: tail_bucket | renormalise | truncate
-    c.teacher.draws = 50  # draws per token of the two sampled targets
+    c.teacher.draws = 50  # [1 to 1e5] draws per token of the two sampled targets
 
     c.student = ConfigDict()  # the model that is trained
     c.student.path = ""  # of a model; empty: the teacher's weights or architecture
     c.student.init = "checkpoint"  # checkpoint | random (the architecture alone) | prune | copy
     c.student.dtype = "float32"  # as teacher.dtype: of the parameters and the optimizer's moments
     c.student.prune = ConfigDict()  # what student.init=prune keeps of the model it starts from
-    c.student.prune.blocks = 0  # blocks to keep; 0: all
-    c.student.prune.neurons = 0  # feed-forward neurons to keep in each block; 0: all
+    c.student.prune.blocks = 0  # [0 to 1e6] blocks to keep; 0: all
+    c.student.prune.neurons = 0  # [0 to 1e9] feed-forward neurons to keep in each block; 0: all
     c.student.prune.block_criterion = "loss"  # loss (each removal's) | influence (1 - cosine)
     # activation | contribution | reconstruction
     c.student.prune.neuron_criterion = "reconstruction"
     c.student.prune.refit = True  # least-squares refit of the kept neurons' output matrices
-    c.student.prune.ridge = 0.05  # of that refit, as a share of the mean squared activation
-    c.student.prune.attention_ridge = 0.3  # the same for the heads' output matrices
-    c.student.prune.calibration_tokens = 32768  # training tokens that neurons are refitted on
-    c.student.prune.ranking_tokens = 4096  # of them, those that blocks are ranked on
+    # [0, or 1e-9 to 1000] of that refit, as a share of the mean squared activation
+    c.student.prune.ridge = 0.05
+    # [0, or 1e-9 to 1000] the same for the heads' output matrices
+    c.student.prune.attention_ridge = 0.3
+    # [1 to 1e9] training tokens that neurons are refitted on
+    c.student.prune.calibration_tokens = 32768
+    c.student.prune.ranking_tokens = 4096  # [1 to 1e9] of them, those that blocks are ranked on
 
     c.model = ConfigDict()  # how teacher and student are computed
     c.model.compute_dtype = "float32"  # as teacher.dtype: of activations and matrix products
     c.model.remat = "none"  # what the backward pass recomputes: none | dots | full
-    c.model.block_tokens = 256  # tokens whose logits exist at a time, per device
+    c.model.block_tokens = 256  # [1 to 1e9] tokens whose logits exist at a time, per device
 
     c.data = ConfigDict()  # the text and its batches
     # path or glob of jsonl, parquet or text | tfds:name | hub:name | python_docs
@@ -67,23 +76,28 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.data.eval_source = ""
     c.data.format = ""  # of the files of both: text | jsonl | parquet; empty: by their suffix
     c.data.template = "plain"  # of prompt + completion: plain (joined) | chat (as two turns)
-    c.data.held_out_fraction = 0.05  # share of documents that is held out without eval_source
-    c.data.max_documents = 0  # documents to train on: the first that are not held out; 0: all
-    c.data.max_tokens = 0  # tokens predicted in training; the last document is cut there; 0: all
-    c.data.eval_max_documents = 0  # documents to evaluate on: the first held-out ones; 0: all
-    c.data.eval_max_tokens = 0  # tokens predicted in one evaluation; 0: all
-    c.data.seq_len = 512  # tokens per row; longer documents are cut into windows
-    c.data.batch_size = 8  # rows of the whole mesh per update
-    c.data.microbatches = 1  # parts of a batch, computed one after another
-    c.data.prefetch = 2  # batches prepared ahead
+    # [1e-6 to 0.999999] share of documents that is held out without eval_source
+    c.data.held_out_fraction = 0.05
+    # [0 to 1e15] documents to train on: the first that are not held out; 0: all
+    c.data.max_documents = 0
+    # [0 to 1e15] tokens predicted in training; the last document is cut there; 0: all
+    c.data.max_tokens = 0
+    # [0 to 1e15] documents to evaluate on: the first held-out ones; 0: all
+    c.data.eval_max_documents = 0
+    c.data.eval_max_tokens = 0  # [0 to 1e15] tokens predicted in one evaluation; 0: all
+    c.data.seq_len = 512  # [2 to 1e9] tokens per row; longer documents are cut into windows
+    c.data.batch_size = 8  # [1 to 1e6] rows of the whole mesh per update
+    c.data.microbatches = 1  # [1 to 1e6] parts of a batch, computed one after another
+    c.data.prefetch = 2  # [0 to 1000] batches prepared ahead
 
     # the loss is the sum of weight * term; every divergence of distill_jax/losses/divergences.py is
     # a term, of the teacher's distribution p and the student's q, with parameters of its own
     c.terms = ConfigDict()
     for name, divergence in DIVERGENCES.items():
         c.terms[name] = ConfigDict()
-        c.terms[name].weight = 0.0  # factor of the term in the loss; 0: no part of it
-        c.terms[name].temperature = 1.0  # divides the logits of student and teacher
+        # [0, or 1e-9 to 1e6] factor of the term in the loss; 0: no part of it
+        c.terms[name].weight = 0.0
+        c.terms[name].temperature = 1.0  # [0.01 to 1000] divides the logits of student and teacher
         # of the weight over the steps: constant | linear:END | cosine:END | steps:100=0.5,200=0
         c.terms[name].schedule = "constant"
         c.terms[name].update(divergence.parameters)
@@ -97,37 +111,41 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.optim = ConfigDict()  # the optimizer and its learning rate
     c.optim.name = "adamw"  # adamw | muon (matrices of the blocks; adamw for all else)
     c.optim.schedule = "cosine"  # cosine | linear | wsd | constant, each after the warm-up
-    c.optim.learning_rate = 5e-4  # peak of the schedule, per step
-    c.optim.final_fraction = 0.1  # share of the peak at the last step; constant has none
-    c.optim.warmup_steps = 20  # steps in which the learning rate rises to its peak
-    c.optim.decay_steps = 200  # steps at the end of wsd whose rate falls
-    c.optim.weight_decay = 0.0  # per step, times the learning rate; matrices only
-    c.optim.beta1 = 0.9  # AdamW: share of the mean gradient that is kept per step
-    c.optim.beta2 = 0.95  # AdamW: share of the mean squared gradient that is kept per step
-    c.optim.epsilon = 1e-8  # AdamW: added to the root of the mean squared gradient
-    c.optim.clip_norm = 1.0  # global gradient norm; 0: no clipping
-    c.optim.muon_learning_rate = 5e-4  # peak, per step, scaled to AdamW's size of update
-    c.optim.muon_momentum = 0.95  # share of the mean gradient that is kept per step
-    c.optim.muon_iterations = 5  # Newton-Schulz iterations per step
+    c.optim.learning_rate = 5e-4  # [0, or 1e-12 to 1000] peak of the schedule, per step
+    c.optim.final_fraction = 0.1  # [0 to 1] share of the peak at the last step; constant has none
+    c.optim.warmup_steps = 20  # [0 to 2e9] steps in which the learning rate rises to its peak
+    c.optim.decay_steps = 200  # [0 to 2e9] steps at the end of wsd whose rate falls
+    # [0, or 1e-12 to 1000] per step, times the learning rate; matrices only
+    c.optim.weight_decay = 0.0
+    c.optim.beta1 = 0.9  # [0 to 0.999999] AdamW: share of the mean gradient that is kept per step
+    # [0 to 0.999999] AdamW: share of the mean squared gradient that is kept per step
+    c.optim.beta2 = 0.95
+    c.optim.epsilon = 1e-8  # [1e-20 to 1] AdamW: added to the root of the mean squared gradient
+    c.optim.clip_norm = 1.0  # [0, or 1e-6 to 1e6] global gradient norm; 0: no clipping
+    # [0, or 1e-12 to 1000] peak, per step, scaled to AdamW's size of update
+    c.optim.muon_learning_rate = 5e-4
+    c.optim.muon_momentum = 0.95  # [0 to 0.999999] share of the mean gradient that is kept per step
+    c.optim.muon_iterations = 5  # [1 to 100] Newton-Schulz iterations per step
     c.optim.frozen = ()  # parameters that stay, as patterns over paths such as "embedding"
-    c.optim.max_skipped = 20  # refused updates in a row before the run gives up
+    c.optim.max_skipped = 20  # [0 to 2e9] refused updates in a row before the run gives up
 
     c.eval = ConfigDict()  # measuring on held-out text, and tasks
-    c.eval.every = 100  # steps between evaluations; 0: only before and after
-    c.eval.batch_size = 8  # rows of the whole mesh at a time
+    c.eval.every = 100  # [0 to 2e9] steps between evaluations; 0: only before and after
+    c.eval.batch_size = 8  # [1 to 1e6] rows of the whole mesh at a time
     c.eval.tasks = ()  # of lm-evaluation-harness, by name; jobs evaluate and study; needs lm_eval
     c.eval.task_path = ""  # a directory with tasks of your own
-    c.eval.task_limit = 0  # documents per task; 0: all
+    c.eval.task_limit = 0  # [0 to 1e15] documents per task; 0: all
 
     c.cache = ConfigDict()  # what the job cache writes of teacher.targets
     c.cache.dtype = "bfloat16"  # of hidden: float32 | bfloat16 | int8; of logits: float32 | float16
-    c.cache.batch_size = 8  # rows of the whole mesh at a time
-    c.cache.shard_tokens = 200_000  # tokens per file; a stopped job resumes after its last file
+    c.cache.batch_size = 8  # [1 to 1e6] rows of the whole mesh at a time
+    # [1 to 1e9] tokens per file; a stopped job resumes after its last file
+    c.cache.shard_tokens = 200_000
 
     c.checkpoint = ConfigDict()  # what is saved to go on from
-    c.checkpoint.every = 200  # steps between saves; 0: only at the end or when stopped
-    c.checkpoint.keep_last = 2  # checkpoints: the latest ones
-    c.checkpoint.keep_best = 1  # checkpoints: those of the lowest checkpoint.metric
+    c.checkpoint.every = 200  # [0 to 2e9] steps between saves; 0: only at the end or when stopped
+    c.checkpoint.keep_last = 2  # [1 to 1e6] checkpoints: the latest ones
+    c.checkpoint.keep_best = 1  # [0 to 1e6] checkpoints: those of the lowest checkpoint.metric
     c.checkpoint.metric = "eval/nll"  # by its name in metrics.jsonl; lowest is best
 
     c.generate = ConfigDict()  # text that models write
@@ -137,10 +155,12 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.generate.messages = ""  # a conversation to be answered: JSON of its turns, or @FILE.jsonl
     # Whether generate takes texts as a user's turns: true | false; empty: if there is a template.
     c.generate.chat = ""
-    c.generate.max_new_tokens = 64  # tokens written after a prompt, at most
-    c.generate.temperature = 0.0  # divides the logits before a token is drawn; 0: greedy
-    c.generate.top_p = 1.0  # probability of the likeliest tokens that are drawn from; 1: all
-    c.generate.batch_size = 8  # prompts at a time
+    c.generate.max_new_tokens = 64  # [1 to 1e9] tokens written after a prompt, at most
+    # [0, or 0.01 to 100] divides the logits before a token is drawn; 0: greedy
+    c.generate.temperature = 0.0
+    # [0.001 to 1] probability of the likeliest tokens that are drawn from; 1: all
+    c.generate.top_p = 1.0
+    c.generate.batch_size = 8  # [1 to 1e6] prompts at a time
 
     c.export = ConfigDict()  # the student as a Hugging Face directory
     c.export.dtype = "float32"  # float32 | bfloat16 | float16: of the written weights
@@ -149,19 +169,21 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.study = ConfigDict()  # several arms and seeds, and one verdict on distillation
     c.study.arms = ()  # empty: kd, sft, sft_flops, random_teacher and all ablations; also: scratch
     c.study.ablations = ConfigDict()  # name -> {group: {key: value, or (values of an axis)}}
-    c.study.seeds = 3  # runs per arm: config.seed and those that follow
+    c.study.seeds = 3  # [1 to 1e6] runs per arm: config.seed and those that follow
     c.study.cache = True  # the teacher runs once over the text that the arms read
     c.study.fixed_seeds = False  # True: no seeds are added later, so one look has the whole level
     c.study.measure = "nll"  # nll | kl_to_teacher | scorer | a TASK of eval.tasks, or TASK/METRIC
     c.study.scorer = ""  # FILE.py:FUNCTION of (prompt, text, reference) -> number, higher is better
-    c.study.margin = 0.01  # what an effect must exceed, in the unit of the measure
-    c.study.slice_margin = 0.05  # harm on one slice that forbids shipping, in the same unit
-    c.study.confidence = 0.95  # level of the whole study, over all its looks
+    c.study.margin = 0.01  # [0 to 1e9] what an effect must exceed, in the unit of the measure
+    # [0 to 1e9] harm on one slice that forbids shipping, in the same unit
+    c.study.slice_margin = 0.05
+    c.study.confidence = 0.95  # [0.5 to 0.9999] level of the whole study, over all its looks
     c.study.gate = False  # exit code 3 where the verdict forbids shipping
-    c.study.prompts = 16  # held-out texts that the models continue; 0: none
-    c.study.prompt_tokens = 32  # tokens of each text that are given
-    c.study.new_tokens = 48  # tokens written after it
-    c.study.price_per_hour = 0.0  # of the machine that serves, in your currency; 0: not known
+    c.study.prompts = 16  # [0 to 1e6] held-out texts that the models continue; 0: none
+    c.study.prompt_tokens = 32  # [1 to 1e9] tokens of each text that are given
+    c.study.new_tokens = 48  # [1 to 1e9] tokens written after it
+    # [0 to 1e9] of the machine that serves, in your currency; 0: not known
+    c.study.price_per_hour = 0.0
 
     c.verdict = ConfigDict()  # on scores that anybody measured; also study.confidence, study.gate
     c.verdict.source = ""  # csv, parquet, jsonl: a path, glob or {arm}/{seed} | lm-eval directory
@@ -171,26 +193,29 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.verdict.task = ""  # of lm-eval logs, or a pattern such as mmlu_*; empty: all, as slices
     c.verdict.unit = ""  # of a score, in words; empty: the metric, or nats per token
     c.verdict.higher_is_better = ""  # true | false; empty: as lm-eval says; nats per token: false
-    c.verdict.margin = -1.0  # what an effect must exceed; -1: study.margin, for nats per token only
-    c.verdict.slice_margin = -1.0  # the same for harm on one slice; -1: study.slice_margin
-    c.verdict.minimum_seeds = 3  # runs per arm, below which nothing is decided
-    # 1, 2, ...: number of this verdict where seeds are added later; 0: the only one
+    # [-1, or 0 to 1e9] what an effect must exceed; -1: study.margin, for nats per token only
+    c.verdict.margin = -1.0
+    # [-1, or 0 to 1e9] the same for harm on one slice; -1: study.slice_margin
+    c.verdict.slice_margin = -1.0
+    c.verdict.minimum_seeds = 3  # [2 to 1e6] runs per arm, below which nothing is decided
+    # [0 to 40] 1, 2, ...: number of this verdict where seeds are added later; 0: the only one
     c.verdict.look = 0
 
     c.diagnose = ConfigDict()  # what the job diagnose compares with
     c.diagnose.baseline = ""  # path of a student trained on labels alone, to compare with
 
     c.mesh = ConfigDict()  # sizes multiply to the number of devices; -1: what is left
-    c.mesh.data = -1  # copies of the model, each with its rows
-    c.mesh.fsdp = 1  # rows and parameters split
-    c.mesh.tensor = 1  # parameters split within a matrix product
+    c.mesh.data = -1  # [-1, or 1 to 1e6] copies of the model, each with its rows
+    c.mesh.fsdp = 1  # [-1, or 1 to 1e6] rows and parameters split
+    c.mesh.tensor = 1  # [-1, or 1 to 1e6] parameters split within a matrix product
 
     c.distributed = ConfigDict()  # several processes
     # seconds that a process may be stopped or late to start until the others give up
     c.distributed.timeout_s = 60
 
     c.log = ConfigDict()  # progress and metrics elsewhere
-    c.log.every = 10  # seconds between progress lines where there is no terminal; 0: none
+    # [0 to 1e9] seconds between progress lines where there is no terminal; 0: none
+    c.log.every = 10
     c.log.tensorboard = False  # event files in the workdir; needs tensorboardX
     c.log.wandb_project = ""  # a Weights & Biases project; needs wandb
     return c

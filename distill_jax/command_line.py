@@ -1,7 +1,6 @@
 """The words of a command line as a config, a directory, and a place among the processes."""
 
 import ast
-import math
 import os
 import re
 from pathlib import Path
@@ -14,6 +13,7 @@ from distill_jax.config import check_keys, config_of_diff, leaves, load_base
 from distill_jax.config_file import load_config
 from distill_jax.files import read_sealed
 from distill_jax.key_names import OPEN, unknown_flag, unknown_key
+from distill_jax.schema import check_values
 from distill_jax.types import UserError
 from distill_jax.workdir import CONFIG, CONFIG_DIFF
 
@@ -75,6 +75,7 @@ def parse(argv: list[str]) -> Command:
         given["epochs"] = 0.0
     config.update_from_flattened_dict(given)
     check_keys(config, base)
+    check_values(leaves(config))
     return Command(config, base, Path(workdir), **flags)
 
 
@@ -118,7 +119,7 @@ def _value(name: str, text: str, kind: type) -> Any:
 FORMS = {
     bool: "give true or false",
     int: "give a whole number, such as 100",
-    float: "give a finite number, such as 0.5 or 1e-4",
+    float: "give a number, such as 0.5 or 1e-4",
     tuple: (
         "give strings in double quotes and the whole in single ones, such as"
         """ --{name}='("one", "another, with a comma")'"""
@@ -132,7 +133,7 @@ def _boolean(text):
 
 def _integer(text):
     number = _number(text)
-    if number is None or number != int(number):
+    if number is None or not number.is_integer():
         return None
     try:
         return int(text)  # exact beyond 2**53
@@ -142,10 +143,9 @@ def _integer(text):
 
 def _number(text):
     try:
-        number = float(text)
+        return float(text)
     except ValueError:
         return None
-    return number if math.isfinite(number) else None
 
 
 def _tuple(text):

@@ -4,7 +4,6 @@ import ast
 import difflib
 import importlib.util
 import json
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,8 +52,8 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
 def check_keys(config: ConfigDict, base: ConfigDict, *, whole: bool = True) -> None:
     """Raises UserError for a key that base lacks, one that is missing, or a value that cannot be.
 
-    A value has the type of base's; an integer may stand for a float; numbers are finite. whole:
-    every key of base has to be there.
+    A value has the type of base's; an integer may stand for a float. whole: every key of base has
+    to be there.
     """
     known, values = flatten(base), flatten(config)
     for key, value in values.items():
@@ -70,8 +69,6 @@ def check_keys(config: ConfigDict, base: ConfigDict, *, whole: bool = True) -> N
                 f" give {KINDS[type(default)]}, such as {EXAMPLES.get(type(default), default)!r}"
             )
         for part in value if isinstance(value, list) else [value]:
-            if isinstance(part, float) and not math.isfinite(part):
-                raise UserError(f"config.{key} is {value}: give a finite number, such as {default}")
             kinds = (int, float) if key in OF_NUMBERS else (str,)
             if isinstance(value, list) and not isinstance(part, kinds):
                 words = (
@@ -150,11 +147,4 @@ def choose(key: str, value: str, choices: Iterable[str]) -> str:
         near = difflib.get_close_matches(str(value), choices, n=1)
         hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(choices)}"
         raise UserError(f"config.{key} is {value!r}: {hint}")
-    return value
-
-
-def at_least(key: str, value: float, least: float) -> float:
-    """Returns `value` if it is at least `least`. Raises UserError otherwise."""
-    if not value >= least:
-        raise UserError(f"config.{key} is {value}: use at least {least}")
     return value

@@ -1,15 +1,11 @@
 """The text of --help: every key with its default and what its comment in configs/base.py says."""
 
-import ast
-import inspect
-import io
 import textwrap
-import tokenize
 from typing import Any
 
-from distill_jax.config import BASE, leaves, load_base
+from distill_jax.config import leaves, load_base
 from distill_jax.key_names import meant
-from distill_jax.losses import divergences, terms
+from distill_jax.schema import key_meanings
 from distill_jax.types import UserError
 
 WIDTH = 100  # columns
@@ -42,7 +38,7 @@ def help_text(names: list[str]) -> str:
     """All of it, or the keys of some groups or keys. Raises UserError for a name that is neither.
 
     >>> print(help_text(["generate.batch_size"]), end="")
-      generate.batch_size  8  prompts at a time
+      generate.batch_size  8  [1 to 1e6] prompts at a time
     """
     meanings, base = key_meanings(), leaves(load_base())
     known = {key: base[key] for key in [*meanings, *base] if key in base}
@@ -50,83 +46,6 @@ def help_text(names: list[str]) -> str:
         groups = dict.fromkeys(key.split(".")[0] if "." in key else "" for key in known)
         return USAGE + "".join(_group(group, known, meanings) for group in groups)
     return "\n".join(_named(name.removeprefix("config."), known, meanings) for name in names)
-
-
-def key_meanings() -> dict[str, str]:
-    """What the comments say of each key and each group that has one, in the order of base.py.
-
-    A comment stands at the end of the line that sets a key, or alone above it.
-    """
-    said = _assigned(BASE.read_text(encoding="utf-8"))
-    for module, registry in ((divergences, "DIVERGENCES"), (terms, "ADAPTIVE")):
-        for name, comment in _entries(inspect.getsource(module), registry).items():
-            for line in comment.split("\n"):
-                parameter, _, meaning = line.partition(": ")
-                said[f"terms.{name}.{parameter}"] = meaning
-    for name in divergences.DIVERGENCES:
-        said[f"terms.{name}"] = _first_line(name)
-    for key in leaves(load_base()):
-        group, _, name = key.rpartition(".")
-        any_term = f"terms.*.{name}"
-        if group.startswith("terms.") and key not in said and any_term in said:
-            said[key] = said[any_term]
-    groups = list(dict.fromkeys(key.partition(".")[0] for key in said))
-    keys = sorted(said, key=lambda key: groups.index(key.partition(".")[0]))
-    return {key: " ".join(said[key].split()) for key in keys if "*" not in key}
-
-
-def _first_line(term):
-    """The first line of what a divergence's function says of itself."""
-    phi, row, _ = divergences.DIVERGENCES[term]
-    return (inspect.getdoc(phi or row) or "").split("\n")[0]
-
-
-def _assigned(source):
-    """Comments of `c.a.b = ...` by a.b; a part that is a variable is *."""
-    comments, nodes = _comments(source), ast.walk(ast.parse(source))
-    nodes = sorted((n for n in nodes if isinstance(n, ast.Assign)), key=lambda n: n.lineno)
-    said = [(_path(n.targets[0]), _beside(comments, n.lineno, n.end_lineno)) for n in nodes]
-    return {key: text for key, text in said if key and text}
-
-
-def _path(node):
-    if isinstance(node, ast.Attribute):
-        before = _path(node.value)
-        return before if before is None else f"{before}.{node.attr}".removeprefix(".")
-    if isinstance(node, ast.Subscript):
-        before = _path(node.value)
-        return before if before is None else f"{before}.*"
-    return "" if isinstance(node, ast.Name) and node.id == "c" else None
-
-
-def _entries(source, registry):
-    """Comments above the entries of a dictionary, by their key."""
-    comments = _comments(source)
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.AnnAssign) and node.target.id == registry:
-            keys = {key.value: key.lineno for key in node.value.keys}
-            found = {name: _beside(comments, line, line) for name, line in keys.items()}
-            return {name: text for name, text in found.items() if text}
-    raise ValueError(f"there is no {registry}")
-
-
-def _comments(source):
-    """By line: the comment, and whether it stands alone."""
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return {
-        token.start[0]: (token.string.lstrip("# "), token.line.lstrip().startswith("#"))
-        for token in tokens
-        if token.type == tokenize.COMMENT
-    }
-
-
-def _beside(comments, first, last):
-    """The lines above that hold nothing but a comment, and those at the end of lines."""
-    beside, above = [comments[i][0] for i in range(first, last + 1) if i in comments], []
-    while comments.get(first - 1, ("", False))[1]:
-        first -= 1
-        above.insert(0, comments[first][0])
-    return "\n".join([*above, *beside])
 
 
 def _named(name, known, meanings):

@@ -82,7 +82,7 @@ def check_batch(key: str, batch_size: int, microbatches: int, mesh: Mesh) -> Non
     ways = batch_ways(mesh)
     if microbatches < 1 or batch_size < 1 or batch_size % (microbatches * ways):
         raise UserError(
-            f"config.{key} is {batch_size}, which {microbatches} micro-batch(es) times {ways}"
+            f"config.{key} is {batch_size}, which microbatches ({microbatches}) times {ways}"
             f" way(s) of the mesh (data x fsdp) do not divide: use a multiple of"
             f" {max(1, microbatches) * ways}"
         )

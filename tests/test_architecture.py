@@ -34,7 +34,7 @@ ORDER = [
         "workdir",
         "writers",
     },
-    {"objective"},
+    {"objective", "schema"},
     {"step"},
     {"sampling", "checkpoint", "export"},
     {"evals"},

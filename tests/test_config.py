@@ -20,6 +20,7 @@ from distill_jax.config import (
     load_base,
 )
 from distill_jax.key_names import unknown_key
+from distill_jax.schema import CHOICES, key_limits
 from distill_jax.types import UserError
 
 KEYS = """
@@ -72,16 +73,8 @@ def test_another_type_is_refused_and_an_integer_for_a_float_is_not():
         check_keys(ConfigDict(values), base)
 
 
-def test_a_config_is_whole_and_its_numbers_are_finite():
+def test_a_config_is_whole():
     base, config = get_config(), get_config()
-    config.optim.learning_rate = float("nan")
-    with pytest.raises(UserError, match="learning_rate is nan: give a finite number"):
-        check_keys(config, base)
-    config = get_config()
-    config.teacher.weights = (1.0, float("inf"))
-    with pytest.raises(UserError, match=r"teacher\.weights is .*finite"):
-        check_keys(config, base)
-    config = get_config()
     del config.optim.name
     with pytest.raises(UserError, match=r"config\.optim\.name is missing"):
         check_keys(config, base)
@@ -102,14 +95,26 @@ def test_a_choice_names_its_neighbor():
 # A value of each type that base has.
 VALUES = {
     str: st.text(st.characters(codec="utf-8", exclude_characters="\0")),
-    int: st.integers(-(2**40), 2**40),
-    float: st.floats(allow_nan=False, allow_infinity=False) | st.integers(0, 9),
+    int: None,
+    float: None,
     bool: st.booleans(),
     tuple: st.lists(st.text(max_size=3), max_size=3).map(tuple),
 }
 KEYS_OF = {
-    t: [key for key, value in leaves(load_base()).items() if type(value) is t] for t in VALUES
+    t: [
+        key for key, value in leaves(load_base()).items() if type(value) is t and key not in CHOICES
+    ]
+    for t in VALUES
 }
+
+
+def number(key, kind):
+    """Any number within the limits of a key."""
+    _, apart, least, most, _ = key_limits()[key]
+    if kind is int:
+        return st.integers(int(least), int(most))
+    drawn = st.floats(least, most)
+    return drawn if apart is None else drawn | st.just(apart)
 
 
 @settings(max_examples=30, deadline=None)
@@ -118,7 +123,9 @@ def test_flags_give_the_config_back(data):
     config = get_config()
     for kind in data.draw(st.lists(st.sampled_from(list(VALUES)), max_size=6)):
         key = data.draw(st.sampled_from(KEYS_OF[kind]))
-        of = st.lists(st.floats(0, 1)).map(tuple) if key in OF_NUMBERS else VALUES[kind]
+        of = number(key, kind) if VALUES[kind] is None else VALUES[kind]
+        if key in OF_NUMBERS:
+            of = st.lists(st.floats(0.1, 1)).map(tuple)
         config.update_from_flattened_dict({key: data.draw(of)})
     if config.epochs:  # they stand in the place of steps
         config.steps = 0

@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from distill_jax.config import at_least, choose
+from distill_jax.config import choose
 from distill_jax.data.cache import open_cache, pieces_of
 from distill_jax.data.cache_files import Manifest, shard_keys
 from distill_jax.data.cache_records import KINDS
@@ -54,7 +54,6 @@ def cache_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
     kind = c.teacher.targets
     check_read(c)
     mesh = mesh_of(c, "cache")
-    at_least("cache.shard_tokens", c.cache.shard_tokens, 1)
     choose("teacher.targets", kind, KINDS)
     choose("cache.dtype", c.cache.dtype, KINDS[kind].dtypes)
     if not c.teacher.path or c.teacher.path == teachers.AVERAGE or c.teacher.more:

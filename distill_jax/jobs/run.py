@@ -22,7 +22,6 @@ from distill_jax.jobs.train import train_job
 from distill_jax.jobs.verdict import verdict_job
 from distill_jax.progress import Progress, say
 from distill_jax.setup.growth import fitted
-from distill_jax.setup.limits import check_limits
 from distill_jax.setup.owner import Question, check_owner, mend, publish, question_of
 from distill_jax.sharding import barrier
 from distill_jax.types import UserError
@@ -41,7 +40,6 @@ def run_job(c: ConfigDict, base: ConfigDict, directory: Path, progress: Progress
     Raises UserError for an unknown job, or a directory of another config or of a running job.
     """
     job = JOBS[choose("job", c.job, JOBS)]
-    check_limits(c)
     lock = workdir.locked(directory) if jax.process_index() == 0 else nullcontext()
     with lock, _room(directory):
         if mended := mend(directory):

@@ -57,6 +57,8 @@ def study_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
     arms = arms_of(c.study.arms, ablations, flatten(c))
     if unasked := [name for name in ablations if c.study.arms and name not in c.study.arms]:
         say(f"config.study.arms leaves out the ablations {', '.join(unasked)}: they do not run")
+    for arm in arms:  # what an ablation has wrong is told before anything is read
+        arm_config(c, arm, c.seed)
     inputs = read_inputs(c, mesh, progress, directory, len(arms) * c.study.seeds)
     training = data.packed(c, inputs.training, seed=c.seed)
     c, adapted = with_steps(c, len(training.rows))

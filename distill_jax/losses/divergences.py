@@ -240,24 +240,24 @@ def check_parameters(name: str, parameters: Mapping[str, float]) -> None:
     jax.eval_shape(lambda z: token_divergence(name, z, z, **parameters), pair)
 
 
-# A comment says what each parameter is; --help shows it.
+# A comment says what each parameter is, with its limits as in configs/base.py; --help shows it.
 DIVERGENCES: dict[str, Divergence] = {
     "forward_kl": Divergence(forward_kl),
     "reverse_kl": Divergence(reverse_kl),
-    # beta: weight of the teacher in the mixture, between 0 and 1
+    # beta: [0.0001 to 0.9999] weight of the teacher in the mixture; at its ends use forward_kl
     "jsd": Divergence(jsd, parameters={"beta": 0.5}),
-    # alpha: share of the teacher in the mixture, from 0 to below 1
+    # alpha: [0, or 1e-6 to 0.999] share of the teacher in the mixture
     "skew_forward_kl": Divergence(skew_forward_kl, parameters={"alpha": 0.1}),
-    # alpha: share of the student in the mixture, from 0 to below 1
+    # alpha: [0, or 1e-6 to 0.999] share of the student in the mixture
     "skew_reverse_kl": Divergence(skew_reverse_kl, parameters={"alpha": 0.1}),
     "total_variation": Divergence(total_variation),
-    # a: power of the teacher's probability
-    # b: power of the student's probability
+    # a: [0, or 0.001 to 10] power of the teacher's probability
+    # b: [0, or 0.001 to 10] power of the student's probability
     "alpha_beta": Divergence(alpha_beta, parameters={"a": 0.2, "b": 0.7}),
-    # mu: probability of the teacher's likeliest tokens that are the head, from 0 to below 1
+    # mu: [0 to 0.999999] probability of the teacher's likeliest tokens that are the head
     "adaptive_kl": Divergence(row=adaptive_kl, parameters={"mu": 0.5}),
-    # t: share of the teacher in the target at the first step, 0 to 1
+    # t: [0 to 1] share of the teacher in the target at the first step
     "taid": Divergence(row=taid, parameters={"t": 0.4}),
-    # entropy: nats per token of the teacher above which the forward KL is added
+    # entropy: [0 to 1000] nats per token of the teacher above which the forward KL is added
     "entropy_aware": Divergence(row=entropy_aware, parameters={"entropy": 0.8}),
 }

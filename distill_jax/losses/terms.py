@@ -17,6 +17,7 @@ from distill_jax.losses.divergences import DIVERGENCES
 from distill_jax.types import Array, Mean, UserError
 
 CROSS_ENTROPY = "cross_entropy"
+MOST_WEIGHT = 1e6  # at the end of a schedule, as config.terms.*.weight at its beginning
 FIXED = {"static": True}  # part of the tree's structure: fixed when traced
 
 AdaptiveState = dict[str, Array]
@@ -134,7 +135,7 @@ def make_weight(name: str, text: str, weight: float, steps: int) -> Weight:
     except (KeyError, ValueError):
         raise UserError(
             f"config.terms.{name}.schedule is {text!r}: use constant, linear:0.1, cosine:0.1 or"
-            " steps:100=0.5,200=0"
+            f" steps:100=0.5,200=0, with rising steps, and weights of 0 to {MOST_WEIGHT:g}"
         ) from None
 
 
@@ -156,7 +157,10 @@ def _cosine(weight: float, rest: str, steps: int) -> Weight:
 
 
 def _steps(weight: float, rest: str, steps: int) -> Weight:
-    pairs = sorted((int(a), _weight(b)) for a, b in (pair.split("=") for pair in rest.split(",")))
+    pairs = [(int(a), _weight(b)) for a, b in (pair.split("=") for pair in rest.split(","))]
+    starts = [start for start, _ in pairs]
+    if starts != sorted(set(starts)) or not 0 <= starts[0] <= starts[-1] < 2**31:
+        raise ValueError
 
     def at(step):
         value = jnp.float32(weight)
@@ -169,7 +173,7 @@ def _steps(weight: float, rest: str, steps: int) -> Weight:
 
 def _weight(text: str) -> float:
     value = float(text)
-    if not 0 <= value < float("inf"):
+    if not 0 <= value <= MOST_WEIGHT:
         raise ValueError
     return value
 
@@ -223,7 +227,7 @@ SHAPES: dict[str, Callable[[float, str, int], Weight]] = {
     "steps": _steps,
 }
 ADAPTIVE: dict[str, Adaptive] = {
-    # momentum: share of the loss's mean fall that is kept per step
-    # rate: how fast t may rise per step
+    # momentum: [0 to 0.999999] share of the loss's mean fall that is kept per step
+    # rate: [0 to 1] how fast t may rise per step
     "taid": Adaptive("t", {"momentum": 0.99, "rate": 5e-4}, _taid_init, _taid_follow),
 }

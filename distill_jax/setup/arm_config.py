@@ -5,8 +5,9 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from distill_jax.config import at_least, check_keys, flatten
+from distill_jax.config import check_keys, flatten, leaves
 from distill_jax.losses.terms import CROSS_ENTROPY, needs_teacher
+from distill_jax.schema import check_values
 from distill_jax.setup import data, teachers
 from distill_jax.setup.inputs import Inputs, Setting
 from distill_jax.setup.loss import terms_of
@@ -33,11 +34,6 @@ class Shared(NamedTuple):
 def check_study(c: ConfigDict) -> None:
     """Raises UserError for settings that make no study; reads nothing."""
     s = c.study
-    at_least("study.seeds", s.seeds, 1)
-    for key in ("margin", "slice_margin", "prompts", "price_per_hour"):
-        at_least(f"study.{key}", s[key], 0)
-    for key in ("prompt_tokens", "new_tokens"):
-        at_least(f"study.{key}", s[key], 1)
     if s.measure == SCORER and not s.prompts:
         raise UserError(
             "config.study.measure is scorer and config.study.prompts is 0: give prompts, whose"
@@ -66,7 +62,7 @@ def arm_config(
 ) -> ConfigDict:
     """The config of a training run; `steps` unless 0.
 
-    Raises UserError for overrides of another type than the key's.
+    Raises UserError for overrides of another type than the key's, or beyond its limits.
     """
     mine = c.copy_and_resolve_references()
     with mine.unlocked():
@@ -77,7 +73,12 @@ def arm_config(
     if arm.labels_alone:
         for name, term in mine.terms.items():
             term.weight, term.schedule = float(name == CROSS_ENTROPY), "constant"
-    mine.update_from_flattened_dict(dict(arm.overrides))
+    try:
+        mine.update_from_flattened_dict(dict(arm.overrides))
+        check_keys(mine, c, whole=False)
+        check_values(leaves(mine))
+    except (UserError, TypeError, OverflowError) as error:  # a value's type is the first to fail
+        raise UserError(f"arm {arm.name}: {error}") from None
     if steps:
         mine.steps, mine.epochs = steps, 0.0
     if shared is not None:
@@ -85,7 +86,6 @@ def arm_config(
             mine.teacher.cache = shared.cache
         if seed in shared.starts and not any(key.startswith("student.") for key in arm.overrides):
             mine.student.path, mine.student.init = shared.starts[seed], "checkpoint"
-    check_keys(mine, c, whole=False)
     return mine
 
 

@@ -15,7 +15,7 @@ from distill_jax.evals.lm_eval_tasks import check_tasks
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.load import resolve
 from distill_jax.report.number_formats import FORMATS, THIN
-from distill_jax.setup.models import DTYPES, bind_config
+from distill_jax.setup.models import bind_config
 from distill_jax.setup.scorer import load_scorer
 from distill_jax.setup.teachers import AVERAGE
 from distill_jax.types import UserError
@@ -25,7 +25,7 @@ ONE_MODEL = ("generate", "export")  # jobs that read the student, or else the te
 
 
 def check_read(c: ConfigDict) -> None:
-    """Raises UserError for a model, text, scorer or task that is not there, or an unknown dtype."""
+    """Raises UserError for a model, text, scorer or task that is not there."""
     paths = {"student.path": (c.student.path,), "teacher.path": (c.teacher.path,)}
     sources = (c.data.source, c.data.eval_source)
     if c.job in ONE_MODEL:
@@ -42,8 +42,6 @@ def check_read(c: ConfigDict) -> None:
                 _check_model(key, path)
     for source in filter(None, sources):
         check_source(source, c.data.format)
-    for key in ("teacher", "student", "export"):
-        choose(f"{key}.dtype", c[key].dtype, DTYPES)
     if c.job == "study" and c.study.scorer:  # an arm has no keys of a study
         load_scorer(c.study.scorer)
     if c.eval.tasks and c.job in ("evaluate", "study"):

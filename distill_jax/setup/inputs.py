@@ -133,4 +133,6 @@ def description(setting: Setting) -> str:
         *setting.adapted,
         f"held-out text: {data.description(setting.held_out)}",
     ]
+    if not c.optim.learning_rate and (c.optim.name == "adamw" or not c.optim.muon_learning_rate):
+        lines.append("config.optim.learning_rate is 0: the student stays as it is")
     return "\n".join(lines)

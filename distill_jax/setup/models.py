@@ -24,7 +24,6 @@ from distill_jax.types import Advance, Params, UserError, silent
 
 TEACHER = 3  # the stream of random numbers for a teacher without knowledge
 TEACHER_INITS = ("checkpoint", "random")
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 class Loaded(NamedTuple):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from distill_jax.config import at_least, choose
+from distill_jax.config import choose
 from distill_jax.data.documents import Document, as_chat, fingerprint, place_of, split_documents
 from distill_jax.data.encode import Tokenized, check_vocabulary, tokenize_documents
 from distill_jax.data.formats import FORMATS
@@ -83,8 +83,6 @@ def evaluation_documents(c: ConfigDict, *, own: bool) -> Chosen:
 
 def _limits(c: ConfigDict) -> tuple[Limits, Limits]:
     """Those of training and of evaluation."""
-    for key in ("max_documents", "max_tokens", "eval_max_documents", "eval_max_tokens"):
-        at_least(f"data.{key}", c.data[key], 0)
     return (
         Limits(c.data.max_documents, c.data.max_tokens),
         Limits(c.data.eval_max_documents, c.data.eval_max_tokens),

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from distill_jax.config import at_least, choose
+from distill_jax.config import choose
 from distill_jax.data.chat import turn_end
 from distill_jax.data.prompts import (
     Prompt,
@@ -30,11 +30,6 @@ _DRAWING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 def check(c: ConfigDict) -> None:
     """Raises UserError for settings without a meaning, and for prompts that cannot be read."""
-    at_least("generate.max_new_tokens", c.generate.max_new_tokens, 1)
-    at_least("generate.temperature", c.generate.temperature, 0)
-    at_least("generate.batch_size", c.generate.batch_size, 1)
-    if not 0 < c.generate.top_p <= 1:
-        raise UserError(f"config.generate.top_p is {c.generate.top_p}: use more than 0, at most 1")
     choose("generate.chat", c.generate.chat, ("", "true", "false"))
     prompts_of(c)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from distill_jax.config import load_base
+from distill_jax.schema import check_values
 from distill_jax.types import UserError
 
 # (config, base) -> the config with defaults that fit its steps, and a line on each
@@ -21,8 +22,6 @@ def fit_to_steps(c: ConfigDict, base: ConfigDict) -> tuple[ConfigDict, tuple[str
     """
     fitted, lines = c.copy_and_resolve_references(), []
     if c.epochs:
-        if not 0 < c.epochs < math.inf:
-            raise UserError(f"config.epochs is {c.epochs}: use more than 0, or 0 for config.steps")
         if c.steps not in (0, base.steps):
             raise UserError(
                 f"config.steps is {c.steps} and config.epochs {c.epochs:g}: give one of them;"
@@ -60,6 +59,7 @@ def with_steps(
     # Without the last digits, 0.1 epochs of 30 batches would be 4 steps.
     derived.steps = max(1, math.ceil(round(c.epochs * rows / c.data.batch_size, 6)))
     derived.epochs = 0.0
+    check_values({"steps": derived.steps})
     return fit(derived, load_base())
 
 

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from distill_jax.config import at_least, choose
+from distill_jax.config import choose
 from distill_jax.data.cache import Cache, open_cache
 from distill_jax.data.cache_files import Manifest
 from distill_jax.losses import partial_targets
@@ -51,8 +51,6 @@ def check(c: ConfigDict, terms: tuple[Term, ...]) -> None:
     t = c.teacher
     choose("teacher.mix", t.mix, SPACES)
     choose("teacher.targets", t.targets, TARGETS)
-    at_least("teacher.k", t.k, 1)
-    at_least("teacher.draws", t.draws, 1)
     paths = _paths(c)
     if not paths and not t.cache and needs_teacher(terms):
         raise UserError(
@@ -64,14 +62,10 @@ def check(c: ConfigDict, terms: tuple[Term, ...]) -> None:
             "config.teacher.cache holds one teacher: leave config.teacher.more empty, and do not"
             " set config.teacher.path to average"
         )
-    if t.weights and (len(t.weights) != len(paths) or not min(t.weights) > 0):
+    if t.weights and len(t.weights) != len(paths):
         raise UserError(
             f"config.teacher.weights has {len(t.weights)} numbers for {len(paths)} teachers:"
-            " give one above 0 for each of teacher.path and teacher.more"
-        )
-    if not 0 <= t.average_decay < 1:
-        raise UserError(
-            f"config.teacher.average_decay is {t.average_decay}: use 0 or more and less than 1"
+            " give one for each of teacher.path and teacher.more"
         )
     if t.targets != "hidden" and not t.cache and len(paths) > 1:
         raise UserError(

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from distill_jax import checkpoint, workdir
-from distill_jax.config import at_least, choose, flatten
+from distill_jax.config import choose, flatten
 from distill_jax.evals.likelihood import EvalStep, evaluate, make_eval_step
 from distill_jax.files import read_sealed, sealed
 from distill_jax.loop import LoopOptions, Run
@@ -52,8 +52,8 @@ def open_checkpoints(c: ConfigDict, directory: Path):
     """The checkpoint manager of a run's directory."""
     return checkpoint.open_manager(
         directory / workdir.CHECKPOINTS,
-        keep_last=int(at_least("checkpoint.keep_last", c.checkpoint.keep_last, 1)),
-        keep_best=int(at_least("checkpoint.keep_best", c.checkpoint.keep_best, 0)),
+        keep_last=c.checkpoint.keep_last,
+        keep_best=c.checkpoint.keep_best,
         metric=c.checkpoint.metric,
     )
 
@@ -148,8 +148,8 @@ def run_of(
         workdir=setting.directory,
         options=LoopOptions(
             steps=c.steps,
-            eval_every=int(at_least("eval.every", c.eval.every, 0)),
-            checkpoint_every=int(at_least("checkpoint.every", c.checkpoint.every, 0)),
+            eval_every=c.eval.every,
+            checkpoint_every=c.checkpoint.every,
             max_skipped=c.optim.max_skipped,
             watchdog_s=c.watchdog_s,
         ),

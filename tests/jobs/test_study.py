@@ -262,7 +262,7 @@ def test_another_margin_may_not_be_given_later(study, flags, tmp_path):
     ("more", "said"),
     [
         ("--config.study.arms=('kd','stf')", "use some of kd, sft"),
-        ("--config.study.seeds=0", "study.seeds is 0: use at least 1"),
+        ("--config.study.seeds=0", "study.seeds is 0: use 1 to"),
         ("--config.study.confidence=95.0", "study.confidence is 95.0: use 0.5"),
         ("--config.study.prompt_tokens=5000", "gives a prompt"),
         ("--config.study.prompts=0 --config.study.new_tokens=61", "the student has 64 positions"),

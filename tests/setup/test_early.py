@@ -43,8 +43,6 @@ LATE = {
     "student.path": ("/no/such", "config.student.path: model path /no/such does not exist"),
     "teacher.path": ("/no/such", "config.teacher.path: .* does not exist"),
     "data.eval_source": ("/no/such.jsonl", "matches no file"),
-    "export.dtype": ("float23", "did you mean float32"),
-    "student.dtype": ("int8", "use one of float32"),
     "checkpoint.metric": ("eval/nl", "did you mean eval/nll"),
 }
 

@@ -88,12 +88,6 @@ def test_a_limit_within_a_prompt_is_an_error(tmp_path):
     assert tokenized(held_out, tokenizer, 300).documents == 1
 
 
-@pytest.mark.parametrize("key", ["max_documents", "max_tokens", "eval_max_tokens"])
-def test_a_negative_limit_is_an_error(source, key):
-    with pytest.raises(UserError, match=f"config.data.{key} is -1"):
-        training_documents(config_of(source, **{key: -1}))
-
-
 CHAT = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
 PROMPTED = CHAT + "{% if add_generation_prompt %}[assistant]{% endif %}"
 

@@ -66,14 +66,12 @@ def test_a_warm_up_of_the_users_own_must_fit_the_epochs():
     ("changes", "says"),
     [
         ({"epochs": 2.0, "steps": 72}, "config.steps is 72 and config.epochs 2: give one"),
-        ({"epochs": -1.0}, "use more than 0"),
-        ({"epochs": float("inf")}, "use more than 0"),
-        ({"epochs": float("nan")}, "use more than 0"),
+        ({"epochs": 1e300}, "config.steps is .*: use 0 to 2e9"),
     ],
 )
 def test_epochs_that_say_nothing_clear_are_errors(changes, says):
     with pytest.raises(UserError, match=says):
-        fit_to_steps(config(**changes), get_config())
+        with_steps(fit_to_steps(config(**changes), get_config())[0], 2)
     fit_to_steps(config(**changes | {"epochs": 2, "steps": 0}), get_config())
 
 
