@@ -210,7 +210,8 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.mesh.tensor = 1  # [-1, or 1 to 1e6] parameters split within a matrix product
 
     c.distributed = ConfigDict()  # several processes
-    # seconds that a process may be stopped or late to start until the others give up
+    # [10 to 1e6] seconds that a process may be stopped or late to start until the others give up;
+    # fewer, and one that is only busy would count as lost
     c.distributed.timeout_s = 60
 
     c.log = ConfigDict()  # progress and metrics elsewhere

@@ -102,11 +102,6 @@ def _group(command: Command) -> Group | None:
             " as --coordinator=host0:9876"
         )
     timeout_s = command.config.distributed.timeout_s
-    if timeout_s < 10:
-        raise UserError(
-            f"config.distributed.timeout_s is {timeout_s}: give at least 10 seconds, or a process"
-            " that is only busy counts as lost"
-        )
     return Group(timeout_s) if of > 1 or command.distributed else None
 
 

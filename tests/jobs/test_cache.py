@@ -176,7 +176,7 @@ def test_a_refused_job_leaves_another_teachers_cache_whole(flags, caches, tmp_pa
         (("--config.teacher.targets=hiden",), "did you mean hidden?"),
         (("--config.teacher.mix=log",), "did you mean logits?"),
         (("--config.teacher.average_decay=1.",), "use 0 to 0.999999"),
-        (("--config.terms.jsd.weight=1.", "--config.terms.jsd.beta=0."), "at its ends use forward_kl"),
+        (("--config.terms.jsd.weight=1.", "--config.terms.jsd.beta=0."), "ends use forward_kl"),
         (("--config.terms.forward_kl.schedule=linear",), "forward_kl.schedule is 'linear'"),
         (
             ("--config.teacher.targets=sampled", "--config.terms.forward_kl.temperature=2."),
