@@ -55,13 +55,14 @@ def _read_jsonl(path: Path) -> Iterator[Document]:
         # Split at \n only: other line separators are legal inside a JSON string.
         lines = iter(lambda: file.readline(MOST_JSON + 1), b"")
         for number, line in enumerate(lines, start=1):
+            if not line.strip(b"\xef\xbb\xbf \t\r\n"):
+                continue
             where = f"{path}:{number}"
             if len(line) <= MOST_JSON and (error := not_text(line, where)):
                 raise error
             text = line.decode("utf-8-sig", errors="replace")
-            if text.strip():
-                record = parse_json(text, where, "write one record per line")
-                yield document_from_record(record, where=where, label=path.stem)
+            record = parse_json(text, where, "write one record per line")
+            yield document_from_record(record, where=where, label=path.stem)
 
 
 def _read_parquet(path: Path) -> Iterator[Document]:

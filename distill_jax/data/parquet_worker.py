@@ -11,9 +11,11 @@ import resource
 import sys
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 MEMORY = 3 * 2**28  # bytes, besides what the libraries take themselves
+COLUMNS = 1000
 BATCH_ROWS, BATCH_BYTES, BATCH_VALUES = 1024, 2**27, 2**22
 # More than texts are compressed: 200 bytes of each in the file, or a row.
 ROWS, ROWS_PER_BYTE = 2**18, 1
@@ -42,6 +44,8 @@ def write_batches(path, wholes, more, sink):
     known = {*more, *(name for columns in wholes for name in columns)}
     whole = any(set(columns) <= set(names) for columns in wholes)
     columns = [name for name in names if name in known] if whole else names
+    if len(columns) > COLUMNS:
+        raise Refused(f"it has {len(columns):,} columns, and at most {COLUMNS:,} are read")
     groups = (file.metadata.row_group(i) for i in range(file.metadata.num_row_groups))
     average = sum(group.total_byte_size for group in groups) // max(rows, 1)
     batch_rows = max(1, min(BATCH_ROWS, 2**22 // max(average, 1)))
@@ -49,23 +53,33 @@ def write_batches(path, wholes, more, sink):
     unfolded = 0
     with pa.ipc.new_stream(sink, schema) as stream:
         for batch in file.iter_batches(batch_rows, columns=columns, use_threads=False):
-            unfolded += batch.nbytes
-            values = sum(_values(column) for column in batch.columns)
-            if batch.nbytes > BATCH_BYTES or values > BATCH_VALUES:
-                raise Refused(f"{len(batch)} rows have {values:,} values of {batch.nbytes:,} bytes")
+            values, taken = _size(batch.to_struct_array())
+            unfolded += taken
+            if taken > BATCH_BYTES or values > BATCH_VALUES:
+                raise Refused(f"{len(batch):,} rows unfold to {taken:,} bytes, {values:,} values")
             if unfolded > BYTES + BYTES_PER_BYTE * size:
                 raise Refused(f"its {size:,} bytes unfold to more than {unfolded:,}")
             stream.write_batch(batch)
 
 
-def _values(array):
-    """Values in an array, and in the lists and structs of it."""
-    kind, inner = array.type, []
-    if pa.types.is_struct(kind):
+def _size(array):
+    """(values, bytes) of an array as Python will have it, lists and structs gone through."""
+    kind, types = array.type, pa.types
+    if types.is_dictionary(kind):  # Python has a text of its own for every index
+        lengths = pc.take(pc.fill_null(pc.binary_length(array.dictionary), 0), array.indices)
+        return len(array), pc.sum(lengths, min_count=0).as_py()
+    if types.is_struct(kind):
         inner = array.flatten()
-    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind):
-        inner = [array.keys, array.items] if pa.types.is_map(kind) else [array.flatten()]
-    return len(array) + sum(_values(one) for one in inner)
+    elif types.is_map(kind):
+        inner = [array.keys, array.items]
+    elif types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        inner = [array.flatten()]
+    elif types.is_nested(kind) or isinstance(kind, pa.BaseExtensionType):
+        raise Refused(f"it has a column of {kind}")
+    else:
+        return len(array), array.nbytes
+    sizes = [_size(one) for one in inner]
+    return len(array) + sum(values for values, _ in sizes), sum(size for _, size in sizes)
 
 
 def _limit_memory():

@@ -49,7 +49,12 @@ def document_from_record(record: Any, *, where: str, label: str) -> Document:
         return _of_pair(present, where, label)
     if "text" in present:
         return Document(where, label, text=checked_text(present["text"], "text", where))
-    raise UserError(f"{where}: {_what_to_rename(present, sorted(record))}")
+    raise UserError(f"{where}: {_what_to_rename(present, _shown(record))}")
+
+
+def _shown(record: dict[str, Any]) -> list[str]:
+    """The names of fields as a line has room for them."""
+    return [name[:40] for name in sorted(record)[:20]]
 
 
 def _of_pair(present: dict[str, Any], where: str, label: str) -> Document:

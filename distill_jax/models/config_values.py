@@ -38,6 +38,7 @@ OF_ROPE = {
     "high_freq_factor": (0, 1e6),
     "original_max_position_embeddings": (0, 2**31 - 1),
 }
+_KINDS = ("full_attention", "sliding_attention")
 
 
 def check_values(raw: dict) -> None:
@@ -74,8 +75,11 @@ def _check_rope(name: str, value: Any) -> None:
     """The parameters of all blocks, or those of each kind of them."""
     if not isinstance(value, dict):
         raise _wrong(name, value, "an object")
-    of_kinds = [inner for inner in value.values() if isinstance(inner, dict)]
-    for part in (value, *of_kinds):
+    of_kinds = {kind: value[kind] for kind in _KINDS if value.get(kind) is not None}
+    for kind, inner in of_kinds.items():
+        if not isinstance(inner, dict):
+            raise _wrong(f"{name}.{kind}", inner, "an object")
+    for part in (value, *of_kinds.values()):
         given = {key: inner for key, inner in part.items() if inner is not None}
         _check_numbers(given, OF_ROPE)
         for key in ("rope_type", "type"):

@@ -16,7 +16,14 @@ from safetensors.numpy import save_file
 from distill_jax.files import write_json, written_whole
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.families import FAMILIES, read_config
-from distill_jax.models.weights import Checkpoint, check_names, flatten, layout, stack_weights
+from distill_jax.models.weights import (
+    STORED,
+    Checkpoint,
+    check_names,
+    flatten,
+    layout,
+    stack_weights,
+)
 from distill_jax.types import TOKEN_IDS, Advance, Params, UserError, silent
 from distill_jax.untrusted import check_file, read_json_object
 
@@ -42,7 +49,7 @@ def read(directory: Path, *, dtype, advance: Advance = silent) -> Checkpoint:
                     raise UserError(f"{path} repeats the weight {name} of another file: remove one")
         present = [name for name in file_of if not _redundant(name, config)]
         check_names(config, present, _hf_name, source=directory)
-        fetch = lambda path, name: file_of[name].get_tensor(name)
+        fetch = lambda path, name: _array(file_of[name], name)
         params = stack_weights(config, fetch, _hf_name, dtype=dtype, advance=advance)
     return Checkpoint(config, params, directory)
 
@@ -137,6 +144,16 @@ def _open(path):
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path} is not a complete safetensors file ({error}): copy it again"
+        ) from None
+
+
+def _array(file, name):
+    try:
+        return file.get_tensor(name)
+    except (AttributeError, SafetensorError) as error:  # numpy lacks the dtype
+        raise UserError(
+            f"weight {name} is stored as {file.get_slice(name).get_dtype()} ({error}): use a"
+            f" checkpoint in one of {', '.join(STORED)}"
         ) from None
 
 

@@ -45,7 +45,10 @@ def load_checkpoint(path: str, *, dtype, advance: Advance = silent) -> Checkpoin
             f"model path {path} is neither a directory nor a .gguf file: give one of these"
         )
     read = huggingface.read if local.is_dir() else gguf.read
-    loaded = read(local, dtype=dtype, advance=advance)
+    try:
+        loaded = read(local, dtype=dtype, advance=advance)
+    except UserError as error:  # some name only a weight
+        raise UserError(str(error) if str(local) in str(error) else f"{local}: {error}") from None
     check_finite(loaded.params, local)
     return loaded
 

@@ -7,6 +7,7 @@ is counted is any exception but UserError, more than 10 seconds, and more than 1
 """
 
 import argparse
+import copy
 import json
 import os
 import resource
@@ -100,7 +101,7 @@ def edited(seed: bytes, given) -> bytes:
             if inner and given.ConsumeBool():
                 at = at[key]
                 continue
-            at[key] = given.PickValueInList(NASTY)
+            at[key] = copy.deepcopy(given.PickValueInList(NASTY))  # it may be changed further
             break
     return json.dumps(value).encode()
 
@@ -185,6 +186,7 @@ def main() -> None:
 
     signal.signal(signal.SIGALRM, late)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    resource.setrlimit(resource.RLIMIT_AS, (8 * BYTES, 8 * BYTES))
     with tempfile.TemporaryDirectory() as place:
         findings = Findings(options.out, Path(place))
         corpus = options.out / "corpus"

@@ -36,7 +36,7 @@ def _hf_array(path, array, config):
     heads = {"query": config.heads, "key": config.kv_heads}.get(
         path.removeprefix("blocks/attention/").removesuffix("_bias")
     )
-    if heads is None:
+    if heads is None or len(array) != heads * config.head_width:  # the loader names its shape
         return array
     pairs = array.reshape(heads, config.head_width // 2, 2, *array.shape[1:])
     return pairs.swapaxes(1, 2).reshape(array.shape)
