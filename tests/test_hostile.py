@@ -12,6 +12,7 @@ from distill_jax.data.files import files_of, read_all
 from distill_jax.data.gguf_tokenizer import read_gguf_tokenizer
 from distill_jax.data.prompts import read_prompts
 from distill_jax.data.tokenizer import make_tokenizer
+from distill_jax.data.tokenizer_settings import further_templates, gguf_settings
 from distill_jax.models.load import load_checkpoint
 from distill_jax.types import UserError
 from experiments.fuzz import seeds
@@ -176,3 +177,16 @@ def test_the_links_of_a_cache_are_followed(tmp_path):
         file.rename(blobs / str(i))
         (snapshot / file.name).symlink_to(Path("../../blobs") / str(i))
     assert load_checkpoint(str(snapshot), dtype=None).config.blocks == 2
+
+
+@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "..", "a/b", ""])
+def test_the_name_of_a_chat_template_leads_nowhere_else(name):
+    """An export makes a file of each."""
+    with pytest.raises(UserError, match="a chat template has the name"):
+        gguf_settings({f"tokenizer.chat_template.{name}": "a"})
+    named = [{"name": name, "template": "a"}]
+    with pytest.raises(UserError, match="a chat template has the name"):
+        further_templates(Path("nowhere"), {"chat_template": named})
+    assert further_templates(
+        Path("nowhere"), {"chat_template": [{"name": "tool_use", "template": "a"}]}
+    )

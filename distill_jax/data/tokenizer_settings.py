@@ -1,6 +1,7 @@
 """What a model's files say besides its tokenizer and weights, so that an export repeats it."""
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,7 +92,7 @@ def gguf_settings(fields: Mapping[str, Any]) -> Settings:
     sampling |= {"do_sample": True} if sampling.keys() - {"repetition_penalty"} else {}
     prefix = "tokenizer.chat_template."
     templates = {k.removeprefix(prefix): v for k, v in fields.items() if k.startswith(prefix)}
-    return Settings({}, _repeated(ids) | sampling, templates, {})
+    return Settings({}, _repeated(ids) | sampling, _checked(templates), {})
 
 
 def write_settings(
@@ -139,7 +140,7 @@ def further_templates(directory: Path, config: Mapping[str, Any]) -> dict[str, s
     files = sorted((directory / MORE_TEMPLATES).glob("*.jinja"))
     if files or (directory / TEMPLATE).is_file():
         return {file.stem: file.read_text(encoding="utf-8") for file in files}
-    return {name: text for name, text in _named(config).items() if name != "default"}
+    return _checked({name: text for name, text in _named(config).items() if name != "default"})
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -160,6 +161,17 @@ def _named(config: Mapping[str, Any]) -> dict[str, str]:
     if isinstance(template, dict):
         return template
     return {} if template is None else {"default": template}
+
+
+def _checked(templates: dict[str, str]) -> dict[str, str]:
+    """The same. Raises UserError for a name that an export could not give to a file of its own."""
+    for name in templates:
+        if not re.fullmatch(r"[\w+-][\w.+ -]{0,99}", str(name)):
+            raise UserError(
+                f"a chat template has the name {str(name)[:60]!r}, of which a file is made: rename"
+                " it, with letters, digits, - and _"
+            )
+    return templates
 
 
 def _token_ids(config: Mapping[str, Any]) -> dict[str, Any]:
