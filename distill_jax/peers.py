@@ -128,9 +128,13 @@ class Group:
                 while len(self._links) < count - 1:
                     link, _ = server.accept()
                     link.settimeout(PATIENCE_S)
-                    hello = link.recv(len(token) + 9, socket.MSG_WAITALL).decode("latin-1")
-                    if hello.startswith(token):  # else a stranger, such as a scan of ports
+                    hello = ""
+                    with contextlib.suppress(OSError):
+                        hello = link.recv(len(token) + 9, socket.MSG_WAITALL).decode("latin-1")
+                    if hello.startswith(token):
                         self._links[int(hello[-9:])] = link
+                    else:  # a stranger, such as a scan of ports
+                        link.close()
         for link in self._links.values():
             link.settimeout(None)
 

@@ -188,3 +188,25 @@ def test_the_code_of_a_group():
     assert code_of([0, 0], True) == 0
     assert code_of([-9, 70], True) == 75
     assert code_of([1, 0], False) == 70
+
+
+def test_a_run_of_two_processes_goes_on_with_one(flags, tmp_path):
+    """The same data, as losses show that differ by no more than the order of sums."""
+    words = [*flags, "--config.optim.schedule=constant"]
+    several = subprocess.run(
+        [sys.executable, "-m", "distill_jax.launch", "--processes=2", "--",
+         "--config=configs/base.py", f"--workdir={tmp_path / 'two'}", *words, "--config.steps=4"],
+        cwd=cli.ROOT, env=cli.environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert several.returncode == 0, several.stderr
+    for name in ("two", "one"):
+        done = cli.run(f"--workdir={tmp_path / name}", *words, "--config.steps=6")
+        assert done.returncode == 0, done.stderr
+    two, one = (
+        {line["step"]: line for line in cli.metrics(tmp_path / name) if "train/loss" in line}
+        for name in ("two", "one")
+    )
+    assert list(two) == list(one) == [1, 2, 3, 4, 5, 6]
+    for step, line in one.items():
+        assert two[step]["train/tokens"] == line["train/tokens"]
+        assert two[step]["train/loss"] == pytest.approx(line["train/loss"], rel=1e-4)
