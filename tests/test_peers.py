@@ -20,11 +20,16 @@ count, index, port = map(int, sys.argv[1:4])
 group = Group(10)
 group.join(Place(f"localhost:{port}", count, index))
 print("met", flush=True)
+input()
 """
 WAITS = "time.sleep(300)"
 BARRIER = """
 from jax.experimental import multihost_utils
-multihost_utils.sync_global_devices('here' if index else time.sleep(300))
+try:
+    multihost_utils.sync_global_devices('here' if index else time.sleep(300))
+except Exception:  # of the collective, before the connection says why
+    group.await_reason()
+    time.sleep(300)
 """
 
 
@@ -32,7 +37,7 @@ def start(code, count, index, port):
     return subprocess.Popen(
         [sys.executable, "-c", MEMBER + code, str(count), str(index), str(port)],
         cwd=cli.ROOT, env=cli.environment(), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 
@@ -52,6 +57,9 @@ def group():
         running.extend(start(code, count, i, port) for i in members or range(count))
         if members is None:
             assert [process.stdout.readline() for process in running] == ["met\n"] * count
+            for process in running:
+                process.stdin.write("\n")
+                process.stdin.flush()
         return running
 
     yield begin
