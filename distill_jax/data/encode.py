@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from distill_jax.data.chat import Span, render_with_spans
+from distill_jax.data.chat import Rendered, render_with_spans
 from distill_jax.data.documents import Document
 from distill_jax.data.limits import CHARACTERS_PER_TOKEN, Limits, batches, filled_by
 from distill_jax.data.tokenizer import Tokenizer, close_text
+from distill_jax.data.turn_spans import Span
 from distill_jax.types import Advance, UserError, silent
 
 _BATCH = 256  # documents encoded at a time; only limits memory
@@ -51,8 +52,9 @@ def tokenize_documents(
     """
     tokens, trained, predicted = [], [], 0
     left = lambda: max_tokens - predicted if max_tokens else math.inf
+    chats = render_with_spans(tokenizer, [d for d in documents if d.messages is not None])
     for batch in batches(documents, _BATCH, left):
-        for ids, marks in _encode_batch(batch, tokenizer):
+        for ids, marks in _encode_batch(batch, tokenizer, chats):
             if left() <= 0:
                 break
             kept = min(len(ids), left() + 1)
@@ -80,11 +82,11 @@ def tokenize_documents(
 
 
 def _encode_batch(
-    documents: Sequence[Document], tokenizer: Tokenizer
+    documents: Sequence[Document], tokenizer: Tokenizer, chats: Iterator[Rendered]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     plain = [document.text for document in documents if document.text is not None]
     plain_encodings = iter(tokenizer.backend.encode_batch_fast(plain))
-    spanned = [_text_and_spans(d, tokenizer) for d in documents if d.text is None]
+    spanned = [_pair(*d.pair) if d.pair else next(chats) for d in documents if d.text is None]
     spanned_encodings = iter(tokenizer.offsets.encode_batch([text for text, _ in spanned]))
     spans = iter([spans for _, spans in spanned])
     for document in documents:
@@ -105,17 +107,8 @@ def _encode_batch(
         yield ids, marks
 
 
-def _text_and_spans(document: Document, tokenizer: Tokenizer) -> tuple[str, list[Span]]:
-    if document.pair is not None:
-        prompt, completion = document.pair
-        return prompt + completion, [(len(prompt), len(prompt) + len(completion))]
-    return render_with_spans(
-        tokenizer,
-        document.messages,
-        where=document.name,
-        given=document.given,
-        tools=document.tools,
-    )
+def _pair(prompt: str, completion: str) -> tuple[str, list[Span]]:
+    return prompt + completion, [(len(prompt), len(prompt) + len(completion))]
 
 
 def _inside(token_spans: np.ndarray, spans: list[Span]) -> np.ndarray:

@@ -15,6 +15,7 @@ from distill_jax.data.tokenizer_settings import (
     chat_template,
     read_json,
     read_settings,
+    template_file,
     write_settings,
 )
 from distill_jax.types import UserError
@@ -39,6 +40,7 @@ class Tokenizer(NamedTuple):
     added_tokens    strings that are one token anywhere in a text
     special_tokens  "bos_token", "eos_token", ... to token, as chat templates use them
     chat_template   jinja2 source or None
+    template_file   where that was read, for errors; empty where it was not
     vocab_size      one more than the highest token id, added tokens included
     fingerprint     sha256 in hex of all of the above
     settings        what the model's files say besides, for an exported student
@@ -54,6 +56,7 @@ class Tokenizer(NamedTuple):
     added_tokens: tuple[str, ...]
     special_tokens: dict[str, str]
     chat_template: str | None
+    template_file: str
     vocab_size: int
     fingerprint: str
     settings: Settings
@@ -64,6 +67,7 @@ def make_tokenizer(
     *,
     special_tokens: dict[str, str],
     chat_template: str | None,
+    template_file: str = "",
     settings: Settings = NO_SETTINGS,
 ) -> Tokenizer:
     """Builds a Tokenizer. Raises UserError if a special token is not in the vocabulary."""
@@ -97,6 +101,7 @@ def make_tokenizer(
         ),
         special_tokens=dict(special_tokens),
         chat_template=chat_template,
+        template_file=template_file,
         vocab_size=max(backend.get_vocab(with_added_tokens=True).values()) + 1,
         fingerprint=hashlib.sha256("\0".join(parts).encode()).hexdigest(),
         settings=settings,
@@ -112,7 +117,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """
     path = Path(path)
     if path.suffix == ".gguf":
-        return make_tokenizer(**read_gguf_tokenizer(path)._asdict())
+        return make_tokenizer(**read_gguf_tokenizer(path)._asdict(), template_file=str(path))
     file = path / "tokenizer.json"
     if not file.is_file():
         raise UserError(
@@ -128,6 +133,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         backend,
         special_tokens=_special_tokens(path, config, backend),
         chat_template=chat_template(path, config),
+        template_file=str(template_file(path)),
         settings=read_settings(path, config, backend),
     )
 

@@ -131,8 +131,16 @@ def write_settings(
 
 def chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
     """The default chat template of a directory; a file goes before tokenizer_config.json."""
+    file = template_file(directory)
+    if file.name == TEMPLATE:
+        return file.read_text(encoding="utf-8")
+    return _named(config).get("default")
+
+
+def template_file(directory: Path) -> Path:
+    """The file that holds the default chat template of a directory, if it has one."""
     file = directory / TEMPLATE
-    return file.read_text(encoding="utf-8") if file.is_file() else _named(config).get("default")
+    return file if file.is_file() else directory / "tokenizer_config.json"
 
 
 def further_templates(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:

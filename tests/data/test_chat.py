@@ -124,6 +124,11 @@ CASES = {
 }
 
 
+def spans_of(tokenizer, messages, name="here"):
+    document = Document(name, "x", messages=tuple(messages))
+    return next(render_with_spans(tokenizer, [document]))
+
+
 @pytest.fixture(params=sorted(CASES))
 def case(request):
     return CASES[request.param]
@@ -131,9 +136,7 @@ def case(request):
 
 def test_spans_are_what_the_assistant_wrote(make_small, case):
     template, messages, spans = case
-    rendered = render_with_spans(
-        make_small("smollm", chat_template=template), messages, where="here"
-    )
+    rendered = spans_of(make_small("smollm", chat_template=template), messages)
     assert [rendered.text[slice(*span)] for span in rendered.assistant_spans] == spans
 
 
@@ -158,7 +161,7 @@ def test_trained_tokens_are_exactly_the_spans(make_small, name, case):
     template, messages, spans = case
     tokenizer = make_small(name, chat_template=template)
     tokenized = tokenize_documents([Document("d", "x", messages=tuple(messages))], tokenizer)
-    rendered = render_with_spans(tokenizer, messages, where="here")
+    rendered = spans_of(tokenizer, messages)
     whole = tokenizer.backend.encode(rendered.text, add_special_tokens=False).ids
     assert tokenized.tokens.tolist() == whole
     trained = tokenized.tokens[tokenized.trained == 1].tolist()
@@ -193,10 +196,10 @@ def test_messages_are_not_changed_by_a_template(make_small):
 def test_what_a_template_cannot_do_is_one_line(make_small, template, messages, says):
     tokenizer = make_small("smollm", chat_template=template)
     if says is None:
-        assert render_with_spans(tokenizer, messages, where="here").assistant_spans
+        assert spans_of(tokenizer, messages).assistant_spans
         return
     with pytest.raises(UserError, match=says) as caught:
-        render_with_spans(tokenizer, messages, where="file:3")
+        spans_of(tokenizer, messages, "file:3")
     assert str(caught.value).startswith("file:3: ")
     assert "\n" not in str(caught.value)
 

@@ -121,6 +121,11 @@ RECORDS = {
 }  # fmt: skip
 
 
+def spans_of(tokenizer, messages, given=0):
+    document = Document("here", "x", messages=tuple(messages), given=given)
+    return next(render_with_spans(tokenizer, [document]))
+
+
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("record", RECORDS)
 @pytest.mark.parametrize("arguments", ["text", "object"])
@@ -189,20 +194,20 @@ FORMS = {"default system": _with_object, "rewriting": _with_object, "joined": _w
 def test_a_template_without_calls_is_refused_and_trains_no_silence(make_small, template):
     tokenizer = make_small("smollm", chat_template=template)
     with pytest.raises(UserError, match=r"the calls of tools.* use a model"):
-        render_with_spans(tokenizer, CALLS, where="here")
-    assert render_with_spans(tokenizer, CALLS[:1] + CALLS[3:], where="here").assistant_spans
+        spans_of(tokenizer, CALLS)
+    assert spans_of(tokenizer, CALLS[:1] + CALLS[3:]).assistant_spans
     broken = tokenizer._replace(chat_template=template + "{{ raise_exception('Never') }}")
     with pytest.raises(UserError, match="Never"):
-        render_with_spans(broken, CALLS, where="here")
+        spans_of(broken, CALLS)
 
 
 def test_turns_that_are_given_hold_no_span(make_small):
     tokenizer = make_small("smollm", chat_template=DEFAULT_SYSTEM)
     turns = [said("user", "a"), said("assistant", "b"), said("user", "c"), said("assistant", "d")]
-    spans = render_with_spans(tokenizer, turns, where="here", given=3)
+    spans = spans_of(tokenizer, turns, given=3)
     assert [spans.text[slice(*span)] for span in spans.assistant_spans] == ["d<|im_end|>"]
     with pytest.raises(UserError, match=r"no assistant turn among the roles \['user'\]"):
-        render_with_spans(tokenizer, turns[:3], where="here", given=2)
+        spans_of(tokenizer, turns[:3], given=2)
 
 
 def test_a_given_answer_alone_trains_nothing(make_small):
