@@ -65,6 +65,8 @@ class Group:
             "shutdown_timeout_seconds": limit_s,
         }
         if place.coordinator:
+            if place.index == 0:
+                self._check_port(place.coordinator)
             jax.distributed.initialize(place.coordinator, place.count, place.index, **limits)
         else:
             try:
@@ -111,6 +113,18 @@ class Group:
         """Gives a listening thread the time to end the process, if an error here is an echo."""
         time.sleep(ECHO_S)
 
+    def _check_port(self, coordinator):
+        """JAX ends in a segmentation fault where it cannot listen."""
+        try:
+            _server(int(coordinator.rpartition(":")[2])).close()
+        except OSError as error:
+            self.fail(
+                CODE,
+                f"error: process 0 cannot listen at --coordinator={coordinator}"
+                f" ({os.strerror(error.errno)}): end what does, or give another port, and run"
+                " again",
+            )
+
     def _connect(self, client, coordinator, count):
         key = "distill_jax/peers"
         if self.index:
@@ -120,9 +134,8 @@ class Group:
             link.sendall(f"{token}{self.index:09}".encode())
             self._links[0] = link
         else:
-            token, six = secrets.token_hex(8), socket.has_dualstack_ipv6()
-            family = socket.AF_INET6 if six else socket.AF_INET
-            with socket.create_server(("", 0), family=family, dualstack_ipv6=six) as server:
+            token = secrets.token_hex(8)
+            with _server(0) as server:
                 server.settimeout(self.timeout_s)
                 client.key_value_set(key, json.dumps([server.getsockname()[1], token]))
                 while len(self._links) < count - 1:
@@ -177,3 +190,10 @@ class Group:
             f"error: another process of this run did not answer for {self.timeout_s} s ({key}):"
             " run again",
         )
+
+
+def _server(port: int) -> socket.socket:
+    """A socket that listens at a port of every address of this host; 0: a free one."""
+    six = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if six else socket.AF_INET
+    return socket.create_server(("", port), family=family, dualstack_ipv6=six)

@@ -96,11 +96,14 @@ def _group(command: Command) -> Group | None:
         raise UserError(f"--processes is {of}: use at least 1")
     if not 0 <= number < of:
         raise UserError(f"--process is {number} of --processes={of}: use 0 to {of - 1}")
-    if of > 1 and not command.coordinator and not command.distributed:
-        raise UserError(
-            f"--processes is {of} and --coordinator is missing: give the address of process 0, such"
-            " as --coordinator=host0:9876"
-        )
+    if of > 1 and not command.distributed:
+        told = f"is {command.coordinator!r}" if command.coordinator else "is missing"
+        host, _, port = command.coordinator.rpartition(":")
+        if not (host and port.isdecimal() and 0 < int(port) < 65536):
+            raise UserError(
+                f"--processes is {of} and --coordinator {told}: give the address of process 0, such"
+                " as --coordinator=host0:9876"
+            )
     timeout_s = command.config.distributed.timeout_s
     return Group(timeout_s) if of > 1 or command.distributed else None
 

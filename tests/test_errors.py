@@ -102,6 +102,9 @@ MISTAKES = {
     "unwritable workdir": lambda w, t: (["--workdir=/proc/none/here"], "cannot be written"),
     "a name that is too long": lambda w, t: ([f"--workdir={t / ('a' * 300)}"], "name too long"),
     "processes that meet nowhere": lambda w, t: (["--processes=2"], "--coordinator is missing"),
+    "processes without a port": lambda w, t: (
+        ["--processes=2", "--coordinator=here"], "--coordinator is 'here': give the address"
+    ),
     "no process": lambda w, t: (["--processes=0"], "--processes is 0: use at least 1"),
     "a process of no group": lambda w, t: (["--process=1"], "--process is 1 of --processes=1"),
     "not a flag": lambda w, t: (["steps=100"], "--config.steps=100"),

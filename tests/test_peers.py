@@ -111,6 +111,17 @@ def test_a_process_that_never_starts_is_waited_for_as_long_as_was_asked_for(grou
     ]
 
 
+def test_a_port_that_is_taken_is_a_line():
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = start(WAITS, 2, 0, port)
+        line = (
+            f"error: process 0 cannot listen at --coordinator=localhost:{port} (Address already in"
+            " use): end what does, or give another port, and run again"
+        )
+        assert ends([process], 10) == ([70], [line])
+
+
 @pytest.mark.parametrize("mistaken", [0, 1])
 def test_the_line_of_one_is_that_of_all(group, mistaken):
     code = f"group.fail(2, 'error: no such file') if index == {mistaken} else time.sleep(300)"
