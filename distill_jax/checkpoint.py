@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 
 from distill_jax.checkpoint_arrays import read_arrays
 from distill_jax.checkpoint_files import (
-    SEAL,
+    METRICS,
     STATE,
     Damaged,
     flaw,
@@ -81,9 +81,9 @@ def save(
 ) -> None:
     """Starts a save of `state` under its step; returns once the arrays are copied."""
     step = int(state.step)
-    seal = {"arrays": fingerprints(state), "metrics": metrics}
-    items = {STATE: ocp.args.StandardSave(state), SEAL: ocp.args.JsonSave(seal)}
-    manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
+    seal = {"arrays": fingerprints(state), METRICS: metrics}
+    items = ocp.args.Composite(**{STATE: ocp.args.StandardSave(state)})
+    manager.save(step, args=items, metrics=metrics, force=True, custom_metadata=seal)
 
 
 def flaws(manager: ocp.CheckpointManager) -> dict[int, str]:

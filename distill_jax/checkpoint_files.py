@@ -1,16 +1,15 @@
 """The directory of a checkpoint as it lies on the disk: its marker, its seal, and what is wrong.
 
-The seal holds the fingerprints of the arrays (fingerprint.py) and a copy of the metrics. It is
-committed together with them.
+The seal holds the fingerprints of the arrays (fingerprint.py) and a copy of the metrics. It is a
+part of orbax's commit marker, so that there is none without the other.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
-STATE, METRICS, SEAL = "state", "metrics", "seal"  # what a checkpoint has directories of
-FILES = {METRICS: "metrics", SEAL: "metadata"}  # as orbax names what is in them
-MARKER, DONE = "_CHECKPOINT_METADATA", "commit_success.txt"
+STATE, METRICS = "state", "metrics"  # what a checkpoint has directories of
+MARKER, SEAL, DONE = "_CHECKPOINT_METADATA", "custom_metadata", "commit_success.txt"
 
 
 class Damaged(Exception):
@@ -29,25 +28,22 @@ def seal_of(path: Path) -> dict[str, Any] | None:
     are not looked at.
     """
     marker = _read(path, MARKER)
-    named = marker.get("item_handlers") if isinstance(marker, dict) else None
-    if not isinstance(named, dict) or not marker.get("commit_timestamp_nsecs"):
+    named, seal = (marker.get(key) for key in ("item_handlers", SEAL))
+    if not named or not isinstance(seal, dict) or not marker.get("commit_timestamp_nsecs"):
         raise Damaged(f"{MARKER} is not of a commit")
-    items = {STATE, *named, *(name for name in FILES if (path / name).exists())}
+    items = {STATE, *named, *([METRICS] if (path / METRICS).exists() else ())}
     if gone := sorted(name for name in items if not (path / name).is_dir()):
         raise Damaged(f"{gone[0]} is missing")
     # Some versions of orbax leave this file in every directory, others in none.
     if len({(each / DONE).exists() for each in (path, *(path / name for name in items))}) > 1:
         raise Damaged(f"{DONE} is missing")
-    metrics = _read(path, METRICS, FILES[METRICS]) if METRICS in items else None
-    if not isinstance(metrics, dict | None):
-        raise Damaged(f"{METRICS} are no metrics")
-    if SEAL not in items:
+    metrics = _read(path, METRICS, METRICS) if METRICS in items else None
+    if not seal:
         return None
-    seal = _read(path, SEAL, FILES[SEAL])
-    if not isinstance(seal, dict) or not isinstance(seal.get("arrays"), dict):
-        raise Damaged(f"{SEAL} is none")
+    if not isinstance(seal.get("arrays"), dict):
+        raise Damaged(f"{MARKER} holds no fingerprints")
     same = lambda value: json.dumps(value, sort_keys=True)  # also where one is not a number
-    if same(seal.get("metrics")) != same(metrics):
+    if same(seal.get(METRICS)) != same(metrics):
         raise Damaged(f"{METRICS} are not as they were saved")
     return seal
 
@@ -65,7 +61,7 @@ def metric_of(path: Path, metric: str) -> float | None:
     """A metric of a whole checkpoint; None where it has none or is not whole."""
     if flaw(path) or not (path / METRICS).exists():
         return None
-    return _read(path, METRICS, FILES[METRICS]).get(metric)
+    return _read(path, METRICS, METRICS).get(metric)
 
 
 def set_aside(path: Path) -> Path:
@@ -75,11 +71,15 @@ def set_aside(path: Path) -> Path:
     return path.rename(free)
 
 
-def _read(path: Path, *names: str) -> Any:
-    file = path.joinpath(*names)
+def _read(path: Path, *names: str) -> dict[str, Any]:
+    """An object of JSON."""
+    name = "/".join(names)
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads((path / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise Damaged(f"{'/'.join(names)} is missing") from None
+        raise Damaged(f"{name} is missing") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise Damaged(f"{'/'.join(names)} cannot be read ({error})") from None
+        raise Damaged(f"{name} cannot be read ({error})") from None
+    if not isinstance(value, dict):
+        raise Damaged(f"{name} is no object of JSON")
+    return value

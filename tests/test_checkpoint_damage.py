@@ -1,5 +1,6 @@
 """A checkpoint that is not as it was written is never gone on from, and harms no other one."""
 
+import json
 import shutil
 
 import jax
@@ -8,10 +9,10 @@ import numpy as np
 import pytest
 
 from distill_jax import checkpoint
-from distill_jax.checkpoint_files import Damaged, set_aside
+from distill_jax.checkpoint_files import MARKER, SEAL, Damaged, set_aside
 from distill_jax.types import TrainState, UserError
 
-LEAVES = {"matrix": (24, 32), "vector": (7,), "scalar": ()}
+LEAVES = {"matrix": (64, 48), "vector": (7,), "scalar": ()}
 
 
 def state_of(step):
@@ -68,9 +69,9 @@ def assert_same(state, step):
     jax.tree.map(np.testing.assert_array_equal, state, state_of(step))
 
 
-def arrays(step):
+def arrays(step, of="state"):
     """The file that holds the bytes of the arrays."""
-    return max(files(step / "state"), key=lambda path: path.stat().st_size)
+    return max(files(step / of), key=lambda path: path.stat().st_size)
 
 
 @pytest.mark.parametrize("part", range(24))
@@ -109,9 +110,11 @@ def test_no_damage_of_any_file_changes_a_number_or_stops_a_run(written, tmp_path
 
 
 WHOLE = {
-    "no marker": lambda step: (step / "_CHECKPOINT_METADATA").unlink(),
+    "no marker": lambda step: (step / MARKER).unlink(),
     "no second marker": lambda step: (step / "commit_success.txt").unlink(),
-    "no seal": lambda step: shutil.rmtree(step / "seal"),
+    "no seal": lambda step: (step / MARKER).write_text(
+        (step / MARKER).read_text().replace('"custom_metadata"', '"custom"')
+    ),
     "no metrics": lambda step: shutil.rmtree(step / "metrics"),
     "no arrays": lambda step: shutil.rmtree(step / "state"),
     "nothing": lambda step: (shutil.rmtree(step), step.mkdir()),
@@ -142,7 +145,7 @@ def test_where_no_checkpoint_is_good_nothing_is_renamed_and_all_reasons_are_said
 
 def test_a_checkpoint_of_other_shapes_is_not_taken(copy):
     manager = opened(copy)
-    wide = state_of(0)._replace(params={"matrix": jnp.zeros((24, 33))})
+    wide = state_of(0)._replace(params={"matrix": jnp.zeros((64, 49))})
     with pytest.raises(Damaged):
         checkpoint.restore(manager, wide, 6)
     assert checkpoint.good_steps(manager, state_of(0)) == [4, 6]
@@ -171,10 +174,9 @@ def test_a_run_goes_on_saving_after_damage(copy):
 
 
 def test_one_without_fingerprints_is_taken_with_a_line(copy):
-    """As the version before wrote it: the marker names no seal."""
-    marker = copy / "step_6/_CHECKPOINT_METADATA"
-    shutil.rmtree(copy / "step_6/seal")
-    marker.write_text(marker.read_text().replace('"seal"', '"state"'))
+    """As the version before wrote it."""
+    marker = json.loads((copy / "step_6" / MARKER).read_text())
+    (copy / "step_6" / MARKER).write_text(json.dumps(marker | {SEAL: {}}))
     state, said = gone_on(copy)
     assert_same(state, 6)
     assert [line.count("no fingerprints") for line in said] == [1]
