@@ -60,6 +60,16 @@ def main(argv: list[str], began: float | None = None) -> int:
                 group,
             )
         return _fail(70, _unexpected(error, workdir, group), group)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of a library in Rust, such as tokenizers
+            raise
+        reason = " ".join(str(error).split())[:200]
+        return _fail(
+            2,
+            f"the tokenizer cannot read this text ({reason}): use another tokenizer.json, or leave"
+            " out the text",
+            group,
+        )
 
 
 def _help(words):

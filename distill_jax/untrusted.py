@@ -34,15 +34,15 @@ def check_file(path: Path) -> None:
             raise UserError(f"{path} is {kind}: give a regular file")
 
 
-def parse_json(text: str | bytes, where: str, remedy: str) -> Any:
+def parse_json(text: str | bytes, where: str, remedy: str, most: int = MOST_JSON) -> Any:
     """The value of a JSON text, bytes being UTF-8.
 
     Raises UserError, as "`where`: not JSON (reason): `remedy`", for what is none, is longer than
-    MOST_JSON, nested deeper than DEEPEST, or has a number of thousands of digits.
+    `most`, nested deeper than DEEPEST, or has a number of thousands of digits.
     """
     try:
-        if len(text) > MOST_JSON:
-            raise ValueError(f"it is longer than {MOST_JSON:,} bytes")
+        if len(text) > most:
+            raise ValueError(f"it is longer than {most:,} bytes")
         if isinstance(text, bytes):
             text = text.decode("utf-8-sig")
         value = json.loads(text)
@@ -60,15 +60,17 @@ def parse_json(text: str | bytes, where: str, remedy: str) -> Any:
     raise UserError(f"{where}: not JSON ({reason}): {remedy}")
 
 
-def read_json_object(path: Path, remedy: str = "restore the file") -> dict[str, Any]:
+def read_json_object(
+    path: Path, remedy: str = "restore the file", most: int = MOST_JSON
+) -> dict[str, Any]:
     """The object in a JSON file. Raises UserError for another file, see parse_json."""
     check_file(path)
     try:
         with path.open("rb") as file:
-            text = file.read(MOST_JSON + 1)
+            text = file.read(most + 1)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): {remedy}") from None
-    value = parse_json(text, str(path), remedy)
+    value = parse_json(text, str(path), remedy, most)
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a JSON object: {remedy}")
     return value

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import tokenizers
 
 from distill_jax.data.gguf_tokenizer import read_gguf_tokenizer
+from distill_jax.data.tokenizer_file import read_backend
 from distill_jax.data.tokenizer_settings import (
     NO_SETTINGS,
     Settings,
@@ -124,10 +125,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
             f"{path} has no tokenizer.json: save the tokenizer there with transformers' "
             "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         )
-    try:
-        backend = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exception
-        raise UserError(f"{file}: unreadable ({error}): download it again") from error
+    backend = read_backend(file)
     config = read_json(path / "tokenizer_config.json")
     return make_tokenizer(
         backend,
@@ -146,13 +144,15 @@ def _special_tokens(
     for name in _SPECIAL_TOKENS:
         token = config.get(name) or older.get(name)
         if isinstance(token, dict):
-            token = token["content"]
+            token = token.get("content")
+        if token is not None and not isinstance(token, str):
+            raise UserError(f"{path}: {name} is {str(token)[:50]!r}: name a token, as a string")
         if token is not None:
             found[name] = token
     for file in ("generation_config.json", "config.json"):
         ids = read_json(path / file).get("eos_token_id")
         first = ids[0] if isinstance(ids, list) and ids else ids
-        if "eos_token" not in found and isinstance(first, int):
+        if "eos_token" not in found and isinstance(first, int) and 0 <= first < 2**32:
             found["eos_token"] = backend.id_to_token(first) or f"<{first}>"
     return found
 

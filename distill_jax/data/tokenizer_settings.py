@@ -1,6 +1,5 @@
 """What a model's files say besides its tokenizer and weights, so that an export repeats it."""
 
-import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -12,8 +11,10 @@ import tokenizers
 
 from distill_jax.files import write_json, write_text
 from distill_jax.types import TOKEN_IDS, UserError
+from distill_jax.untrusted import check_file, read_json_object
 
 TEMPLATE, MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
+MOST_TEMPLATE = 2**20  # bytes; the longest that were seen have 20,000
 # Files of older versions of transformers that it still reads beside tokenizer_config.json.
 OLDER_FILES = ("special_tokens_map.json", "added_tokens.json")
 
@@ -108,7 +109,8 @@ def write_settings(
     special_tokens: said where the settings do not say them. positions: of the model, which
     model_max_length does not exceed.
     """
-    limits = [n for n in (settings.tokenizer.get("model_max_length"), positions) if n is not None]
+    said = settings.tokenizer.get("model_max_length")
+    limits = [n for n in (said, positions) if isinstance(n, int | float)]
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",  # uses tokenizer.json unchanged
         "clean_up_tokenization_spaces": False,
@@ -133,7 +135,7 @@ def chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
     """The default chat template of a directory; a file goes before tokenizer_config.json."""
     file = template_file(directory)
     if file.name == TEMPLATE:
-        return file.read_text(encoding="utf-8")
+        return _text(file)
     return _named(config).get("default")
 
 
@@ -147,28 +149,44 @@ def further_templates(directory: Path, config: Mapping[str, Any]) -> dict[str, s
     """The other chat templates of a directory, by name."""
     files = sorted((directory / MORE_TEMPLATES).glob("*.jinja"))
     if files or (directory / TEMPLATE).is_file():
-        return {file.stem: file.read_text(encoding="utf-8") for file in files}
+        return {file.stem: _text(file) for file in files}
     return _checked({name: text for name, text in _named(config).items() if name != "default"})
 
 
 def read_json(file: Path) -> dict[str, Any]:
     """The content of a file, empty if there is none. Raises UserError if it is not JSON."""
-    if not file.is_file():
-        return {}
+    return read_json_object(file, "download it again") if file.exists() else {}
+
+
+def _text(file: Path) -> str:
+    """A chat template. Raises UserError for what is no text of a bearable length."""
+    check_file(file)
+    with file.open("rb") as opened:
+        data = opened.read(MOST_TEMPLATE + 1)
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file}: not JSON ({error}): download it again") from error
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 ({error.reason}): download it again") from None
+    if len(data) > MOST_TEMPLATE:
+        raise UserError(f"{file} is longer than {MOST_TEMPLATE:,} bytes: use another chat template")
+    return text
 
 
 def _named(config: Mapping[str, Any]) -> dict[str, str]:
     """The chat templates of a tokenizer_config.json, by name."""
     template = config.get("chat_template")
-    if isinstance(template, list):
-        return {entry["name"]: entry["template"] for entry in template}
-    if isinstance(template, dict):
-        return template
-    return {} if template is None else {"default": template}
+    if isinstance(template, list) and all(isinstance(entry, dict) for entry in template):
+        template = {str(entry.get("name")): entry.get("template") for entry in template}
+    named = template if isinstance(template, dict) else {"default": template}
+    if template is None:
+        return {}
+    for text in named.values():
+        if not isinstance(text, str):
+            raise UserError(
+                f"tokenizer_config.json: chat_template is {str(template)[:50]!r}: give a template"
+                ' as text, or a list of {"name": ..., "template": ...}'
+            )
+    return named
 
 
 def _checked(templates: dict[str, str]) -> dict[str, str]:

@@ -102,6 +102,12 @@ def sample(
     if not prompts:
         return []
     encoded = [encode_prompt(tokenizer, prompt, chat=chat) for prompt in prompts]
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        if max(ids) >= model.config.vocab:
+            raise UserError(
+                f"{prompt.name}: token {max(ids)} is outside the model's vocabulary of"
+                f" {model.config.vocab}: use the tokenizer of this model"
+            )
     answered = next((p for p in prompts if chat or p.messages is not None), None)
     if answered is not None:
         end = turn_end(tokenizer, conversation(answered), where=answered.name)
