@@ -91,6 +91,8 @@ def text_lines():
         "parts that are no text": turn(content=[{"type": "image"}]),
         "parts without text": turn(content=[{"type": "text"}]),
         "calls that are no objects": turn(tool_calls=[1]),
+        "deep arguments": Case(turn(tool_calls=[{"name": "f", "arguments": deep(100_000)}]), False),
+        "long arguments": Case(turn(tool_calls=[{"name": "f", "arguments": "9" * 10_000}]), False),
         "a label that is a list": Case('{"text": "a", "label": [1]}', None),
         "compressed": b"\x1f\x8b\x08\0" * 9,
         "parquet by content": b"PAR1" * 9,

@@ -13,6 +13,7 @@ from distill_jax.data.gguf_tokenizer import read_gguf_tokenizer
 from distill_jax.data.prompts import read_prompts
 from distill_jax.data.tokenizer import make_tokenizer
 from distill_jax.data.tokenizer_settings import further_templates, gguf_settings
+from distill_jax.data.tool_calls import for_template
 from distill_jax.models.load import load_checkpoint
 from distill_jax.types import UserError
 from experiments.fuzz import seeds
@@ -30,6 +31,8 @@ def tokenizer(tmp_path_factory):
 def read_texts(path, tokenizer):
     documents = list(read_all(files_of(str(path))))
     fingerprint(documents)
+    for document in documents:
+        for_template(document.messages or ())
     plain = [document for document in documents if document.messages is None]
     if not documents:
         raise UserError("data source holds no document")

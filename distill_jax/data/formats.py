@@ -1,11 +1,11 @@
 """Which format a data file has, and what to do about a file that has none of them."""
 
-import json
 import re
 import shlex
 from pathlib import Path
 
 from distill_jax.types import UserError
+from distill_jax.untrusted import parse_json
 
 # What data.format may say, and the suffixes that say it by themselves, in any case.
 FORMATS = {
@@ -149,8 +149,8 @@ def _first_line_is_record(head: bytes) -> bool:
     if len(line) == _HEAD:
         return True  # too long to see its end: an object over many lines has short ones
     try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
+        return isinstance(parse_json(line, "", ""), dict)
+    except UserError:
         return False
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from distill_jax.data.score_files import FileTable, read_json_lines
 from distill_jax.types import UserError
+from distill_jax.untrusted import MOST_JSON, parse_json, read_json_object
 
 TIME = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)$")
 # Metrics that are logged per example as log-likelihoods, alone or as [log-likelihood, words or
@@ -52,8 +53,8 @@ def is_sample_log(path: Path) -> bool:
     """Whether the first line of a jsonl file is a sample of the harness."""
     try:
         with open(path, "rb") as file:
-            first = json.loads(file.readline())
-    except (ValueError, OSError):  # whoever reads the file says what is wrong
+            first = parse_json(file.readline(MOST_JSON + 1), str(path), "")
+    except (UserError, OSError):  # whoever reads the file says what is wrong
         return False
     return isinstance(first, dict) and "doc_id" in first and "resps" in first
 
@@ -123,6 +124,6 @@ def _higher_is_better(path: Path, task: str, name: str) -> bool | None:
     if beside is None or not beside.is_file():
         return None
     try:
-        return json.loads(beside.read_text())["higher_is_better"][task][name]
-    except (ValueError, KeyError, TypeError):
+        return read_json_object(beside)["higher_is_better"][task][name]
+    except (UserError, KeyError, TypeError):
         return None

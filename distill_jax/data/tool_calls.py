@@ -56,6 +56,6 @@ def _arguments(value: Any) -> Any:
         return Arguments(value, json.dumps(value, ensure_ascii=False))
     try:
         read = json.loads(value) if isinstance(value, str) else None
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # ValueError: also of a number of thousands of digits
         read = None
     return Arguments(read, value) if isinstance(read, dict) else value
