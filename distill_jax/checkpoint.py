@@ -24,8 +24,8 @@ from distill_jax.checkpoint_files import (
     metric_of,
     place,
     seal_of,
-    set_aside,
 )
+from distill_jax.files import set_aside
 from distill_jax.fingerprint import fingerprints
 from distill_jax.sharding import barrier
 from distill_jax.types import TrainState, UserError

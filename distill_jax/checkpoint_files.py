@@ -64,13 +64,6 @@ def metric_of(path: Path, metric: str) -> float | None:
     return _read(path, METRICS, METRICS).get(metric)
 
 
-def set_aside(path: Path) -> Path:
-    """Renames a damaged checkpoint to what no manager finds, `damaged_NAME`; gives where it is."""
-    names = (f"damaged_{path.name}{again}" for again in ("", *(f"_{n}" for n in range(2, 1000))))
-    free = next(path.with_name(name) for name in names if not path.with_name(name).exists())
-    return path.rename(free)
-
-
 def _read(path: Path, *names: str) -> dict[str, Any]:
     """An object of JSON."""
     name = "/".join(names)

@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 from distill_jax.data.tokenizer import Tokenizer, save_tokenizer
 from distill_jax.models import huggingface
 from distill_jax.models.architecture import ModelConfig
-from distill_jax.types import Params
+from distill_jax.types import NumbersBrokeDown, Params, path_name
 
 MAX_SHARD_BYTES = 5_000_000_000
 
@@ -32,8 +32,10 @@ def export_student(
     """Writes weights, configs, tokenizer and chat templates. Every process must call it.
 
     How the tokenizer's model pads, samples and stops is said as the tokenizer's files say it.
+    Raises NumbersBrokeDown for weights that are not finite in that dtype, before any is written.
     """
     host = to_host(params)
+    _check_finite(host, np.dtype(jax.numpy.dtype(dtype)))
     if jax.process_index() == 0:
         huggingface.write(
             directory,
@@ -44,3 +46,15 @@ def export_student(
             max_shard_bytes=MAX_SHARD_BYTES,
         )
         save_tokenizer(tokenizer, directory, positions=config.max_positions)
+
+
+def _check_finite(host: Params, dtype: np.dtype) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(host):
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(leaf.astype(dtype, copy=False))
+        if bad := leaf.size - int(np.count_nonzero(finite)):
+            raise NumbersBrokeDown(
+                f"the student's weight {path_name(path)} has {bad} of {leaf.size} numbers that are"
+                f" not finite in {dtype.name}: lower config.optim.learning_rate, or write a wider"
+                " --config.export.dtype"
+            )

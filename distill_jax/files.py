@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 SEAL = "seal"  # of a JSON object: a hash of all its other entries
+DAMAGED = "damaged_"  # before the name of what was set aside
 
 
 @contextmanager
@@ -80,6 +81,15 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
 
 def _seal_of(value):
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def set_aside(path: Path) -> Path:
+    """Renames what is damaged to damaged_NAME, damaged_NAME_2, ...; gives where it is now."""
+    number, aside = 1, path.with_name(f"{DAMAGED}{path.name}")
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{DAMAGED}{path.name}_{number}")
+    return path.rename(aside)
 
 
 def remove(path: Path) -> None:

@@ -161,7 +161,13 @@ def _evaluate(run, state, step, log, progress, alive):
         seconds = time.monotonic() - began - (progress.seconds(COMPILE) - compiled)
     log.line(step, values, seconds)
     alive()
-    return values
+    if not math.isfinite(values[NLL]) and step == run.options.steps:
+        log.close()
+        raise NumbersBrokeDown(
+            f"the held-out NLL at step {step}, the last, is {values[NLL]:g}: the student predicts"
+            " nothing; lower config.optim.learning_rate or the weights of config.terms"
+        )
+    return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 class _Log:
@@ -209,7 +215,8 @@ class _Log:
     def line(self, step: int, values: dict[str, float], seconds: float) -> None:
         """Writes and shows an evaluation. seconds: what it took, without compiling."""
         now = time.monotonic()
-        self._write(step, values, device_s=now - self.before, tokens=self.tokens)
+        known = {name: _number(value) for name, value in values.items()}
+        self._write(step, known, device_s=now - self.before, tokens=self.tokens)
         self.before, self.evaluation_s = now, seconds
         shown = [f"{k} {values[k]:.4g}" for k in SHOWN_EVALUATION if k in values]
         say(f"step {step}/{self.run.options.steps}  " + "  ".join(shown), sys.stderr)

@@ -20,7 +20,7 @@ ORDER = [
     {"types", "files", "signals", "streams", "words"},
     {"untrusted"},
     {"gguf_file"},
-    {"key_names", "peers", "fingerprint", "checkpoint_files"},
+    {"key_names", "peers", "fingerprint", "checkpoint_files", "seals"},
     {"checkpoint_arrays"},
     {
         "config",

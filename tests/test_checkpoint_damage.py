@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from distill_jax import checkpoint
-from distill_jax.checkpoint_files import MARKER, SEAL, Damaged, set_aside
+from distill_jax.checkpoint_files import MARKER, SEAL, Damaged
+from distill_jax.files import set_aside
 from distill_jax.types import TrainState, UserError
 
 LEAVES = {"matrix": (64, 48), "vector": (7,), "scalar": ()}

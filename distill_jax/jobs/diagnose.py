@@ -13,7 +13,7 @@ from distill_jax.diagnosis.triggers import trigger_values
 from distill_jax.evals.aggregates import aggregate
 from distill_jax.evals.continuations import behaviour_section
 from distill_jax.evals.records_file import write_records
-from distill_jax.jobs.study_report import TOKENS
+from distill_jax.jobs.study_seal import TOKENS
 from distill_jax.progress import Progress, say
 from distill_jax.report.headline import diagnose_answer
 from distill_jax.report.page import page

@@ -1,8 +1,9 @@
 """The job study: arms x seeds from one config, each measured alike, and one verdict over all."""
 
+import itertools
 import json
 import shutil
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -10,19 +11,25 @@ from ml_collections import ConfigDict
 
 from distill_jax import workdir
 from distill_jax.config import flatten, leaves
-from distill_jax.data.cache import pieces_of
-from distill_jax.export import export_student
-from distill_jax.files import written_whole
-from distill_jax.jobs.cache import fill_cache
 from distill_jax.jobs.study_arm import inputs_of_arm, label_of, run_arm, took_of
 from distill_jax.jobs.study_report import write_report
-from distill_jax.jobs.train import read_inputs, start_of
+from distill_jax.jobs.study_seal import (
+    PLAN,
+    RESULT,
+    earlier_looks,
+    mend_parts,
+    mend_run,
+    of_run,
+    of_study,
+    seal_run,
+    write_part,
+)
+from distill_jax.jobs.study_shared import share
+from distill_jax.jobs.train import read_inputs
 from distill_jax.progress import COMPILE, Progress, say, times_line
 from distill_jax.setup import data
 from distill_jax.setup.arm_config import (
-    Shared,
     arm_config,
-    cacheable,
     check_serving,
     check_study,
     step_flops,
@@ -41,9 +48,9 @@ from distill_jax.sharding import barrier
 from distill_jax.study.arms import Arm, arms_of
 from distill_jax.study.flops import steps_for, written
 from distill_jax.study.results import Key, PlannedArm, RunResult, StudyPlan, looks_with, result_of
-from distill_jax.types import Batch, Forbidden
+from distill_jax.types import Forbidden
 
-PLAN, RESULTS, RESULT = "study.json", "results.jsonl", "result.json"
+RESULTS = "results.jsonl"
 
 
 def study_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
@@ -70,17 +77,26 @@ def study_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
         planned = _planned(c, arms, inputs, progress)
         evaluator = evaluator_of(c, inputs)
     check_serving(c, inputs)
-    earlier = _earlier_looks(directory)
+    texts = {"text": training.fingerprint, "held_out": evaluator.held_out.fingerprint}
+    of, seeds = of_study(c, texts), range(c.seed, c.seed + c.study.seeds)
+    place = lambda p, seed: directory / "arms" / p.arm.name / f"seed-{seed}"
+    earlier = earlier_looks(directory)  # by the seals, too, before any is renamed
+    barrier("looks")
+    if jax.process_index() == 0:
+        with progress.stage("load", "verifying what was measured before"):
+            mend_parts(directory, of, seeds)
+            for p, seed in itertools.product(planned, seeds):
+                mend_run(place(p, seed), of_run(c, p, seed, texts))
+    barrier("mended")
     plan = _plan(c, planned, evaluator, earlier)
     first = jax.process_index() == 0
     if first:  # a look counts once there is something to see
         claim(c, directory)
-        workdir.write_json(directory / PLAN, plan._replace(looks=earlier).json())
+        write_part(directory / PLAN, of, plan._replace(looks=earlier).json())
     say(f"held-out text: {data.description(evaluator.held_out)}")
-    shared = _share(c, directory, plan, evaluator, progress)
+    shared = share(c, directory, plan, of, evaluator, progress)
     evaluator = with_cache(c, evaluator, shared.cache)
     runs = [(p, seed) for seed in plan.seeds for p in plan.arms]
-    place = lambda p, seed: _run_directory(directory, p.arm.name, seed)
     done = [run for run in runs if (place(*run) / RESULT).exists()]
     took = [one for run in done for one in took_of(place(*run), run[0])]
     todo = [run[0] for run in runs if run not in done]
@@ -89,42 +105,51 @@ def study_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
         where = place(p, seed)
         title = f"[{n}/{len(runs)}] {p.arm.name}, seed {seed}"
         if (p, seed) in done:
-            say(f"{title}: done already")
+            say(f"{title}: {_done_words(place(p, seed))}")
             continue
         say(f"{title}: {p.steps} steps")
         todo = todo[1:]
         began = progress.clock() - progress.seconds(COMPILE)
         told = f"run {n}/{len(runs)} {p.arm.name} seed {seed} · {len(runs) - len(todo) - 1} done"
         with progress.within(label_of(told, p, todo, took, progress)):
-            of = (shared, evaluator, steps_by_shape, progress)
-            result = run_arm(c, where, p, seed, *of, warn=n == 1)
+            seal = partial(seal_run, where, of_run(c, p, seed, texts), look=len(plan.looks))
+            given = (shared, evaluator, steps_by_shape, seal, progress)
+            result = run_arm(c, where, p, seed, *given, warn=n == 1)
         took += took_of(where, p, progress.clock() - progress.seconds(COMPILE) - began)
         if first:
             workdir.write_json(where / RESULT, result.json())
+            seal(failed=result.failed is not None)
             # The exported student stays; what a resumed run would need is not needed any more.
             if (where / workdir.CHECKPOINTS).exists():
                 shutil.rmtree(where / workdir.CHECKPOINTS)
     barrier("arms")
     if first:
-        workdir.write_json(directory / PLAN, plan.json())
-    ships = write_report(c, directory, plan, _results(directory, runs), evaluator, progress)
+        write_part(directory / PLAN, of, plan.json())
+    results = _results(directory, [place(*run) for run in runs])
+    ships = write_report(c, directory, plan, of, results, evaluator, progress)
     say(f"time:   {times_line(progress.times())}")
     if c.study.gate and not ships:
         raise Forbidden(f"the verdict forbids shipping: see {directory / workdir.PAGE}")
 
 
-def _results(directory: Path, runs: list[tuple[PlannedArm, int]]) -> dict[Key, RunResult]:
+def _results(directory: Path, places: list[Path]) -> dict[Key, RunResult]:
     """What every arm x seed left behind, gathered in results.jsonl."""
-    paths = [_run_directory(directory, p.arm.name, seed) / RESULT for p, seed in runs]
-    results = [result_of(json.loads(path.read_text())) for path in paths]
+    results = [_result(where) for where in places]
     if jax.process_index() == 0:
         workdir.write_lines(directory / RESULTS, [result.json() for result in results])
     return {result.key: result for result in results}
 
 
-def _run_directory(directory: Path, arm: str, seed: int) -> Path:
-    """The workdir of one arm x seed."""
-    return directory / "arms" / arm / f"seed-{seed}"
+def _result(where: Path) -> RunResult:
+    return result_of(json.loads((where / RESULT).read_text(encoding="utf-8")))
+
+
+def _done_words(where: Path) -> str:
+    """What is said of a run that is not made again."""
+    failed = _result(where).failed
+    if failed is None:
+        return "done already"
+    return f"broke down before, and is trained again only with another config ({failed})"
 
 
 def _planned(
@@ -158,13 +183,6 @@ def _planned(
     return ordered
 
 
-def _earlier_looks(directory: Path) -> tuple[tuple[int, ...], ...]:
-    """The seeds of every verdict that was given in this directory."""
-    path = directory / PLAN
-    known = json.loads(path.read_text()) if path.exists() else {}
-    return tuple(tuple(look) for look in known.get("looks", ()))
-
-
 def _plan(
     c: ConfigDict,
     planned: tuple[PlannedArm, ...],
@@ -185,66 +203,3 @@ def _plan(
         held_out_sha256=evaluator.held_out.fingerprint,
         **{key: s[key] for key in ("margin", "slice_margin", "confidence", "new_tokens")},
     )
-
-
-def _share(
-    c: ConfigDict, directory: Path, plan: StudyPlan, evaluator: Evaluator, progress: Progress
-) -> Shared:
-    """The pruned start of each seed, and the teacher's signals in a cache."""
-    starts, inputs = {}, evaluator.inputs
-    if c.student.init == "prune":
-        longest = max(plan.arms, key=lambda planned: planned.steps)
-        of = (c, directory, inputs, longest, progress)
-        for n, seed in enumerate(plan.seeds, 1):
-            with progress.within(lambda _, n=n: f"start of seed {n}/{len(plan.seeds)} · "):
-                starts[seed] = _start(*of, seed)
-    cache = directory / "cache"
-    configs = [arm_config(c, p.arm, seed, steps=p.steps) for p in plan.arms for seed in plan.seeds]
-    readers = [mine for mine in configs if cacheable(c, mine)]
-    if not c.study.cache or not readers:
-        return Shared("", starts)
-    rows = [evaluator.held_out.rows[i] for i in range(len(evaluator.held_out.rows))]
-    for mine in readers:
-        packed = data.packed(mine, inputs.training, seed=mine.seed)
-        rows += [packed.rows[i] for i in data.rows_read(mine, packed.rows)]
-    say("teacher cache: the teacher runs once over the text that the arms read")
-    cache.mkdir(parents=True, exist_ok=True)
-    with progress.within(lambda _: "teacher cache · "):
-        fill_cache(c, cache, inputs.mesh, inputs.teachers.first, _distinct(rows), progress)
-    return Shared(str(cache), starts)
-
-
-def _distinct(rows: list[Batch]) -> list[Batch]:
-    """The rows that hold a piece which no row before them holds."""
-    seen: set[bytes] = set()
-    kept = []
-    for row in rows:
-        keys = {key for _, key in pieces_of(row)}
-        if keys - seen:
-            kept.append(row)
-        seen |= keys
-    return kept
-
-
-def _start(
-    c: ConfigDict,
-    directory: Path,
-    inputs: Inputs,
-    longest: PlannedArm,
-    progress: Progress,
-    seed: int,
-) -> str:
-    """The student that all arms of a seed start from: the path of a Hugging Face directory."""
-    target = directory / "students" / f"seed-{seed}"
-    if target.exists():
-        return str(target)
-    # Calibration text follows the last step of the longest arm, so that none trains on it.
-    mine = arm_config(c, longest.arm._replace(overrides={}), seed, steps=longest.steps)
-    setting = setting_of(mine, directory, inputs)
-    model, params = start_of(setting, progress)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    whole = written_whole(target) if jax.process_index() == 0 else nullcontext(target)
-    with whole as part:
-        export_student(part, model.config, params, inputs.tokenizer, dtype=c.student.dtype)
-    barrier(f"start of seed {seed}")
-    return str(target)

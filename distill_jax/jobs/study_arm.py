@@ -1,6 +1,7 @@
 """One arm of a study on one seed: trained, exported, and measured as it would be served."""
 
 from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from statistics import median
 
@@ -8,9 +9,10 @@ import jax
 from ml_collections import ConfigDict
 
 from distill_jax import workdir
+from distill_jax.config import flatten
 from distill_jax.evals.aggregates import aggregate
 from distill_jax.evals.records_file import write_records
-from distill_jax.jobs.study_report import BEHAVIOUR, EXAMPLES, TOKENS
+from distill_jax.jobs.study_seal import BEHAVIOUR, EXAMPLES, TOKENS
 from distill_jax.jobs.train import finish, read_inputs, train_student
 from distill_jax.progress import COMPILE, Progress, Stage, duration, say
 from distill_jax.setup.arm_config import (
@@ -37,6 +39,7 @@ from distill_jax.study.arms import EQUAL_STEPS
 from distill_jax.study.results import PlannedArm, RunResult
 from distill_jax.study.timetable import Took, seconds_left
 from distill_jax.types import NumbersBrokeDown
+from distill_jax.words import named
 from distill_jax.writers import Writer
 
 
@@ -97,37 +100,58 @@ def run_arm(
     shared: Shared,
     evaluator: Evaluator,
     steps_by_shape: dict[str, CompiledSteps],
+    seal: Callable[..., None],
     progress: Progress,
     *,
     warn: bool,
 ) -> RunResult:
     """Trains one arm x seed and measures its exported student, as it would be served.
 
-    warn: say at its first evaluation if the teacher is too weak for the verdict.
+    seal(failed=...): study_seal.seal_run of this run. warn: say at its first evaluation if the
+    teacher is too weak for the verdict.
     """
     mine = arm_config(c, p.arm, seed, shared, p.steps)
-    check_owner(mine, where)
+    # Where the study's own files lie may change: it may have been moved.
+    own, given = flatten(arm_config(c, p.arm, seed, steps=p.steps)), flatten(mine)
+    check_owner(mine, where, beside=[key for key in own if own[key] != given[key]])
     if jax.process_index() == 0:
         where.mkdir(parents=True, exist_ok=True)
     place = str(where.relative_to(where.parents[2]))
     result = RunResult(p.arm.name, seed, p.steps, p.step_flops, place)
-    if not (where / workdir.REPORT).exists():
-        read = inputs_of_arm(c, mine, evaluator.inputs, progress, evaluator.teachers)
-        setting = setting_of(mine, where, read, evaluator.teachers)
-        name, group = f"{p.arm.name}-seed-{seed}", where.parents[2].resolve().name
-        try:
-            with writing(mine, where, name=name, group=group) as writers:
-                if warn and jax.process_index() == 0:
-                    writers = (*writers, _weak_teacher_writer(c, p))
-                model, params = train_student(setting, steps_by_shape, writers, progress)
-                finish(setting, model, params, writers, progress)
-        except NumbersBrokeDown as error:
-            say(f"{p.arm.name}, seed {seed}: {error}")
-            return result._replace(failed=str(error))
-        del model, params
-        barrier(f"end of {p.arm.name}, seed {seed}")
-    wall_s = workdir.read_lines(where / workdir.METRICS)[-1]["wall_s"]
-    return _measured(c, where, evaluator, result._replace(wall_s=wall_s), progress)
+    try:
+        if not (where / workdir.REPORT).exists():
+            _train(c, mine, where, p, evaluator, steps_by_shape, progress, warn=warn)
+            if jax.process_index() == 0:
+                seal(failed=False)
+            barrier(f"end of {p.arm.name}, seed {seed}")
+        lines = workdir.read_lines(where / workdir.METRICS)  # none where they were damaged
+        wall_s = lines[-1]["wall_s"] if lines else None
+        return _measured(c, where, evaluator, result._replace(wall_s=wall_s), progress)
+    except NumbersBrokeDown as error:
+        say(f"{p.arm.name}, seed {seed} broke down: {error}")
+        return result._replace(failed=str(error))
+
+
+def _train(
+    c: ConfigDict,
+    mine: ConfigDict,
+    where: Path,
+    p: PlannedArm,
+    evaluator: Evaluator,
+    steps_by_shape: dict[str, CompiledSteps],
+    progress: Progress,
+    *,
+    warn: bool,
+) -> None:
+    """Trains, exports and reports a run, from its last checkpoint where it has one."""
+    read = inputs_of_arm(c, mine, evaluator.inputs, progress, evaluator.teachers)
+    setting = setting_of(mine, where, read, evaluator.teachers)
+    name, group = f"{p.arm.name}-seed-{mine.seed}", where.parents[2].resolve().name
+    with writing(mine, where, name=name, group=group) as writers:
+        if warn and jax.process_index() == 0:
+            writers = (*writers, _weak_teacher_writer(c, p))
+        model, params = train_student(setting, steps_by_shape, writers, progress)
+        finish(setting, model, params, writers, progress)
 
 
 def _weak_teacher_writer(c: ConfigDict, p: PlannedArm) -> Writer:
@@ -162,12 +186,23 @@ def weak_teacher(start: Mapping[str, float]) -> str | None:
 def _measured(
     c: ConfigDict, where: Path, evaluator: Evaluator, result: RunResult, progress: Progress
 ) -> RunResult:
-    """The result with every number; writes the per-token records and the texts."""
+    """The result with every number; writes the per-token records and the texts.
+
+    Raises NumbersBrokeDown where a number is not finite.
+    """
     path, mesh = str(where / workdir.STUDENT), evaluator.inputs.mesh
     with progress.stage("load", "reading the student") as stage:
         student = load_model(c, path, c.student.dtype, mesh, stage.advance)
     with progress.stage("evaluate", "measuring held-out text") as stage:
         records = measure_tokens(c, student, evaluator, stage.advance)
+    metrics = aggregate(records.columns)
+    if bad := [
+        name for name, value in metrics.items() if value is not None and not isfinite(value)
+    ]:
+        raise NumbersBrokeDown(
+            f"on held-out text, {', '.join(map(named, bad))} of the trained student is not finite:"
+            " lower config.optim.learning_rate"
+        )
     with progress.stage("write", "compiling and writing texts of the student"):
         written = measure_texts(c, student, evaluator)
     with progress.stage("evaluate", "tasks of lm-evaluation-harness") as stage:
@@ -176,7 +211,7 @@ def _measured(
         write_records(where / TOKENS, records)
         workdir.write_json(where / BEHAVIOUR, written.json())
         workdir.write_json(where / EXAMPLES, [part.json() for part in tasks.examples])
-    metrics = aggregate(records.columns) | tasks.numbers
+    metrics |= tasks.numbers
     shown = [
         n for n in ("nll", "forward_kl", "agreement_top1", "ece") if metrics.get(n) is not None
     ]

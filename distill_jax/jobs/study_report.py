@@ -16,6 +16,8 @@ from distill_jax.evals.document_totals import document_groups
 from distill_jax.evals.lm_eval_tasks import TaskExamples, examples_of
 from distill_jax.evals.records_file import Records, read_records
 from distill_jax.evals.serving import compare_serving
+from distill_jax.files import read_sealed
+from distill_jax.jobs.study_seal import BEHAVIOUR, EXAMPLES, SERVING, TOKENS, write_part
 from distill_jax.progress import Progress, say
 from distill_jax.report.charts import svg_files
 from distill_jax.report.page import finite, page
@@ -41,8 +43,6 @@ from distill_jax.study.results import Key, Measure, RunResult, StudyPlan
 from distill_jax.types import Advance
 from distill_jax.words import named
 
-TOKENS, BEHAVIOUR, EXAMPLES = "tokens.parquet", "behaviour.json", "examples.json"
-SERVING = "serving.json"
 SAMPLES = 3  # prompts whose continuations the page shows
 
 
@@ -50,18 +50,20 @@ def write_report(
     c: ConfigDict,
     directory: Path,
     plan: StudyPlan,
+    of: Mapping[str, Any],
     results: Mapping[Key, RunResult],
     evaluator: Evaluator,
     progress: Progress,
 ) -> bool:
     """Writes report.json and report.html of all finished runs; gives whether the student may ship.
 
+    of: what the study's files belong to, by study_seal.of_study.
     Every process takes part in what runs a model, and decides alike.
     """
     inputs = evaluator.inputs
     say("measuring what the teacher writes, and what serving costs")
     with progress.stage("write", "compiling and writing texts of the teacher"):
-        written = {"teacher": _teacher_texts(c, directory, evaluator).metrics}
+        written = {"teacher": _teacher_texts(c, directory, of, evaluator).metrics}
     if evaluator.prompts is not None:
         new = c.study.new_tokens
         written["data"] = data_metrics(evaluator.prompts, new, evaluator.training)
@@ -87,7 +89,7 @@ def write_report(
         {"train": inputs.training, "eval": evaluator.held_out},
     )
     with progress.stage("serve", "timing what serving costs") as stage:
-        cost = _cost(c, directory, evaluator, where, done, stage.advance)
+        cost = _cost(c, directory, of, evaluator, where, done, stage.advance)
     with progress.stage("judge", "judging"):
         verdicts = judge_study(plan, measured, invalid=invalid, failed=failed)
     report = finite(
@@ -162,7 +164,9 @@ def _examples(
     return found
 
 
-def _teacher_texts(c: ConfigDict, directory: Path, evaluator: Evaluator) -> Written:
+def _teacher_texts(
+    c: ConfigDict, directory: Path, of: Mapping[str, Any], evaluator: Evaluator
+) -> Written:
     """What the teacher writes, measured once per study."""
     path = directory / "teacher" / BEHAVIOUR
     if path.exists() or evaluator.teachers.first is None or evaluator.prompts is None:
@@ -170,7 +174,7 @@ def _teacher_texts(c: ConfigDict, directory: Path, evaluator: Evaluator) -> Writ
     written = measure_texts(c, evaluator.teachers.first, evaluator)
     if jax.process_index() == 0:
         path.parent.mkdir(exist_ok=True)
-        workdir.write_json(path, written.json())
+        write_part(path, of, written.json())
     return written
 
 
@@ -198,6 +202,7 @@ def _sample(model: str, step: int, prompt: str, text: str) -> dict[str, Any]:
 def _cost(
     c: ConfigDict,
     directory: Path,
+    of: Mapping[str, Any],
     evaluator: Evaluator,
     where: Mapping[Key, Path],
     done: Sequence[Key],
@@ -206,10 +211,9 @@ def _cost(
     """What teacher and student cost to serve, measured once per study and price."""
     path = directory / SERVING
     price = c.study.price_per_hour or None
-    if path.exists():
-        known = json.loads(path.read_text())
-        if known["price_per_hour"] == price:
-            return known
+    known = read_sealed(path)
+    if known is not None and known["price_per_hour"] == price:
+        return {name: value for name, value in known.items() if name != "of"}
     students = [where[key] for key in done if key[0] == TREATMENT]
     if not students:
         return None
@@ -229,7 +233,7 @@ def _cost(
         advance=advance,
     ).json()
     if jax.process_index() == 0:
-        workdir.write_json(path, measured)
+        write_part(path, of, measured)
     return measured
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ from distill_jax.study.results import Key, RunResult, StudyPlan
 from distill_jax.study.rules import WORSE
 from distill_jax.study.verdict import ships
 from distill_jax.study.wording import Verdict
-from distill_jax.words import labelled, named
+from distill_jax.words import labelled, named, plural
 
 SLICED = ("nll", "forward_kl", "accuracy_top1", "agreement_top1", "ece")
 COMPARED = (
@@ -62,7 +63,8 @@ def study_report(study: Study) -> dict[str, Any]:
     """report.json of a study, as report.schema.json describes it."""
     plan, verdicts = study.plan, study.verdicts
     steps, flops = verdicts.equal_steps, verdicts.equal_flops
-    ship = ships(steps, flops)
+    broken = broken_arms(study.results)
+    ship = ships(steps, flops) and not _judged(verdicts) & broken.keys()
     rows = [
         {"comparison": name, **slice_dict(row)}
         for name, v in (("equal_steps", steps), ("equal_flops", flops))
@@ -72,7 +74,7 @@ def study_report(study: Study) -> dict[str, Any]:
     report = {
         "schema": 1,
         "kind": "study",
-        "statement": statement(verdicts, ship),
+        "statement": statement(verdicts, ship, broken),
         "verdict": {
             "ships": ship,
             "equal_steps": verdict_dict(steps),
@@ -110,13 +112,32 @@ def _comparison(v: Verdict) -> dict[str, Any]:
     return {key: values[key] for key in COMPARED}
 
 
-def statement(verdicts: StudyVerdicts, ship: bool) -> str:
-    """The verdict in one line: both comparisons, measures by which it is worse, whether to ship."""
+def broken_arms(results: Mapping[Key, RunResult]) -> dict[str, str]:
+    """By name, the arms of which runs broke down, with how many did: `1 of 3 seeds`."""
+    runs = {arm: [r for r in results.values() if r.arm == arm] for arm, _ in results}
+    lost = {arm: sum(r.failed is not None for r in own) for arm, own in runs.items()}
+    return {arm: f"{n} of {plural(len(runs[arm]), 'seed')}" for arm, n in lost.items() if n}
+
+
+def _judged(verdicts: StudyVerdicts) -> set[str]:
+    """The arms that decide whether to ship: one that breaks down is not fit to, and no measure."""
+    main = [v for v in (verdicts.equal_steps, verdicts.equal_flops) if v is not None]
+    return {arm for v in main for arm in (v.treatment, v.baseline)}
+
+
+def statement(
+    verdicts: StudyVerdicts, ship: bool, broken: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """The verdict in one line: both comparisons, measures by which it is worse, whether to ship.
+
+    broken: of broken_arms.
+    """
     parts = [f"Against labels alone at equal steps: {labelled(verdicts.equal_steps.label)}."]
     if verdicts.equal_flops is not None:
         parts.append(f"At equal FLOPs: {labelled(verdicts.equal_flops.label)}.")
     if worse := [named(measure.name) for measure, v in verdicts.secondary if v.label == WORSE]:
         parts.append(f"By {' and '.join(worse)} it is WORSE.")
+    parts += [f"{arm} broke down in {often}." for arm, often in broken.items()]
     parts.append("Ship it." if ship else "Do not ship it on this evidence.")
     return " ".join(parts)
 

@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 from distill_jax import workdir
 from distill_jax.config import config_diff, config_of_diff, flatten, load_base
 from distill_jax.files import sealed
+from distill_jax.key_names import OPEN
+from distill_jax.seals import changed, read_seal
 from distill_jax.setup.early import check_read
 from distill_jax.setup.teachers import AVERAGE
 from distill_jax.types import UserError
@@ -20,10 +22,12 @@ UNCOUNTED = ("log.*", "distributed.*", "watchdog_s", "data.prefetch")
 # The same for what trains: when it evaluates, what it keeps, and what it writes.
 BESIDE = (*UNCOUNTED, "checkpoint.*", "eval.every", "eval.batch_size", "generate.*")
 OTHERS = ("eval.*", "export.*", "study.*", "verdict.*", "diagnose.*")  # of other jobs
+ARMS_AND_SEEDS = ("study.arms", "study.seeds", f"{OPEN}*")
 MAY_CHANGE = {
     "train": (*BESIDE, *OTHERS, "cache.*", "steps"),
-    # Arms and seeds may be added; margins stay as they were before the first run.
-    "study": (*BESIDE, "study.arms", "study.seeds", "study.gate", "study.price_per_hour"),
+    # Arms and seeds may be added; margins stay as they were before the first run. What an arm that
+    # was measured had for a config is known to its seal.
+    "study": (*BESIDE, *ARMS_AND_SEEDS, "study.gate", "study.price_per_hour"),
     "cache": (*BESIDE, *OTHERS),
     "export": (*BESIDE, *OTHERS, "cache.*", "job"),
     "verdict": ("*.*", "seed", "steps", "watchdog_s"),  # the directory is of its last verdict
@@ -52,12 +56,13 @@ def matches(key: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(key, pattern) for pattern in patterns)
 
 
-def check_owner(c: ConfigDict, directory: Path) -> None:
+def check_owner(c: ConfigDict, directory: Path, beside: Iterable[str] = ()) -> None:
     """Raises UserError where what a directory keeps is of another config.
 
     A run in epochs keeps the steps that they were: before these are known, they are not compared.
+    beside: further keys that may differ.
     """
-    free = MAY_CHANGE[c.job] + (OF_EPOCHS if c.epochs else ())
+    free = (*MAY_CHANGE[c.job], *(OF_EPOCHS if c.epochs else ()), *beside)
     workdir.check(directory, flatten(c), lambda key: matches(key, free))
 
 
@@ -134,6 +139,11 @@ def _student(directory: Path) -> Path:
         raise UserError(
             f"--workdir {directory} has no student yet: finish the run by its own command, or write"
             " the student of its last checkpoint by --config.job=export"
+        )
+    seal = read_seal(directory)  # of a run of a study
+    if seal and (bad := changed(directory, seal, f"{workdir.STUDENT}/")):
+        raise UserError(
+            f"{directory / bad[0]} is damaged or lost: run the study again, which trains it again"
         )
     noted, last = workdir.exported(directory), workdir.last_checkpoint(directory)
     if noted is None and last:

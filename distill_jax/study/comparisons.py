@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from distill_jax.study.arms import EQUAL_FLOPS, EQUAL_STEPS, TREATMENT
-from distill_jax.study.paired import Scores
+from distill_jax.study.paired import Arm, Scores
 from distill_jax.study.results import Key, Measure, StudyPlan
-from distill_jax.study.rules import Rules
+from distill_jax.study.rules import INVALID, Rules
 from distill_jax.study.verdict import Comparison, judge, judge_all
 from distill_jax.study.wording import Verdict
 
@@ -61,11 +61,13 @@ def judge_study(
     def ask(one: Measured, treatment: str, baseline: str, rules: Rules) -> Comparison:
         reason = invalid or _broke_down(failed, one.scores, treatment, baseline)
         reason = reason or one.left_out.get(treatment) or one.left_out.get(baseline)
-        return Comparison(one.scores, treatment, baseline, rules, invalid=reason)
+        scores = _without(one.scores, failed, (treatment, baseline))
+        return Comparison(scores, treatment, baseline, rules, invalid=reason)
 
-    main = lambda baseline: judge(
-        ask(first, TREATMENT, baseline, rules)._replace(teacher_E=first.teacher_E)
+    main = lambda baseline: told(
+        judge(ask(first, TREATMENT, baseline, rules)._replace(teacher_E=first.teacher_E))
     )
+    told = lambda v: v._replace(reason=v.reason + _left_out_words(failed, v))
     others = [arm for arm in plan.by_name if arm not in (TREATMENT, EQUAL_STEPS, EQUAL_FLOPS)]
     alone = {"margin": 0.0, "slice_margin": 0.0, "registered": ()}
     rules_of = lambda one: _rules(plan, one)._replace(**alone)
@@ -73,28 +75,53 @@ def judge_study(
     return StudyVerdicts(
         main(EQUAL_STEPS),
         main(EQUAL_FLOPS) if EQUAL_FLOPS in plan.by_name else None,
-        judge_all([ask(first, arm, TREATMENT, rules) for arm in others]),
-        tuple(zip((one.measure for one in rest), secondary, strict=True)),
+        tuple(map(told, judge_all([ask(first, arm, TREATMENT, rules) for arm in others]))),
+        tuple(zip((one.measure for one in rest), map(told, secondary), strict=True)),
     )
 
 
 def _broke_down(
     failed: Mapping[Key, str], scores: Scores, treatment: str, baseline: str
 ) -> str | None:
-    """Why two arms have not the same seeds, or one has none: a run of one of them broke down."""
-    for arm, other in ((treatment, baseline), (baseline, treatment)):
-        alone = [
-            seed
-            for of, seed in sorted(failed)
-            if of == arm and ((other, seed) not in failed or arm not in scores.arms)
-        ]
-        if alone:
-            seeds = ", ".join(map(str, alone))
+    """Why two arms have no seed left that both have: runs of one of them broke down."""
+    if len(_without(scores, failed, (treatment, baseline)).arms) == 2:
+        return None
+    for arm in (treatment, baseline):
+        if seeds := _seeds_of(failed, arm):
             return (
-                f"{arm} broke down in seed {seeds}, so that nothing can be paired with it:"
-                f" {failed[arm, alone[0]]}"
+                f"{arm} broke down in seed {', '.join(map(str, seeds))}, so that nothing can be"
+                f" paired with it: {failed[arm, seeds[0]]}"
             )
     return None
+
+
+def _left_out_words(failed: Mapping[Key, str], v: Verdict) -> str:
+    """What follows the reason of a verdict that was given without some seeds."""
+    lost = {arm: _seeds_of(failed, arm) for arm in (v.treatment, v.baseline)}
+    parts = [
+        f"{arm} broke down in seed {', '.join(map(str, seeds))}"
+        for arm, seeds in lost.items()
+        if seeds
+    ]
+    if not parts or v.label == INVALID:
+        return ""
+    return f"; {' and '.join(parts)}: compared are the seeds that both have"
+
+
+def _seeds_of(failed: Mapping[Key, str], arm: str) -> list[int]:
+    return [seed for of, seed in sorted(failed) if of == arm]
+
+
+def _without(scores: Scores, failed: Mapping[Key, str], names: tuple[str, str]) -> Scores:
+    """The scores of two arms without the seeds in which a run of either broke down."""
+    gone = {str(seed) for arm, seed in failed if arm in names}
+
+    def part(arm: Arm) -> Arm:
+        kept = [r for r, seed in enumerate(arm.seeds) if seed not in gone]
+        return Arm(tuple(arm.seeds[r] for r in kept), arm.total_PRE[:, kept])
+
+    arms = {name: part(scores.arms[name]) for name in names if name in scores.arms}
+    return scores._replace(arms={name: arm for name, arm in arms.items() if arm.seeds})
 
 
 def _rules(plan: StudyPlan, measured: Measured) -> Rules:

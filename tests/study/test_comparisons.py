@@ -77,21 +77,28 @@ def without(one, *runs):
     return one._replace(scores=one.scores._replace(arms=arms))
 
 
-def test_a_run_that_broke_down_is_named_and_the_seeds_that_ran_are_counted():
+def test_a_run_that_broke_down_is_named_and_the_other_seeds_are_compared():
     failed = {("kd", 1): "not finite: lower the rate"}
     found = judge_study(plan(), [without(measured(), ("kd", "1"))], failed=failed)
-    for v in (found.equal_steps, found.equal_flops, *found.others):
-        assert v.label == "INVALID"
-        assert v.reason == (
-            "kd broke down in seed 1, so that nothing can be paired with it:"
-            " not finite: lower the rate"
-        )
-        assert (v.seeds, v.documents) == (2, 60)
-    both = failed | {("sft", 1): "not finite: lower the rate"}
-    left = judge_study(plan(), [without(measured(), ("kd", "1"), ("sft", "1"))], failed=both)
-    assert left.equal_steps.label == "INCONCLUSIVE"
-    assert left.equal_steps.seeds == 2
-    assert left.equal_flops.label == "INVALID"
+    pair = without(measured(), *((arm, "1") for arm in measured().scores.arms))
+    same = judge_study(plan(), [pair])
+    said = "; kd broke down in seed 1: compared are the seeds that both have"
+    of = lambda verdicts: (verdicts.equal_steps, verdicts.equal_flops, *verdicts.others)
+    for v, expected in zip(of(found), of(same), strict=True):
+        assert v == expected._replace(reason=expected.reason + said)
+        assert v.seeds == 2
+
+
+def test_arms_without_a_seed_in_common_cannot_be_compared_and_the_others_are():
+    lost = [("sft", "0"), ("sft", "1"), ("kd", "2")]
+    failed = {(arm, int(seed)): "not finite: lower the rate" for arm, seed in lost}
+    found = judge_study(plan(), [without(measured(), *lost)], failed=failed)
+    assert found.equal_steps.label == "INVALID"
+    assert found.equal_steps.reason == (
+        "kd broke down in seed 2, so that nothing can be paired with it: not finite: lower the rate"
+    )
+    assert found.equal_flops.label != "INVALID"
+    assert found.equal_flops.seeds == 2
     none = [(arm, seed) for arm in ("kd", "sft") for seed in "012"]
     all_failed = {(arm, int(seed)): "not finite" for arm, seed in none}
     nothing = judge_study(plan(("kd", "sft")), [without(measured(), *none)], failed=all_failed)
