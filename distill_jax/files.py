@@ -1,5 +1,6 @@
 """Files and directories that are written completely or not at all, and JSON that knows itself."""
 
+import errno
 import hashlib
 import json
 import os
@@ -90,6 +91,32 @@ def set_aside(path: Path) -> Path:
         number += 1
         aside = path.with_name(f"{DAMAGED}{path.name}_{number}")
     return path.rename(aside)
+
+
+def lack_of(error: BaseException | None, directory: Path | None) -> str:
+    """What ran out where this error came from, with the remedy; empty where it was nothing.
+
+    directory: the workdir, for an error that names no file.
+    """
+    while error is not None:
+        for number, (what, remedy) in LACKS.items():
+            # Of a background save the reason is left in the text alone.
+            if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+                place = getattr(error, "filename", None) or directory
+                said = what.format(place="this machine" if place is None else place)
+                return f"{said}: {remedy} and {AGAIN}"
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+AGAIN = "run the same command again, which goes on from what is saved"
+LACKS = {
+    errno.ENOSPC: ("the disk of {place} is full", "make room (df -h, df -i)"),
+    errno.EDQUOT: ("the disk quota of {place} is used up", "make room"),
+    errno.EFBIG: ("{place} has a file as large as this process may write", "raise ulimit -f"),
+    errno.EMFILE: ("this process may open no more files", "raise ulimit -n"),
+    errno.ENFILE: ("this machine may open no more files", "close some"),
+}
 
 
 def remove(path: Path) -> None:

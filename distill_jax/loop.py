@@ -85,15 +85,20 @@ def train(run: Run, progress: Progress) -> TrainState:
     log = _Log(run)
     if start == 0:
         run.on_start(state.params)
+    # The watchdog bounds how long a save in flight is waited for, whatever ended the steps.
     with watchdog(run.options.watchdog_s, _say_error) as alive:
-        if start == 0 or shared(unmeasured, 0):
-            _evaluate(run, state, start, log, progress, alive)
-        with saving() as stop:
-            with progress.stage("train", "training") as stage:
-                state = _steps(run, state, start, log, stop, alive, progress, stage)
-            with progress.stage("write", "saving the last checkpoint"):
-                run.manager.wait_until_finished()
-    run.manager.close()
+        try:
+            if start == 0 or shared(unmeasured, 0):
+                _evaluate(run, state, start, log, progress, alive)
+            with saving(run.manager.wait_until_finished) as stop:
+                with progress.stage("train", "training") as stage:
+                    state = _steps(run, state, start, log, stop, alive, progress, stage)
+                with progress.stage("write", "saving the last checkpoint"):
+                    run.manager.wait_until_finished()
+        finally:
+            alive()
+            log.close()
+            run.manager.close()
     if stop.asked.is_set():
         raise Stopped(f"stopped by a signal after saving the last step, {run.options.steps}")
     return state
@@ -129,9 +134,7 @@ def _steps(run, state, start, log, stop, alive, progress, stage):
             alive()
         if stopping and not last:
             run.manager.wait_until_finished()
-            log.close()
             raise Stopped(f"stopped by a signal after saving step {step} of {options.steps}")
-    log.close()
     return state
 
 
@@ -204,7 +207,6 @@ class _Log:
         in_a_row, options = int(values["train/skipped_in_a_row"]), self.run.options
         # A run may be shorter than max_skipped; where nothing was learnt there is no student.
         if in_a_row >= options.max_skipped > 0 or in_a_row == step == options.steps:
-            self.close()
             updates = plural(in_a_row, "update")
             raise NumbersBrokeDown(
                 f"the numbers of {updates} in a row, up to step {step} of {options.steps}, were not"

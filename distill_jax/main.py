@@ -15,6 +15,7 @@ from distill_jax import STARTED, signals, streams
 def run() -> NoReturn:
     """Runs the command line of this process and ends with its exit code."""
     streams.prepare()
+    streams.quiet_threads()
     signals.end_with_launcher()
     signals.watch()
     try:
@@ -32,6 +33,10 @@ def run() -> NoReturn:
         text = f"error: the package {error.name} is missing: pip install -r requirements.txt"
         print(text, file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        text = f"error: the program itself cannot be read ({error}): see ulimit -n, and run again"
+        print(text, file=sys.stderr)
+        sys.exit(70)
     code = main(sys.argv, STARTED)
     signals.ignore()
     sys.exit(code)

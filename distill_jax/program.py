@@ -3,7 +3,7 @@
     python -m distill_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
 Exit codes: 0 done, 2 the input or config is wrong, 3 the verdict forbids shipping, 70 an unexpected
-failure, 74 no progress, 75 stopped by a signal, 76 the numbers broke down.
+failure or no room, 74 no progress, 75 stopped by a signal, 76 the numbers broke down.
 """
 
 import os
@@ -14,19 +14,21 @@ import tempfile
 import time
 import traceback
 import warnings
+from logging import getLogger
 from pathlib import Path
 
 from absl import logging
 
 from distill_jax import __version__, signals, streams
 from distill_jax.command_line import Command, parse
+from distill_jax.files import lack_of
 from distill_jax.key_help import help_text
 from distill_jax.peers import Group, Place
 from distill_jax.progress import Progress
-from distill_jax.types import Forbidden, NumbersBrokeDown, Stopped, UserError
+from distill_jax.types import Forbidden, NumbersBrokeDown, OutOfRoom, Stopped, UserError
 from distill_jax.words import first_line
 
-EXIT_CODES = {UserError: 2, Forbidden: 3, Stopped: 75, NumbersBrokeDown: 76}
+EXIT_CODES = {UserError: 2, Forbidden: 3, OutOfRoom: 70, Stopped: 75, NumbersBrokeDown: 76}
 
 
 def main(argv: list[str], began: float | None = None) -> int:
@@ -35,7 +37,9 @@ def main(argv: list[str], began: float | None = None) -> int:
     began: when the process did, by time.monotonic(); now, if it is not given.
     """
     began = time.monotonic() if began is None else began
-    logging.set_verbosity(logging.ERROR)
+    # What orbax logs of a failed save is raised as well, and told in one line.
+    logging.set_verbosity(logging.FATAL)
+    getLogger("asyncio").disabled = True
     workdir, group = None, None
     try:
         if argv[1:] == ["--version"]:
@@ -54,12 +58,13 @@ def main(argv: list[str], began: float | None = None) -> int:
         if streams.refused(error):
             streams.drop()
             return _fail(
-                2,
+                70,
                 f"standard output cannot be written ({error.strerror}): lead it elsewhere and run"
                 " the same command again, which goes on from what is saved",
                 group,
             )
-        return _fail(70, _unexpected(error, workdir, group), group)
+        lack = lack_of(error, workdir)
+        return _fail(70, lack or _unexpected(error, workdir, group), group)
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # of a library in Rust, such as tokenizers
             raise
@@ -156,21 +161,28 @@ def _unexpected(error: Exception, workdir: Path | None, group: Group | None) -> 
     """One line; the traceback goes to a file in the workdir, or else to a temporary one."""
     if group:
         group.await_reason()
-    text = "".join(traceback.format_exception(error))
-    try:
-        if workdir is None:
-            raise FileNotFoundError
-        path = workdir / "traceback.txt"
-        path.write_text(text)
-    except OSError:  # there is no workdir yet, or it cannot be written
-        with tempfile.NamedTemporaryFile(
-            "w", prefix="distill_jax_", suffix=".txt", delete=False
-        ) as file:
-            file.write(text)
-        path = Path(file.name)
-    return (
-        f"unexpected {type(error).__name__}: {first_line(error)} (traceback in {path}): run again"
-    )
+    said = f"unexpected {type(error).__name__}: {first_line(error)}"
+    text = "".join(traceback.format_exception(error)).encode(errors="backslashreplace")
+    for write in (_into_workdir, _into_temporary):
+        try:
+            return f"{said} (traceback in {write(workdir, text)}): run again"
+        except OSError as refused:  # there is no workdir yet, or no room
+            reason = first_line(refused)
+    return f"{said} (its traceback could not be written: {reason}): run again"
+
+
+def _into_workdir(workdir, text):
+    if workdir is None:
+        raise FileNotFoundError
+    path = workdir / "traceback.txt"
+    path.write_bytes(text)
+    return path
+
+
+def _into_temporary(workdir, text):
+    with tempfile.NamedTemporaryFile(prefix="distill_jax_", suffix=".txt", delete=False) as file:
+        file.write(text)
+    return file.name
 
 
 def _fail(code: int, message: str, group: Group | None) -> int:

@@ -1,7 +1,8 @@
 """What SIGINT, SIGTERM and SIGHUP do, from the first import to the last line.
 
 They end the process at once with exit code 75 and one line. Where there is progress to save, inside
-`saving()`, the first one only asks to stop and the second ends the process.
+`saving()`, the first one only asks to stop and the second ends the process, after a save that is
+being written.
 
 Nothing is raised in the main thread: an exception at an arbitrary place, such as a call from XLA
 into Python, crashes the process, and while XLA compiles none would be raised for minutes. A thread
@@ -14,20 +15,25 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CODE = 75
+FINISH_S = 5.0  # how long a second signal waits for a save that is being written
 PR_SET_PDEATHSIG = 1  # of prctl, which is of Linux
 
 
 class Saving(NamedTuple):
-    """begun: set it once there is something to save. asked: a signal came since then."""
+    """begun: set it once there is something to save. asked: a signal came since then.
+
+    finish() returns once nothing is being saved.
+    """
 
     begun: threading.Event
     asked: threading.Event
+    finish: Callable[[], None]
 
 
 # The innermost is the one that is asked. The process has one table of handlers, and one such list.
@@ -75,8 +81,10 @@ def end_with_launcher() -> None:
 
 
 @contextmanager
-def saving() -> Iterator[Saving]:
+def saving(finish: Callable[[], None] = lambda: None) -> Iterator[Saving]:
     """Inside, once `begun` is set, the first signal sets `asked` and the second ends the process.
+
+    finish(): returns once nothing is being saved; the second signal gives it FINISH_S seconds.
 
     with saving() as stop:
         for batch in batches:
@@ -85,7 +93,7 @@ def saving() -> Iterator[Saving]:
             if stop.asked.is_set():
                 break  # save
     """
-    holder = Saving(threading.Event(), threading.Event())
+    holder = Saving(threading.Event(), threading.Event(), finish)
     _holders.append(holder)
     try:
         yield holder
@@ -114,6 +122,10 @@ def _listen(receive):
 def _act(name):
     holder = _holders[-1] if _holders else None
     if holder is None or not holder.begun.is_set() or holder.asked.is_set():
+        if holder is not None and holder.asked.is_set():
+            last = threading.Thread(target=holder.finish, daemon=True)
+            last.start()
+            last.join(FINISH_S)
         _end(f"error: stopped by {name}: the same command goes on from what is saved")
     holder.asked.set()
     write(f"{name}: stops after saving; a second signal ends at once")

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 import traceback
 
 PRINTERS = ("distill_jax.progress", "distill_jax.program")  # the modules that write to stdout
@@ -18,6 +19,16 @@ def prepare() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")
+
+
+def quiet_threads() -> None:
+    """What is raised within a library's own thread is not printed from there.
+
+    Whoever waits for the work of that thread is given the error, and tells it in one line.
+    """
+    shown = sys.excepthook
+    main = threading.main_thread()
+    sys.excepthook = lambda *error: threading.current_thread() is main and shown(*error)
 
 
 def part_libraries() -> int:

@@ -34,6 +34,10 @@ class UserError(Exception):
     """The input or the config is wrong. The message is one line: what, which value, what to do."""
 
 
+class OutOfRoom(Exception):
+    """The disk, or a limit of the process, holds no more; the same command goes on once it does."""
+
+
 class Stopped(Exception):
     """A signal asked the run to stop. Progress is saved; the same command resumes it."""
 

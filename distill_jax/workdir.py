@@ -16,6 +16,7 @@ from typing import Any
 import filelock
 
 from distill_jax.files import (
+    lack_of,
     opened,
     read_sealed,
     remove,
@@ -65,6 +66,8 @@ def locked(workdir: Path) -> Iterator[None]:
             f"--workdir {workdir} is in use by another run: wait for it, or use another directory"
         ) from None
     except OSError as error:
+        if lack_of(error, workdir):
+            raise
         raise UserError(
             f"--workdir {workdir} cannot be written ({error.strerror}): use another directory"
         ) from None

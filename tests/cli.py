@@ -76,9 +76,9 @@ def run(*arguments, config="configs/base.py"):
 
 
 @contextlib.contextmanager
-def stop_asked():
+def stop_asked(finish=None):
     """In place of signals.saving: a signal comes as soon as there is something to save."""
-    holder = Saving(threading.Event(), threading.Event())
+    holder = Saving(threading.Event(), threading.Event(), finish)
     holder.asked.set()
     yield holder
 

@@ -127,5 +127,5 @@ def test_without_a_file_and_a_run_both_ways_are_named(tmp_path):
     with pytest.raises(UserError, match="--workdir is missing"):
         parse(["main", BASE[0]])
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config\.json cannot be read"):
+    with pytest.raises(UserError, match=r"config\.json is damaged, as is config_diff\.txt"):
         parse(["main", f"--workdir={tmp_path}"])

@@ -210,6 +210,17 @@ def test_what_nobody_expected_is_one_line_that_names_its_traceback(tmp_path, mon
     assert "second line" in file.read_text()
 
 
+def test_a_traceback_that_cannot_be_written_is_no_failure_of_its_own(monkeypatch):
+    from distill_jax import program
+
+    monkeypatch.setattr("tempfile.tempdir", "/proc/none")
+    monkeypatch.setattr(program, "_run", lambda *_: 1 / 0)
+    result = cli.run("--workdir=/proc/none/run")
+    assert result.returncode == 70
+    (line,) = result.stderr.strip().split("\n")
+    assert "unexpected ZeroDivisionError: division by zero (its traceback could not" in line
+
+
 def test_a_run_whose_output_nobody_reads_stops_with_a_line():
     code = (
         "import sys\n"

@@ -76,6 +76,24 @@ def test_a_signal_ends_the_process_whatever_it_does(doing):
     assert len(lines) == (2 if doing == "saves" else 1)
 
 
+def test_a_second_signal_waits_for_a_save_that_is_being_written():
+    code = (
+        "signals.watch()\n"
+        "def finish():\n"
+        "    time.sleep(0.5)\n"
+        "    print('written', flush=True)\n"
+        "with signals.saving(finish) as stop:\n"
+        "    stop.begun.set()\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    stop.asked.wait()\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(60)\n"
+    )
+    with start(code) as process:
+        assert process.stdout.read() == "written\n"
+        assert process.wait(timeout=10) == 75
+
+
 def test_forked_children_have_the_usual_signals_and_do_not_stay():
     """A child that is stopped does not stop its parent; one that runs goes with its parent."""
     code = (

@@ -37,7 +37,7 @@ def test_letters_that_a_stream_lacks_are_escaped():
 
 def test_a_full_disk_of_stdout_is_named_as_that():
     done = run(after=">/dev/full")
-    assert done.returncode == 2
+    assert done.returncode == 70
     assert done.stderr.startswith("error: standard output cannot be written (No space left on")
     assert len(done.stderr.splitlines()) == 1
 

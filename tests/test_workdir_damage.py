@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import subprocess
 
 import pytest
 
@@ -114,7 +115,7 @@ def test_damaged_metrics_are_cut_out_and_lost_ones_are_told(damage, stopped, who
     left = numbers(tmp_path)
     assert all(line in expected for line in left)
     assert (len(left) < len(expected)) == lost
-    assert rewind(path, STOPPED).count("damaged") == 0  # said once
+    assert "cut out" not in rewind(path, STOPPED)  # said once
 
 
 @pytest.mark.parametrize("damage", ["nothing", "no JSON"])
@@ -231,3 +232,39 @@ def test_a_run_whose_last_evaluation_was_lost_measures_again(whole, flags_here, 
     assert again.returncode == 0, again.stderr
     assert numbers(workdir) == numbers(whole)[-1:]
     assert "the evaluation before it is lost" in again.stdout
+
+
+def test_a_save_in_flight_is_written_where_the_numbers_break_down(flags, tmp_path):
+    result = cli.run(
+        f"--workdir={tmp_path}", *flags, "--config.optim.learning_rate=1e30",
+        "--config.optim.max_skipped=2", "--config.checkpoint.every=1",
+        "--config.checkpoint.keep_last=9",
+    )  # fmt: skip
+    assert result.returncode == 76, result.stderr
+    assert result.stderr.count("error") == 1
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "step_1", "step_2",
+    ]  # fmt: skip
+
+
+LIMITS = {"raise ulimit -f": "ulimit -f 20", "raise ulimit -n": "ulimit -n 20"}
+
+
+@pytest.mark.parametrize("remedy", LIMITS)
+def test_a_limit_of_the_process_is_one_line_and_the_run_goes_on(
+    remedy, whole, flags_here, tmp_path
+):
+    """A real process, which may write files of 20 blocks, or open 20 files."""
+    command = cli.command(f"--workdir={tmp_path}", *flags_here)
+    done = subprocess.run(
+        ["bash", "-c", f'{LIMITS[remedy]}; exec "$@"', "bash", *command], cwd=cli.ROOT,
+        env=cli.environment(), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 70, done.stderr
+    *before, last = done.stderr.strip().split("\n")
+    assert remedy in last
+    assert not any("Error" in line or "Traceback" in line for line in before), done.stderr
+    assert not (tmp_path / "traceback.txt").exists()
+    again = cli.run(f"--workdir={tmp_path}", *flags_here)
+    assert again.returncode == 0, again.stderr
+    assert weights(tmp_path) == weights(whole)

@@ -26,7 +26,7 @@ from distill_jax.data.cache_files import (
 )
 from distill_jax.data.cache_records import Signals, to_record
 from distill_jax.files import written_whole
-from distill_jax.types import UserError
+from distill_jax.types import OutOfRoom, UserError
 from distill_jax.words import first_line
 
 
@@ -75,7 +75,7 @@ class Writer:
                 index = {"digest": digest, "keys": list(self.records), "tokens": self.tokens}
                 write_sealed(self.directory / f"{name}{INDEX}", index)
         except (OSError, RuntimeError) as error:  # ArrayRecord raises the latter
-            raise UserError(
+            raise OutOfRoom(
                 f"{shard} cannot be written ({first_line(error)}): make room and"
                 f" {AGAIN}, which goes on where it stopped"
             ) from error

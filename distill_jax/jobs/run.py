@@ -1,16 +1,14 @@
 """Which job a config names, and the directory it runs in."""
 
-import errno
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
-from distill_jax import streams, workdir
+from distill_jax import workdir
 from distill_jax.config import choose
 from distill_jax.jobs.cache import cache_job
 from distill_jax.jobs.diagnose import diagnose_job
@@ -24,7 +22,6 @@ from distill_jax.progress import Progress, say
 from distill_jax.setup.growth import fitted
 from distill_jax.setup.owner import Question, check_owner, mend, publish, question_of
 from distill_jax.sharding import barrier
-from distill_jax.types import UserError
 
 
 class Job(NamedTuple):
@@ -41,7 +38,7 @@ def run_job(c: ConfigDict, base: ConfigDict, directory: Path, progress: Progress
     """
     job = JOBS[choose("job", c.job, JOBS)]
     lock = workdir.locked(directory) if jax.process_index() == 0 else nullcontext()
-    with lock, _room(directory):
+    with lock:
         if mended := mend(directory):
             say(mended)
         barrier("whose the directory is")
@@ -53,27 +50,6 @@ def run_job(c: ConfigDict, base: ConfigDict, directory: Path, progress: Progress
         else:
             check_owner(c, directory)
             job.run(c, directory, progress)
-
-
-@contextmanager
-def _room(directory: Path) -> Iterator[None]:
-    """Raises UserError where whatever wrote found its disk full: waiting would not help.
-
-    Not where that is stdout, which program.py tells of.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        # Of a background save the reason is left in the text alone.
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        if (full or os.strerror(errno.ENOSPC) in str(error)) and not streams.refused(error):
-            raise UserError(
-                f"the disk of {directory} is full: make room and run the same command again, which"
-                " goes on from what is saved"
-            ) from error
-        raise
 
 
 def _read(job: Job, asked: Question, progress: Progress) -> None:

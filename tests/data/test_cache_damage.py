@@ -11,7 +11,7 @@ from distill_jax.data import cache as cache_module
 from distill_jax.data import cache_writer
 from distill_jax.data.cache import open_cache, piece_key
 from distill_jax.data.cache_records import from_record, to_record
-from distill_jax.types import UserError
+from distill_jax.types import OutOfRoom, UserError
 from tests.data.test_cache import (
     DRAWS,
     FORM,
@@ -172,7 +172,7 @@ def test_a_full_disk_is_one_line_and_the_rest_is_written_later(tmp_path):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-        with pytest.raises(UserError, match="make room and run the job") as error:
+        with pytest.raises(OutOfRoom, match="make room and run the job") as error:
             write(directory, manifest(), text())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -142,7 +142,7 @@ def test_a_disk_that_runs_full_is_one_line(flags, tmp_path, monkeypatch, case):
 
     monkeypatch.setitem(JOBS, "train", Job(fills))
     done = cli.run(f"--workdir={tmp_path}", *flags)
-    assert done.returncode == 2
+    assert done.returncode == 70
     assert f"the disk of {tmp_path} is full: make room" in done.stderr
     monkeypatch.setitem(JOBS, "train", Job(lambda *_: 1 / 0))
     assert cli.run(f"--workdir={tmp_path}", *flags).returncode == 70
