@@ -20,7 +20,7 @@ import threading
 import time
 from typing import NamedTuple, NoReturn
 
-from distill_jax import signals, streams
+from distill_jax import STARTED, signals, streams
 from distill_jax.types import UserError
 
 PATIENCE_S = 5.0  # for the others to hear of an end
@@ -58,9 +58,10 @@ class Group:
         import jax
         from jax._src.distributed import global_state  # JAX has no other name for its key store
 
-        limit_s = self.timeout_s * 5 // 6  # imports come before, and JAX is late to notice
+        limit_s = self.timeout_s * 5 // 6  # JAX is late to notice
+        since_start_s = int(time.monotonic() - STARTED)
         limits = {
-            "initialization_timeout": limit_s,
+            "initialization_timeout": max(self.timeout_s // 2, limit_s - since_start_s),
             "heartbeat_timeout_seconds": limit_s,
             "shutdown_timeout_seconds": limit_s,
         }

@@ -191,7 +191,7 @@ def test_the_code_of_a_group():
 
 
 def test_a_run_of_two_processes_goes_on_with_one(flags, tmp_path):
-    """The same data, as losses show that differ by no more than the order of sums."""
+    """The same data, and losses that differ by no more than the order of sums."""
     words = [*flags, "--config.optim.schedule=constant"]
     several = subprocess.run(
         [sys.executable, "-m", "distill_jax.launch", "--processes=2", "--",
@@ -208,5 +208,5 @@ def test_a_run_of_two_processes_goes_on_with_one(flags, tmp_path):
     )
     assert list(two) == list(one) == [1, 2, 3, 4, 5, 6]
     for step, line in one.items():
-        assert two[step]["train/tokens"] == line["train/tokens"]
+        assert two[step]["train/batch"] == line["train/batch"]
         assert two[step]["train/loss"] == pytest.approx(line["train/loss"], rel=1e-4)

@@ -16,8 +16,8 @@ import sys, time
 from distill_jax import streams
 from distill_jax.peers import Group, Place
 streams.prepare()
-count, index, port = map(int, sys.argv[1:4])
-group = Group(10)
+count, index, port, timeout_s = map(int, sys.argv[1:5])
+group = Group(timeout_s)
 group.join(Place(f"localhost:{port}", count, index))
 print("met", flush=True)
 input()
@@ -33,9 +33,9 @@ except Exception:  # of the collective, before the connection says why
 """
 
 
-def start(code, count, index, port):
+def start(code, count, index, port, timeout_s):
     return subprocess.Popen(
-        [sys.executable, "-c", MEMBER + code, str(count), str(index), str(port)],
+        [sys.executable, "-c", MEMBER + code, *map(str, (count, index, port, timeout_s))],
         cwd=cli.ROOT, env=cli.environment(), text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
@@ -52,9 +52,9 @@ def group():
     """Starts processes that run some code once they have met."""
     running = []
 
-    def begin(code, count, members=None):
+    def begin(code, count, members=None, timeout_s=30):
         port = free_port()
-        running.extend(start(code, count, i, port) for i in members or range(count))
+        running.extend(start(code, count, i, port, timeout_s) for i in members or range(count))
         if members is None:
             assert [process.stdout.readline() for process in running] == ["met\n"] * count
             for process in running:
@@ -87,14 +87,14 @@ def test_the_others_of_a_killed_process_end_at_once(group, victim):
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_stopped_process_is_waited_for_as_long_as_was_asked_for(group, victim):
-    processes = group(WAITS, 2)
+    processes = group(WAITS, 2, timeout_s=15)
     stopped = processes[victim]
     stopped.send_signal(signal.SIGSTOP)
     line = (
-        "error: another process of this run did not answer for 10 s (config.distributed.timeout_s):"
+        "error: another process of this run did not answer for 15 s (config.distributed.timeout_s):"
         " run again"
     )
-    assert ends([processes[1 - victim]], 10 + 5) == ([70], [line])
+    assert ends([processes[1 - victim]], 15 + 5) == ([70], [line])
     stopped.send_signal(signal.SIGCONT)
     codes, lines = ends([stopped], 5)
     assert codes == [70]
@@ -103,7 +103,7 @@ def test_a_stopped_process_is_waited_for_as_long_as_was_asked_for(group, victim)
 
 @pytest.mark.parametrize("there", [0, 1])
 def test_a_process_that_never_starts_is_waited_for_as_long_as_was_asked_for(group, there):
-    codes, lines = ends(group(WAITS, 2, [there]), 10 + 10)
+    codes, lines = ends(group(WAITS, 2, [there], timeout_s=10), 10 + 10)
     assert codes == [70]
     assert lines == [
         "error: not all processes of this run met within 10 s (config.distributed.timeout_s): start"
@@ -114,7 +114,7 @@ def test_a_process_that_never_starts_is_waited_for_as_long_as_was_asked_for(grou
 def test_a_port_that_is_taken_is_a_line():
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
-        process = start(WAITS, 2, 0, port)
+        process = start(WAITS, 2, 0, port, 30)
         line = (
             f"error: process 0 cannot listen at --coordinator=localhost:{port} (Address already in"
             " use): end what does, or give another port, and run again"
@@ -136,9 +136,9 @@ def test_an_abort_of_the_runtime_is_a_line(group):
 
 def test_who_is_done_waits_for_the_others(group):
     """Longer than JAX's own patience with a shutdown."""
-    code = "time.sleep(0 if index else 12)\ngroup.leave()\nprint('left')"
-    processes = group(code, 2)
-    assert ends(processes, 20) == ([0] * 2, [""] * 2)
+    code = "time.sleep(0 if index else 14)\ngroup.leave()\nprint('left')"
+    processes = group(code, 2, timeout_s=15)
+    assert ends(processes, 25) == ([0] * 2, [""] * 2)
 
 
 def test_a_file_that_one_process_lacks_ends_all_with_its_line(flags, tmp_path):

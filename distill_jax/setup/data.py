@@ -95,7 +95,13 @@ def batch_of(chosen: list[Batch], size: int, mesh: Mesh, padding: Callable | Non
 def training_batches(
     c: ConfigDict, rows: Rows, mesh: Mesh, start: int
 ) -> Iterator[tuple[Batch, Batch]]:
-    """From update `start` on: this process's host rows of each batch, and the whole on the mesh."""
+    """From update `start` on: host rows of each batch, and the whole on the mesh.
+
+    Process 0 has all rows on the host, so that what it writes of a batch does not depend on how
+    many processes share it; the others have theirs.
+    """
+    part = local_rows(mesh, c.data.batch_size)
+    first = jax.process_index() == 0
     batches = train_batches(
         rows,
         batch_size=c.data.batch_size,
@@ -103,10 +109,11 @@ def training_batches(
         start_step=start,
         stop_step=c.steps,
         prefetch=c.data.prefetch,
-        row_slice=local_rows(mesh, c.data.batch_size),
+        row_slice=slice(None) if first else part,
     )
     for host in batches:
-        yield host, to_global(host, mesh, c.data.batch_size)
+        own = jax.tree.map(lambda x: x[part], host) if first else host
+        yield host, to_global(own, mesh, c.data.batch_size)
 
 
 def calibration_batches(c: ConfigDict, rows: Rows, mesh: Mesh) -> list[Batch]:

@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--faults", nargs="+", default=list(LIMITS_S), choices=list(LIMITS_S))
     parser.add_argument("--more", action="append", default=[], help="a further flag of the command")
     asked = parser.parse_args()
+    world.tidy_when_terminated()
     with tempfile.TemporaryDirectory() as directory:
         words = world.make(Path(directory) / "world")
         for number in range(asked.tries):

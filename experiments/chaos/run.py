@@ -166,6 +166,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="a directory in which all is left behind")
     asked = parser.parse_args()
+    world.tidy_when_terminated()
     events = []
 
     def tell(event: dict) -> None:

@@ -34,6 +34,11 @@ def make(directory: Path) -> list[str]:
     ]
 
 
+def tidy_when_terminated() -> None:
+    """SIGTERM raises, so that what was started is ended, too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+
+
 def free_port() -> int:
     """A port that nobody listens on."""
     with socket.socket() as here:
