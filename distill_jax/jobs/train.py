@@ -26,7 +26,7 @@ from distill_jax.setup.inputs import Inputs, Setting, check, description, inputs
 from distill_jax.setup.loss import terms_of
 from distill_jax.setup.models import count, size_line, student_source
 from distill_jax.setup.owner import check_owner, claim
-from distill_jax.setup.provenance import provenance
+from distill_jax.setup.provenance import check_texts, provenance
 from distill_jax.setup.training import (
     CompiledSteps,
     abstract_state,
@@ -132,6 +132,7 @@ def train_student(
             state = jax.block_until_ready(jax.jit(begin, out_shardings=shardings)(params))
         del params
     else:
+        check_texts(directory, {"train": setting.training, "eval": setting.held_out})
         model = saved_model(c, directory)
         if model is None:
             model, said = rebuilt_model(c, directory, setting.inputs.source)

@@ -2,6 +2,7 @@
 
 import platform
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,8 +10,11 @@ from jax.sharding import Mesh
 
 from distill_jax import __version__
 from distill_jax.data.tokenizer import Tokenizer
+from distill_jax.files import read_sealed
 from distill_jax.setup.data import Data, template_hash
 from distill_jax.setup.reading import Text
+from distill_jax.types import UserError
+from distill_jax.workdir import PROVENANCE
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
 
@@ -32,3 +36,18 @@ def provenance(
         **{f"data.{name}.sha256": part.fingerprint for name, part in data.items()},
         **{f"data.{name}.documents": part.documents for name, part in data.items()},
     }
+
+
+def check_texts(directory: Path, data: dict[str, Data | Text]) -> None:
+    """Raises UserError where a text is not what the run in a directory began with.
+
+    Of most files nothing else tells that they have changed.
+    """
+    known = read_sealed(directory / PROVENANCE) or {}
+    for name, part in data.items():
+        before, now = known.get(f"data.{name}.sha256"), part.fingerprint
+        if before not in (None, now):
+            raise UserError(
+                f"the text of data.{name} is not what {directory} began with (sha256 {now[:12]},"
+                f" and {before[:12]} in {PROVENANCE}): restore it, or use another --workdir"
+            )
