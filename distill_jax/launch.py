@@ -7,6 +7,7 @@ It imports neither JAX nor the program, so that it is there at once and stays sm
 
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -67,7 +68,8 @@ class Signalled:
 def run() -> NoReturn:
     """Runs the command line of this process and ends with the exit code of the group."""
     streams.prepare()
-    if any(word in ("-h", "--help") for word in sys.argv[1:] if "--" not in sys.argv[:-1]):
+    before = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
+    if "--help" in before or "-h" in before:
         print(HELP, end="")
         sys.exit(0)
     try:
@@ -104,7 +106,7 @@ def launch(asked: Asked, signalled: Signalled) -> int:
     while True:
         before = products(asked.words)
         code = together(asked, signalled)
-        if code not in AGAIN or signalled.received:
+        if code not in AGAIN or signalled.received or _unread():
             return code
         failures = 1 if products(asked.words) - before else failures + 1
         if failures > asked.restarts:
@@ -207,6 +209,13 @@ def _free_port():
     with socket.socket() as free:
         free.bind(("localhost", 0))
         return free.getsockname()[1]
+
+
+def _unread():
+    """Whether whoever read stdout, such as head, is gone."""
+    pipe = select.poll()
+    pipe.register(1, 0)  # only tells of errors
+    return bool(pipe.poll(0))
 
 
 def _say(text):

@@ -63,7 +63,9 @@ def launch(tmp_path):
     yield begin
     for process in started:
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stderr.close()
+        process.stdout.close()
 
 
 def attempts(tmp_path):
@@ -84,6 +86,13 @@ def test_a_group_that_need_not_run_again_ends(launch, tmp_path, codes):
     process = launch(codes)
     process.communicate(timeout=60)
     assert process.returncode == int(codes.replace("70", "0").strip(",0").split(",")[0] or 0)
+    assert attempts(tmp_path) == 1
+
+
+def test_it_ends_where_nobody_reads_it(launch, tmp_path):
+    process = launch("75/0")
+    process.stdout.close()
+    assert process.wait(timeout=60) == 75
     assert attempts(tmp_path) == 1
 
 
