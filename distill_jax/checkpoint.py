@@ -121,6 +121,8 @@ def restore(
         reason = str(error)
     if not _everywhere(reason is None):
         raise Damaged(reason or "another process could not read it")
+    if int(state.step) != step:
+        raise Damaged(f"it is of step {int(state.step)}")
     if seal is None:
         tell(f"the checkpoint of step {step} has no fingerprints, as a former version wrote it")
         return state
@@ -187,5 +189,6 @@ def _everywhere(good: bool) -> bool:
 
 def _next(manager, tried) -> int:
     """The newest step that was not tried yet, as process 0 sees it."""
-    step = np.int32(max(set(manager.all_steps()) - tried.keys(), default=NONE_LEFT))
+    untried = (step for step in manager.all_steps() if step not in tried and step < 2**31)
+    step = np.int32(max(untried, default=NONE_LEFT))
     return int(step if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(step))

@@ -123,6 +123,10 @@ WHOLE = {
         shutil.rmtree(step / "state"),
         shutil.copytree(step.parent / "step_4/state", step / "state"),
     ),
+    "another step": lambda step: (
+        shutil.rmtree(step),
+        shutil.copytree(step.parent / "step_4", step),
+    ),
     "another metric": lambda step: (step / "metrics/metrics").write_text('{"eval/nll": 0.5}'),
 }
 

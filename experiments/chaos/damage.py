@@ -122,7 +122,8 @@ def tried(directory: Path) -> tuple[str, str]:
         return "SILENT" if not said else "WRONG, AND SAID SO", " ".join(said)
     if step == NEWER:
         return "harmless: same numbers, nothing said" if not said else "same, and said", str(said)
-    return "the older one, in a line" if len(said) == 1 else f"older, {len(said)} lines", said[0]
+    lines = "in a line" if len(said) == 1 else f"in {len(said)} lines"
+    return f"the older one, {lines}", " ".join(said)
 
 
 if __name__ == "__main__":
