@@ -41,7 +41,7 @@ def test_every_flipped_bit_is_seen():
         np.uint32(1) << np.arange(32, dtype=np.uint32), x.size
     )
     seen = jax.vmap(fingerprint)(flipped.reshape(-1, *x.shape))
-    assert not np.any(np.asarray(seen) == naive(x))
+    assert not np.any(seen == fingerprint(x))
 
 
 @pytest.mark.parametrize("shape", [(24,), (4, 6), (2, 2, 6)])
@@ -53,7 +53,7 @@ def test_any_two_words_that_changed_places_are_seen(shape):
             other = x.copy()
             other[[i, j]] = other[[j, i]]
             swapped.append(other.reshape(shape))
-    assert not np.any(np.asarray(jax.vmap(fingerprint)(jnp.stack(swapped))) == naive(x))
+    assert not np.any(jax.vmap(fingerprint)(jnp.stack(swapped)) == fingerprint(x.reshape(shape)))
 
 
 def test_the_same_values_of_another_shape_order_or_sign_of_zero_differ():
