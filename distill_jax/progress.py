@@ -16,17 +16,19 @@ import jax
 from tqdm import tqdm
 
 from distill_jax.types import COMPILING
+from distill_jax.visible import visible
 
 LINE_S = 10.0  # between lines where there is no terminal
 SHORT_S = 2.0
+DIM, PLAIN = "\x1b[2m", "\x1b[0m"  # of a terminal
 COMPILE, OTHER = "compile", "other"  # names of parts: see Progress.times
 # Only threads of one process draw. The default lock is one between processes.
 tqdm.set_lock(threading.RLock())
 
 
-def say_part(text: str) -> None:
+def say_part(text: str, *, dim: bool = False) -> None:
     """Writes a part of a line to stdout. Only where a Progress is aside: its line would cut in."""
-    sys.stdout.write(text)
+    sys.stdout.write(f"{DIM}{visible(text)}{PLAIN}" if dim else visible(text))
     sys.stdout.flush()
 
 
@@ -39,7 +41,7 @@ def say(text: str, stream: TextIO | None = None, *, everywhere: bool = False) ->
 def _write(text: str, stream: TextIO) -> None:
     """A whole line at once, so that threads do not mix theirs; that of a Progress makes room."""
     with tqdm.external_write_mode(file=stream):
-        stream.write(text + "\n")
+        stream.write(visible(text) + "\n")
         stream.flush()
 
 
@@ -200,7 +202,8 @@ class Progress:
         stages = list(self._stages)
         if not stages:
             return ""
-        return "".join([*(label(stages[-1]) for label in self._within), stages[-1].line(now)])
+        parts = [*(label(stages[-1]) for label in self._within), stages[-1].line(now)]
+        return visible("".join(parts))
 
     def tick(self) -> None:
         """Shows what there is to show now."""
@@ -272,7 +275,7 @@ def times_line(times: dict[str, float]) -> str:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Aligned columns: the first to the left, all others to the right."""
-    cells = [list(header), *map(list, rows)]
+    cells = [[visible(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
 
     def line(row):

@@ -16,10 +16,6 @@ from distill_jax.setup.models import load_only_model, mesh_of
 from distill_jax.setup.owner import Question
 from distill_jax.types import UserError
 
-DIM, PLAIN = "\x1b[2m", "\x1b[0m"  # of a terminal
-# What a model writes must not steer the terminal.
-CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
-
 
 def generate_job(asked: Question, progress: Progress) -> None:
     """What student.path, or else teacher.path, writes after each prompt.
@@ -49,26 +45,18 @@ def generate_job(asked: Question, progress: Progress) -> None:
         say(advice, sys.stderr)
     # Several processes run the same programs, whatever the terminal of one of them.
     live = sys.stdout.isatty() and jax.process_count() == 1
-    headers = [
-        _header(shown(prompt), dim=live and "NO_COLOR" not in os.environ) for prompt in prompts
-    ]
+    headers = ["\n".join(f"> {x}" for x in shown(prompt).split("\n")) for prompt in prompts]
     subject = (read.model, read.params, read.tokenizer, samples.stop_ids(read.tokenizer))
     with progress.stage("write", "compiling and writing texts"), ExitStack() as aside:
         begin = lambda: aside.enter_context(progress.aside())
         show = _live(headers, read.tokenizer.backend.decode, begin) if live else None
         lines = samples.sample(c, read.path, 0, *subject, time_it=False, chat=chat, show=show)
     for header, line in zip(headers, () if live else lines, strict=False):
-        say(f"{header}{line['text']}\n")
+        say(f"{header}\n{line['text']}\n")
     path = asked.results / workdir.SAMPLES
     if jax.process_index() == 0:
         workdir.write_lines(path, lines)
     say(f"written to {path}", sys.stderr)
-
-
-def _header(prompt: str, *, dim: bool) -> str:
-    """A prompt before its text."""
-    marked = "\n".join(f"> {line}" for line in prompt.split("\n"))
-    return f"{DIM}{marked}{PLAIN}\n" if dim else f"{marked}\n"
 
 
 def _live(
@@ -90,10 +78,11 @@ def _live(
             if begun < current:
                 if begun < 0:
                     begin()
-                say_part(headers[current])
+                say_part(headers[current], dim="NO_COLOR" not in os.environ)
+                say_part("\n")
                 begun = current
             text, over = latest[current]
-            say_part(parts[current](text, over).translate(CONTROLS) + "\n\n" * over)
+            say_part(parts[current](text, over) + "\n\n" * over)
             if not over:
                 return
             current += 1

@@ -11,16 +11,21 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jinja2
+from markupsafe import Markup
 
 from distill_jax import words
 from distill_jax.evals.bounds import SHARE, bounds_of
 from distill_jax.report import charts, learning_curves, svg_models
 from distill_jax.report.charts import TEMPLATES, tone
 from distill_jax.report.shown import Shown, leaves
+from distill_jax.visible import visible
 
 
 def page(report: dict[str, Any]) -> str:
-    """The page of a study or of a single run; everything a model or a data set wrote is escaped."""
+    """The page of a study or of a single run; everything a model or a data set wrote is escaped.
+
+    Letters that steer or turn what is shown stand as codes (visible.py).
+    """
     report = finite(report)
     sections = [s for s in SECTIONS if s.present(report)]
     left_out = [s for s in SECTIONS if s not in sections]
@@ -35,6 +40,7 @@ def render(template: str, report: dict[str, Any], **more: Any) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_shown,
     )
     shown = Shown(report)
     environment.globals.update(
@@ -47,6 +53,13 @@ def render(template: str, report: dict[str, Any], **more: Any) -> str:
         model_columns=MODELS, named=words.named, labelled=words.labelled,
     )  # fmt: skip
     return environment.get_template(template).render(r=report, **more)
+
+
+def _shown(value: Any) -> Any:
+    """What a template writes, with the letters that nobody would see."""
+    if isinstance(value, Markup):
+        return Markup(visible(value))
+    return visible(value) if isinstance(value, str) else value
 
 
 def finite(value: Any) -> Any:
