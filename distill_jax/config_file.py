@@ -10,20 +10,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from flax import traverse_util
 from ml_collections import ConfigDict
 
-from distill_jax.config import BASE
+from distill_jax.config import BASE, leaves, load_base
+from distill_jax.files import SEAL
+from distill_jax.key_names import OPEN, unknown_key
 from distill_jax.types import UserError
+from distill_jax.untrusted import read_json_object
 from distill_jax.words import first_line
+
+# Keys, also those of an ablation, that name Python to be run; a JSON file may not set them.
+RUN_CODE = ("study.scorer", "eval.task_path")
 
 
 def load_config(address: str) -> ConfigDict:
-    """The config of FILE.py or FILE.py:VARIANT.
+    """The config of FILE.py or FILE.py:VARIANT, or of a FILE.json, which executes nothing.
 
     A file configs/NAME.py that is not there is the one that comes with the package. In the file,
     `configs` is the package's own directory first, whatever the current one holds. Raises
     UserError for a file that does not exist, cannot be run, or gives no config.
     """
+    if address.endswith(".json") and Path(address).is_file():
+        return _of_json(Path(address))
     path, variant = _find(address)
     name = importlib.machinery.SourceFileLoader("distill_jax_config", str(path))
     module = importlib.util.module_from_spec(
@@ -48,6 +57,34 @@ def load_config(address: str) -> ConfigDict:
     return config
 
 
+def _of_json(path):
+    """Base, changed to what a JSON object says of keys, as the config.json of a run does."""
+    said = read_json_object(path, 'give an object, such as {"steps": 100}')
+    values = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in traverse_util.flatten_dict(said, sep=".").items()
+        if key != SEAL
+    }
+    config = load_base()
+    known = leaves(config)
+    for key, value in values.items():
+        if key not in known and not key.startswith(OPEN):
+            raise unknown_key(key, known)
+        if value and key.endswith(RUN_CODE):
+            raise UserError(
+                f"--config {path} sets {key}, which names a program to run: give it as a flag of"
+                " the command, if you trust it"
+            )
+    try:
+        config.update(traverse_util.unflatten_dict(values, sep="."))
+    except (ValueError, AttributeError, TypeError, KeyError) as error:
+        raise UserError(
+            f"--config {path} cannot be read ({type(error).__name__}): give a value of the kind"
+            " that --help shows for each key"
+        ) from None
+    return config
+
+
 def _find(address):
     """The file and the variant of an address. A colon may be part of a path."""
     file, _, variant = address.rpartition(":")
@@ -68,9 +105,7 @@ def _find(address):
         if (path / "config.json").is_file():
             problem = f"is the directory of a run: give --workdir={path} alone to use its config"
     elif path.exists():
-        problem = "is no Python file: a config is a .py file with a function get_config"
-        if path.name == "config.json":
-            problem = f"is the config of a run: give --workdir={path.parent} alone to use it"
+        problem = "is no Python file: a config is a .py file with a function get_config, or .json"
     else:
         problem = f"does not exist: give a file of your own, or one of {there}"
     raise UserError(f"--config {path} {problem}")

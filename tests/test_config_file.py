@@ -1,10 +1,13 @@
 """A user's own config file: where it is found, what it imports, what is said where it fails."""
 
+import json
 import sys
 
 import pytest
 
+from distill_jax.config import flatten, load_base
 from distill_jax.config_file import load_config
+from distill_jax.files import sealed
 from distill_jax.types import UserError
 
 OWN = "from configs.base import get_config as base\ndef get_config():\n  c = base()\n"
@@ -15,8 +18,16 @@ MISTAKES = {
     "raises.py": (OWN + "  1 / 0\n", "cannot be run (line 4): ZeroDivisionError"),
     "syntax.py": ("\ndef get_config(:\n", "cannot be read (line 2): invalid syntax"),
     "binary.py": ("\0", "cannot be read"),
-    "a.json": ("{}", "is no Python file"),
-    "config.json": ("{}", "is the config of a run: give --workdir="),
+    "a.txt": ("{}", "is no Python file"),
+    "list.json": ("[]", "is not a JSON object"),
+    "half.json": ("{", "not JSON"),
+    "deep.json": ('{"a":' * 10**4, "nested deeper"),
+    "unknown.json": ('{"optim.learning_rat": 1}', "learning_rate"),
+    "scorer.json": ('{"study.scorer": "a.py:f"}', "names a program to run"),
+    "nested.json": ('{"study": {"scorer": "a.py:f"}}', "names a program to run"),
+    "ablation.json": ('{"study.ablations.x.study.scorer": "a.py:f"}', "names a program to run"),
+    "tasks.json": ('{"eval.task_path": "tasks"}', "names a program to run"),
+    "kind.json": ('{"steps": "many"}', "cannot be read"),
 }
 
 
@@ -28,6 +39,31 @@ def test_a_file_that_gives_no_config_is_refused_in_one_line(tmp_path, name):
         load_config(str(tmp_path / name))
     assert expected in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_json_file_sets_keys_and_executes_nothing(tmp_path, monkeypatch):
+    """Whatever stands in it, nested or flat; the other keys are those of base."""
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = "__import__('evil')"
+    (tmp_path / "a.json").write_text(
+        json.dumps({"optim": {"learning_rate": 0.5}, "steps": 7, "teacher.path": text,
+                    "generate.prompts": [text, "{{ 1 }}"], "data.source": "evil.py"})
+    )  # fmt: skip
+    config = load_config(str(tmp_path / "a.json"))
+    assert (config.steps, config.optim.learning_rate, config.teacher.path) == (7, 0.5, text)
+    assert config.generate.prompts == (text, "{{ 1 }}")
+    assert config.data.batch_size == load_base().data.batch_size
+    assert not (tmp_path / "ran").exists()
+    assert "evil" not in sys.modules
+
+
+def test_the_config_of_a_run_can_be_given_to_another(tmp_path):
+    base = load_base()
+    base.steps = 9
+    (tmp_path / "config.json").write_text(json.dumps(sealed(flatten(base))))
+    assert flatten(load_config(str(tmp_path / "config.json"))) == flatten(base)
 
 
 def test_a_file_that_is_not_there_and_a_directory_are_refused(tmp_path):

@@ -9,12 +9,13 @@ import time
 
 import pytest
 
-from distill_jax.data import template_process, turn_spans
+from distill_jax import untrusted
+from distill_jax.data import template_process, template_worker, tokenizer_file, turn_spans
 from distill_jax.data.chat import render_messages, render_with_spans
 from distill_jax.data.documents import Document
-from distill_jax.data.template_worker import MEMORY
 from distill_jax.data.templates import Renderer
 from distill_jax.types import UserError
+from tests import cli
 from tests.data.test_chat import CHATML, FOLDING, HEADERS, PLAIN, THINKING
 from tests.data.test_chat_tools import KOELN, TEMPLATES, call, said
 
@@ -75,7 +76,9 @@ def test_what_a_template_may_not_do_is_one_line(make_small, name):
     assert len(message) < 1000
     assert says == FAILS or "the chat template m/chat.jinja " in message
     assert time.monotonic() - began < 60
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MEMORY / 1024
+    assert (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < template_worker.MEMORY / 1024
+    )
     text = render_messages(ours(make_small, "ok"), TURNS, add_generation_prompt=False, where="x")
     assert text == "ok"
 
@@ -147,6 +150,21 @@ def test_the_worker_ends_with_its_parent_and_hears_no_signal_of_the_group():
     assert not os.path.exists(f"/proc/{worker}")
     for stream in (parent.stdin, parent.stdout, parent.stderr):
         stream.close()
+
+
+def test_the_bounds_are_those_that_are_published():
+    text = " ".join((cli.ROOT / "SECURITY.md").read_text().split())
+    base, more = template_worker.cpu_s(0), template_worker.cpu_s(256 * 2**10)
+    assert f"{base:.0f} s of CPU time and a second for each 256 KiB" in text
+    assert more == base + 1
+    assert f"{template_worker.MEMORY // 2**20} MiB of memory" in text
+    most, growth = template_worker.characters(0), template_worker.characters(1)
+    assert f"{most:,} characters of text and {growth - most} for each byte" in text
+    assert (
+        f"{tokenizer_file.MOST_BYTES // 2**20} MiB, ids below {tokenizer_file.MOST_IDS:,}" in text
+    )
+    assert f"at most {tokenizer_file.MOST_GROWTH} times as long" in text
+    assert f"{untrusted.MOST_JSON // 2**20} MiB, {untrusted.DEEPEST} levels" in text
 
 
 LONG = {
