@@ -162,6 +162,13 @@ def _evaluate(run, state, step, log, progress, alive):
 
         values = run.evaluate(state.params, advance)
         seconds = time.monotonic() - began - (progress.seconds(COMPILE) - compiled)
+    if not math.isfinite(values[NLL]):
+        log.close()
+        raise NumbersBrokeDown(
+            f"{NLL} at step {step} of {run.options.steps} is not finite: use a wider"
+            " config.model.compute_dtype, or a lower config.optim.learning_rate"
+        )
+    values = {name: value for name, value in values.items() if math.isfinite(value)}
     log.line(step, values, seconds)
     alive()
     if not math.isfinite(values[NLL]) and step == run.options.steps:

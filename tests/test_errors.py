@@ -6,8 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from distill_jax.jobs.run import JOBS
 from tests import cli
 
 
@@ -236,3 +239,48 @@ def test_a_run_whose_output_nobody_reads_stops_with_a_line():
         said = process.stderr.read()
         assert process.wait(timeout=60) == 75
     assert said == "error: nobody reads stdout any more: the same command goes on\n"
+
+
+@pytest.mark.parametrize("job", [job for job in JOBS if job != "verdict"])
+def test_no_job_takes_weights_that_are_no_numbers(world, flags, tmp_path, job):
+    broken = copied(world, tmp_path, "student" if job in ("generate", "export") else "teacher")
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][:2] = np.nan, np.inf
+    save_file(weights, broken / "model.safetensors")
+    more = [f"--config.{name}.path={broken}" for name in ("teacher", "student")]
+    more += [
+        f"--config.job={job}",
+        "--config.student.init=prune",
+        "--config.student.prune.blocks=1",
+    ]
+    more.append("--config.generate.prompts=('the quick',)")
+    done = cli.run(f"--workdir={tmp_path / 'run'}", *flags, *more)
+    assert done.returncode == 2, done.stderr
+    (line,) = [line for line in done.stderr.split("\n") if line.startswith("error: ")]
+    named = f"{broken / 'model.safetensors'}: the weight model.norm.weight has 2 of "
+    assert line.startswith(f"error: {named}")
+
+
+def test_an_evaluation_that_is_not_finite_ends_the_run(flags, tmp_path):
+    half = ("--config.student.dtype=float16", "--config.model.compute_dtype=float16")
+    done = cli.run(f"--workdir={tmp_path}", *flags, *half, "--config.optim.learning_rate=1000")
+    assert done.returncode == 76, done.stderr
+    assert "error: eval/nll at step 3 of 6 is not finite: use a wider" in done.stderr
+    assert not (tmp_path / "student").exists()
+
+
+def test_an_export_that_a_dtype_cannot_hold_is_refused(world, tmp_path):
+    large = copied(world, tmp_path)
+    weights = load_file(large / "model.safetensors")
+    weights["model.norm.weight"][:2] = 1e6
+    save_file(weights, large / "model.safetensors")
+    keys = (
+        "--config.job=export",
+        f"--config.student.path={large}",
+        "--config.export.dtype=float16",
+    )
+    done = cli.run(f"--workdir={tmp_path / 'run'}", *keys)
+    assert done.returncode == 2
+    assert (
+        "weight model.norm.weight has 2 of 24 numbers that are not finite in float16" in done.stderr
+    )

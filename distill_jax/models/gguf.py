@@ -46,7 +46,7 @@ def read(path: Path, *, dtype, advance: Advance = silent) -> Checkpoint:
     def fetch(parameter, tensor_name):
         return family.gguf.hf_array(parameter, _values(tensors[tensor_name], path), config)
 
-    params = stack_weights(config, fetch, _gguf_name, dtype=dtype, advance=advance)
+    params = stack_weights(config, fetch, _gguf_name, lambda _: path, dtype=dtype, advance=advance)
     return Checkpoint(config, params, path)
 
 

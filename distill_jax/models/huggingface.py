@@ -19,6 +19,7 @@ from distill_jax.models.families import FAMILIES, read_config
 from distill_jax.models.weights import (
     STORED,
     Checkpoint,
+    check_finite,
     check_names,
     flatten,
     layout,
@@ -42,15 +43,16 @@ def read(directory: Path, *, dtype, advance: Advance = silent) -> Checkpoint:
     config = read_config(raw, directory / "config.json")
     with ExitStack() as stack:
         files = {path: stack.enter_context(_open(path)) for path in weight_files(directory)}
-        file_of = {}
+        path_of = {}
         for path, file in files.items():
             for name in file.keys():  # noqa: SIM118
-                if file_of.setdefault(name, file) is not file:
+                if path_of.setdefault(name, path) is not path:
                     raise UserError(f"{path} repeats the weight {name} of another file: remove one")
-        present = [name for name in file_of if not _redundant(name, config)]
+        present = [name for name in path_of if not _redundant(name, config)]
         check_names(config, present, _hf_name, source=directory)
-        fetch = lambda path, name: _array(file_of[name], name)
-        params = stack_weights(config, fetch, _hf_name, dtype=dtype, advance=advance)
+        fetch = lambda _, name: _array(files[path_of[name]], name)
+        of = (config, fetch, _hf_name, path_of.__getitem__)
+        params = stack_weights(*of, dtype=dtype, advance=advance)
     return Checkpoint(config, params, directory)
 
 
@@ -180,7 +182,9 @@ def _write_weights(directory, config, flat, dtype, max_shard_bytes):
         arrays = {}
         for name in names:
             path, block = places[name]
-            arrays[name] = _stored(flat[path], block, weights[path], dtype)
+            with np.errstate(over="ignore"):  # the check after it says it
+                arrays[name] = _stored(flat[path], block, weights[path], dtype)
+            check_finite(arrays[name], name, directory / file_name)
         with written_whole(directory / file_name) as part:
             save_file(arrays, part, metadata={"format": "pt"})
     if not split.is_sharded:

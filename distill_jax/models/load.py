@@ -7,7 +7,7 @@ import huggingface_hub
 from huggingface_hub.errors import HFValidationError
 
 from distill_jax.models import gguf, huggingface
-from distill_jax.models.weights import Checkpoint, check_finite
+from distill_jax.models.weights import Checkpoint
 from distill_jax.types import Advance, UserError, silent
 from distill_jax.untrusted import check_file
 
@@ -46,11 +46,9 @@ def load_checkpoint(path: str, *, dtype, advance: Advance = silent) -> Checkpoin
         )
     read = huggingface.read if local.is_dir() else gguf.read
     try:
-        loaded = read(local, dtype=dtype, advance=advance)
+        return read(local, dtype=dtype, advance=advance)
     except UserError as error:  # some name only a weight
         raise UserError(str(error) if str(local) in str(error) else f"{local}: {error}") from None
-    check_finite(loaded.params, local)
-    return loaded
 
 
 def _from_hub(name):

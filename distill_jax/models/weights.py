@@ -66,6 +66,7 @@ def stack_weights(
     config: ModelConfig,
     fetch: Callable[[str, str], np.ndarray],
     name_of: Callable[[Weight], str],
+    file_of: Callable[[str], Path],
     *,
     dtype,
     advance: Advance = silent,
@@ -73,10 +74,10 @@ def stack_weights(
     """Stacks stored arrays into parameters, with one stored array in memory besides the result.
 
     fetch(path, stored name) -> array as Hugging Face stores it.
-    name_of(weight) -> its name in these files, with {block}.
+    name_of(weight) -> its name in these files, with {block}. file_of(stored name) -> its file.
     dtype: of the result; None keeps each parameter's own. advance: told of every stored array.
-    Raises UserError for a shape that differs from the config's or a dtype that is not STORED,
-    naming the weight.
+    Raises UserError for a shape that differs from the config's, a dtype that is not STORED or
+    numbers that are not finite, naming the weight.
     """
     flat, places = {}, layout(config)
     done, total = 0, sum(config.blocks if p.startswith("blocks/") else 1 for p in places)
@@ -107,26 +108,22 @@ def stack_weights(
                     f"weight {name} is stored as {array.dtype}, the same weight of block 0 as "
                     f"{flat[path].dtype}: name one dtype to load in"
                 )
-            with np.errstate(over="ignore"):  # check_finite says it
-                (flat[path][block] if stacked else flat[path])[...] = array
+            part = flat[path][block] if stacked else flat[path]
+            with np.errstate(over="ignore"):  # the check after it says it
+                part[...] = array
+            check_finite(part, name, file_of(name))
             done += 1
             advance("weights", done, total)
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def check_finite(params: Params, source: Path) -> None:
-    """Raises UserError for the first parameter, by name, with NaN or infinite numbers."""
-    for path, leaf in sorted(flatten(params).items()):
-        # Block by block, so that what is compared stays small.
-        parts = leaf if path.startswith("blocks/") else [leaf]
-        for block, part in enumerate(parts):
-            if bad := part.size - int(np.count_nonzero(np.isfinite(part))):
-                of = f" of block {block}" if path.startswith("blocks/") else ""
-                raise UserError(
-                    f"{source}: the weight {path}{of} has {bad} of {part.size} numbers that are"
-                    f" not finite in {part.dtype.name}: use a checkpoint without them, or a wider"
-                    " dtype"
-                )
+def check_finite(part: np.ndarray, name: str, file: Path) -> None:
+    """Raises UserError for a weight with NaN or infinite numbers, as it is loaded."""
+    if bad := part.size - int(np.count_nonzero(np.isfinite(part))):
+        raise UserError(
+            f"{file}: the weight {name} has {bad} of {part.size} numbers that are not finite in"
+            f" {part.dtype.name}: use a checkpoint without them, or a wider dtype"
+        )
 
 
 def fingerprint(params: Params) -> str:

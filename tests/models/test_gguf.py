@@ -152,7 +152,13 @@ def another_architecture(path):
     path.write_bytes(path.read_bytes().replace(b"\5\0\0\0\0\0\0\0llama", b"\6\0\0\0\0\0\0\0falcon"))
 
 
+def not_finite(path):
+    """The last bytes of the file are those of the last weight, in float32."""
+    path.write_bytes(path.read_bytes()[:-4] + np.float32(np.inf).tobytes())
+
+
 BAD = {
+    "infinite": ({}, not_finite, "has 1 of "),
     "truncated": ({}, truncate, "is not a complete GGUF file"),
     "empty": ({}, lambda path: path.write_bytes(b""), "is not a complete GGUF file"),
     "other": ({}, lambda path: path.write_text("x" * 99), "is not a complete GGUF file"),

@@ -5,6 +5,7 @@ import shutil
 import sys
 
 import huggingface_hub
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -74,8 +75,24 @@ def test_weights_that_are_no_numbers_are_refused(case, tmp_path, spoil, says):
     save_file(weights, broken / "model.safetensors")
     with pytest.raises(UserError, match=says) as error:
         load_checkpoint(str(broken), dtype="float32")
-    named = f"{broken}: the weight blocks/feed_forward/up of block 1"
+    named = f"{broken / 'model.safetensors'}: the weight {name} has "
     assert "int8" in says or named in str(error.value)
+
+
+@pytest.mark.parametrize("case", ["llama-tied"], indirect=True)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_one_number_that_is_not_finite_is_counted_in_every_dtype(case, tmp_path, dtype, value):
+    broken = shutil.copytree(case.directory, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights = {name: array.astype(jnp.dtype(dtype)) for name, array in weights.items()}
+    weights["model.norm.weight"][3] = value
+    save_file(weights, broken / "model.safetensors")
+    for load_in in (None, dtype):
+        with pytest.raises(
+            UserError, match=r"model\.norm\.weight has 1 of 32 .* finite in " + dtype
+        ):
+            load_checkpoint(str(broken), dtype=load_in and jnp.dtype(load_in))
 
 
 def test_a_fingerprint_sees_every_change_and_nothing_else():
