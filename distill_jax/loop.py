@@ -91,15 +91,20 @@ def train(run: Run, progress: Progress) -> TrainState:
             if start == 0 or shared(unmeasured, 0):
                 _evaluate(run, state, start, log, progress, alive)
             with saving(run.manager.wait_until_finished) as stop:
-                with progress.stage("train", "training") as stage:
-                    state = _steps(run, state, start, log, stop, alive, progress, stage)
+                try:
+                    with progress.stage("train", "training") as stage:
+                        state = _steps(run, state, start, log, stop, alive, progress, stage)
+                except NumbersBrokeDown as error:
+                    if shared(stop.asked.is_set(), 0):  # or a study would go on with its next arm
+                        raise Stopped(f"stopped by a signal; {error}") from None
+                    raise
                 with progress.stage("write", "saving the last checkpoint"):
                     run.manager.wait_until_finished()
         finally:
             alive()
             log.close()
             run.manager.close()
-    if stop.asked.is_set():
+    if shared(stop.asked.is_set(), 0):
         raise Stopped(f"stopped by a signal after saving the last step, {run.options.steps}")
     return state
 

@@ -38,6 +38,8 @@ class Saving(NamedTuple):
 
 # The innermost is the one that is asked. The process has one table of handlers, and one such list.
 _holders: list[Saving] = []
+# Held while a signal is acted on and while a holder goes, so that none is asked that nobody reads.
+_deciding = threading.Lock()
 
 
 def watch() -> None:
@@ -98,7 +100,8 @@ def saving(finish: Callable[[], None] = lambda: None) -> Iterator[Saving]:
     try:
         yield holder
     finally:
-        _holders.remove(holder)
+        with _deciding:
+            _holders.remove(holder)
 
 
 def _take():
@@ -116,7 +119,8 @@ def _listen(receive):
     while True:
         for number in os.read(receive, 64):
             if number in SIGNALS:
-                _act(signal.Signals(number).name)
+                with _deciding:
+                    _act(signal.Signals(number).name)
 
 
 def _act(name):

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -167,3 +169,29 @@ def test_the_gate_forbids_a_treatment_that_broke_down(flags, tmp_path):
     assert done.returncode == 3, done.stderr
     found = json.loads((tmp_path / "s" / "report.json").read_text())
     assert "kd broke down in 1 of 1 seed. sft broke down in 1 of 1 seed." in found["statement"]
+
+
+def test_a_signal_as_an_arm_breaks_down_ends_the_study_before_the_next_arm(flags, tmp_path):
+    """What breaks down asks by a real signal, and waits for it to be heard."""
+    code = (
+        "import os, signal, sys, time\n"
+        "from distill_jax import loop, signals\n"
+        "signals.watch()\n"
+        "def breaks(log, *_):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(0.5)\n"
+        "    log.close()\n"
+        "    raise loop.NumbersBrokeDown('not finite')\n"
+        "loop._Log.train = breaks\n"
+        "from distill_jax.program import main\n"
+        "sys.exit(main(sys.argv))\n"
+    )
+    _, _, _, *words = cli.command(f"--workdir={tmp_path / 's'}", *flags, *records.STUDY)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=cli.ROOT, env=cli.environment(),
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 75, done.stderr[-2000:]
+    assert "error: stopped by a signal; not finite" in done.stderr
+    assert "[1/4] kd" in done.stdout
+    assert "[2/4]" not in done.stdout
