@@ -1,6 +1,7 @@
 """Where a run's numbers and texts go besides its own files: TensorBoard and Weights & Biases."""
 
 import json
+import re
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -148,9 +149,14 @@ def _check_login(client: Any) -> None:
 def _run_id(workdir: Path) -> str:
     """The id of a workdir's run. Not its name: two directories of one project may share that."""
     path = workdir / WANDB_ID
-    if not path.exists():
-        write_text(path, secrets.token_hex(8) + "\n")
-    return path.read_text(encoding="utf-8").strip()
+    try:
+        found = path.read_text(encoding="utf-8").strip()
+    except (FileNotFoundError, ValueError):
+        found = ""
+    if not re.fullmatch(r"[\w-]+", found):  # there is none, or it was damaged
+        found = secrets.token_hex(8)
+        write_text(path, found + "\n")
+    return found
 
 
 def _table(client: Any, rows: Sequence[Row]) -> Any:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from distill_jax.workdir import read_lines
 from tests import cli
 
 
@@ -88,7 +89,7 @@ def test_a_run_gives_numbers_texts_and_its_report(clients, flags, tmp_path):
     done = cli.run(f"--workdir={tmp_path / 'first'}", *flags, *LOGGED)
     assert done.returncode == 0, done.stderr
     (run,), (events,) = wandb.runs, board.writers
-    lines = [json.loads(x) for x in (tmp_path / "first" / "samples.jsonl").read_text().splitlines()]
+    lines = read_lines(tmp_path / "first" / "samples.jsonl")
     numbers = {
         (line["step"], name, value)
         for line in cli.metrics(tmp_path / "first")
@@ -133,7 +134,8 @@ def test_a_rerun_goes_on_in_the_same_run_and_a_namesake_does_not(clients, flags,
     assert [name for _, values in again.logged for name in values] == ["samples", "final"]
 
 
-def test_a_run_that_fails_is_marked_as_failed(clients, flags, tmp_path):
+def test_a_run_that_fails_is_marked_as_failed(clients, flags, tmp_path, monkeypatch):
+    monkeypatch.setattr("distill_jax.command_line.check_values", lambda _: None)  # a rate too large
     wandb, board = clients
     failing = ("--config.optim.learning_rate=1e30", "--config.optim.max_skipped=2")
     assert cli.run(f"--workdir={tmp_path / 'w'}", *flags, *LOGGED, *failing).returncode == 76

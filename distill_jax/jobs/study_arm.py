@@ -30,7 +30,7 @@ from distill_jax.setup.evaluator import (
 from distill_jax.setup.inputs import Inputs, setting_of
 from distill_jax.setup.measures import LIKELIHOOD
 from distill_jax.setup.models import count, load_model
-from distill_jax.setup.owner import check_owner
+from distill_jax.setup.owner import check_owner, mend
 from distill_jax.setup.teachers import Teachers
 from distill_jax.setup.training import CompiledSteps
 from distill_jax.setup.writing import writing
@@ -111,6 +111,9 @@ def run_arm(
     teacher is too weak for the verdict.
     """
     mine = arm_config(c, p.arm, seed, shared, p.steps)
+    if mended := mend(where):
+        say(mended)
+    barrier(f"whose {where.name} of {p.arm.name} is")
     # Where the study's own files lie may change: it may have been moved.
     own, given = flatten(arm_config(c, p.arm, seed, steps=p.steps)), flatten(mine)
     check_owner(mine, where, beside=[key for key in own if own[key] != given[key]])
