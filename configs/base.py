@@ -76,7 +76,7 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.data.eval_source = ""
     c.data.format = ""  # of the files of both: text | jsonl | parquet; empty: by their suffix
     c.data.template = "plain"  # of prompt + completion: plain (joined) | chat (as two turns)
-    # [1e-6 to 0.999999] share of documents that is held out without eval_source
+    # [0, or 1e-6 to 0.999999] share of documents that is held out without eval_source
     c.data.held_out_fraction = 0.05
     # [0 to 1e15] documents to train on: the first that are not held out; 0: all
     c.data.max_documents = 0
