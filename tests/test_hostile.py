@@ -109,6 +109,13 @@ def test_hostile_files_are_refused_in_one_line(kind, tmp_path, tokenizer):
         assert case.refused in (None, line is not None), (name, line)
 
 
+def test_hostile_prompts_are_read_or_refused_in_one_line(tmp_path, tokenizer):
+    path, read = places("prompts", tmp_path)
+    for name, case in hostile.text_lines().items():
+        write(path, case.make if isinstance(case, hostile.Case) else case)
+        outcome(read, path, tokenizer, name)
+
+
 def test_a_changed_byte_of_a_parquet_file_never_changes_its_texts(tmp_path, tokenizer):
     path = tmp_path / "data.parquet"
     texts = [f"the fox {i}" for i in range(200)]
