@@ -29,7 +29,7 @@ def test_shapes_in_between():
     assert at("linear:0", 5) == pytest.approx(0.5)
     assert at("cosine:0", 5) == pytest.approx(0.5)
     assert at("cosine:0", 2) == pytest.approx((1 + np.cos(np.pi / 5)) / 2)
-    assert [at("steps:7=0.1,3=0.5", s) for s in (2, 3, 6, 7)] == pytest.approx([1, 0.5, 0.5, 0.1])
+    assert [at("steps:3=0.5,7=0.1", s) for s in (2, 3, 6, 7)] == pytest.approx([1, 0.5, 0.5, 0.1])
 
 
 @pytest.mark.parametrize("text", ["linear", "cosine:x", "steps:3", "ramp:1", "linear:-1", ""])
