@@ -111,13 +111,13 @@ def stack_weights(
             part = flat[path][block] if stacked else flat[path]
             with np.errstate(over="ignore"):  # the check after it says it
                 part[...] = array
-            check_finite(part, name, file_of(name))
+            _check_finite(part, name, file_of(name))
             done += 1
             advance("weights", done, total)
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def check_finite(part: np.ndarray, name: str, file: Path) -> None:
+def _check_finite(part: np.ndarray, name: str, file: Path) -> None:
     """Raises UserError for a weight with NaN or infinite numbers, as it is loaded."""
     # By the exponent, which is full in NaN and infinity: isfinite takes long in two bytes.
     bits = np.dtype(f"u{part.itemsize}")
