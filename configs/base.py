@@ -21,7 +21,8 @@ from distill_jax.losses.terms import ADAPTIVE
 def get_config(variant: str = "train") -> ConfigDict:
     """The defaults. With teacher.path, student.path and data.source they make a run of any job."""
     c = ConfigDict()
-    c.job = variant  # train | study | verdict | diagnose | cache | evaluate | export | generate
+    # train | study | verdict | diagnose | cache | evaluate | export | generate | replay
+    c.job = variant
     c.seed = 0  # [0 to 4e18] what initialisation, data order and sampling are drawn from
     c.steps = 1000  # [0 to 2e9] optimizer updates
     # [0, or 1e-6 to 1e6] passes over the training rows, given instead of steps; 0: steps count
@@ -165,6 +166,10 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.export = ConfigDict()  # the student as a Hugging Face directory
     c.export.dtype = "float32"  # float32 | bfloat16 | float16: of the written weights
     c.export.checkpoint = "latest"  # latest | best | a step: which one the job export writes
+
+    c.replay = ConfigDict()  # steps of a run once more, to see whether the same numbers come out
+    # [0 to 2e9] up to which, from the last good checkpoint before; 0: to that of the last one
+    c.replay.step = 0
 
     c.study = ConfigDict()  # several arms and seeds, and one verdict on distillation
     c.study.arms = ()  # empty: kd, sft, sft_flops, random_teacher and all ablations; also: scratch

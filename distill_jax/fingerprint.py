@@ -32,7 +32,7 @@ def fingerprint(x: Array) -> Array:
     in one word is always seen, since the mixing is one to one; any other, such as two words that
     changed places, but for one case in 2**32. The mixing is the last part of MurmurHash3 (Appleby).
     """
-    words = _words(x)
+    words = bits(x)
     if x.ndim:  # XLA's sum over a few neighbours takes a tenth of its sum over a whole array on CPU
         few = math.gcd(words.shape[-1], 32)
         words = words.reshape(*words.shape[:-1], -1, few)
@@ -50,7 +50,7 @@ def fingerprint(x: Array) -> Array:
     return jnp.sum(mixed, dtype=jnp.uint32)
 
 
-def _words(x):
+def bits(x):
     """The bits of x as uint32: two words of a wider element, one of a narrower one."""
     if x.dtype == bool:
         return jnp.asarray(x, jnp.uint32)

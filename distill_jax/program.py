@@ -3,7 +3,8 @@
     python -m distill_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
 Exit codes: 0 done, 2 the input or config is wrong, 3 the verdict forbids shipping, 70 an unexpected
-failure or no room, 74 no progress, 75 stopped by a signal, 76 the numbers broke down.
+failure or no room, 74 no progress, 75 stopped by a signal, 76 the numbers broke down, or the job
+replay finds others.
 """
 
 import os

@@ -43,7 +43,7 @@ class Stopped(Exception):
 
 
 class NumbersBrokeDown(Exception):
-    """Updates stayed non-finite; running the same command again would only repeat it."""
+    """Updates stayed non-finite, or steps run again give other numbers; no rerun mends that."""
 
 
 class Forbidden(Exception):

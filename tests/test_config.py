@@ -37,7 +37,8 @@ log.tensorboard log.wandb_project mesh.data mesh.fsdp mesh.tensor model.block_to
 model.compute_dtype model.remat optim.beta1 optim.beta2 optim.clip_norm optim.decay_steps
 optim.epsilon optim.final_fraction optim.frozen optim.learning_rate optim.max_skipped
 optim.muon_iterations optim.muon_learning_rate optim.muon_momentum optim.name optim.schedule
-optim.warmup_steps optim.weight_decay seed steps student.dtype student.init student.path
+optim.warmup_steps optim.weight_decay replay.step seed steps student.dtype student.init
+student.path
 student.prune.attention_ridge student.prune.block_criterion student.prune.blocks
 student.prune.calibration_tokens student.prune.neuron_criterion student.prune.neurons
 student.prune.ranking_tokens student.prune.refit student.prune.ridge study.arms study.cache

@@ -15,6 +15,7 @@ from distill_jax.jobs.diagnose import diagnose_job
 from distill_jax.jobs.evaluate import evaluate_job
 from distill_jax.jobs.export import export_job
 from distill_jax.jobs.generate import generate_job
+from distill_jax.jobs.replay import replay_job
 from distill_jax.jobs.study import study_job
 from distill_jax.jobs.train import train_job
 from distill_jax.jobs.verdict import verdict_job
@@ -67,4 +68,5 @@ JOBS = {
     "evaluate": Job(evaluate_job, reads=True),
     "export": Job(export_job),
     "generate": Job(generate_job, reads=True),
+    "replay": Job(replay_job),
 }

@@ -18,7 +18,7 @@ from distill_jax.setup.teachers import AVERAGE
 from distill_jax.types import UserError
 
 # Patterns of keys that change what is shown and guarded, not what is computed.
-UNCOUNTED = ("log.*", "distributed.*", "watchdog_s", "data.prefetch")
+UNCOUNTED = ("log.*", "distributed.*", "watchdog_s", "data.prefetch", "replay.*")
 # The same for what trains: when it evaluates, what it keeps, and what it writes.
 BESIDE = (*UNCOUNTED, "checkpoint.*", "eval.every", "eval.batch_size", "generate.*")
 OTHERS = ("eval.*", "export.*", "study.*", "verdict.*", "diagnose.*")  # of other jobs
@@ -30,6 +30,7 @@ MAY_CHANGE = {
     "study": (*BESIDE, *ARMS_AND_SEEDS, "study.gate", "study.price_per_hour"),
     "cache": (*BESIDE, *OTHERS),
     "export": (*BESIDE, *OTHERS, "cache.*", "job"),
+    "replay": (*BESIDE, *OTHERS, "cache.*", "steps", "job"),
     "verdict": ("*.*", "seed", "steps", "watchdog_s"),  # the directory is of its last verdict
 }
 # What depends on the number of steps.
