@@ -7,6 +7,7 @@ failure or no room, 74 no progress, 75 stopped by a signal, 76 the numbers broke
 replay finds others.
 """
 
+import errno
 import os
 import re
 import select
@@ -57,6 +58,11 @@ def main(argv: list[str], began: float | None = None) -> int:
     except tuple(EXIT_CODES) as error:
         return _fail(EXIT_CODES[type(error)], str(error), group)
     except Exception as error:
+        if getattr(error, "errno", None) == errno.ENAMETOOLONG:
+            name = str(error.filename)[:100]
+            return _fail(
+                2, f"{name}... is too long for the name of a file: use a shorter one", group
+            )
         if streams.refused(error):
             streams.drop()
             return _fail(

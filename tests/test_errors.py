@@ -104,6 +104,12 @@ MISTAKES = {
     ),
     "unwritable workdir": lambda w, t: (["--workdir=/proc/none/here"], "cannot be written"),
     "a name that is too long": lambda w, t: ([f"--workdir={t / ('a' * 300)}"], "name too long"),
+    "a name of a model that is too long": lambda w, t: (
+        [f"--config.teacher.path={t / ('a' * 300)}"], "is too long for the name of a file"
+    ),
+    "a name of a config that is too long": lambda w, t: (
+        [f"--config={'a' * 300}.json"], "is too long for the name of a file"
+    ),
     "processes that meet nowhere": lambda w, t: (["--processes=2"], "--coordinator is missing"),
     "processes without a port": lambda w, t: (
         ["--processes=2", "--coordinator=here"], "--coordinator is 'here': give the address"
