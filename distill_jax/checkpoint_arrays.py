@@ -24,7 +24,9 @@ def read_arrays(path: Path, abstract: Any) -> Any:
             item = ocp.args.StandardRestore(abstract)
             return jax.block_until_ready(ocp.StandardCheckpointHandler().restore(path, args=item))
         except Exception as error:  # of whichever kind orbax, tensorstore or a codec has for it
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+            reason = "its arrays cannot be read"
+            if isinstance(error, OSError) and error.strerror:
+                reason += f" ({error.strerror})"
         gc.collect()
     raise Damaged(reason)
 

@@ -23,10 +23,14 @@ class Seal(NamedTuple):
 
 def write_seal(directory: Path, names: Iterable[str], of: Mapping[str, Any]) -> None:
     """Seals those of the named files that there are, and all files of a named directory."""
+    write_json(directory / SEAL, sealed({"of": dict(of), "files": hashes(directory, names)}))
+
+
+def hashes(directory: Path, names: Iterable[str]) -> dict[str, str]:
+    """The sha256 of those of the named files that there are, and of all in a named directory."""
     places = [directory / name for name in names]
     found = [f for p in places for f in (p.rglob("*") if p.is_dir() else (p,)) if f.is_file()]
-    files = {str(file.relative_to(directory)): _sha256(file) for file in sorted(found)}
-    write_json(directory / SEAL, sealed({"of": dict(of), "files": files}))
+    return {str(file.relative_to(directory)): _sha256(file) for file in sorted(found)}
 
 
 def read_seal(directory: Path) -> Seal | None:

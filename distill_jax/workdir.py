@@ -25,13 +25,14 @@ from distill_jax.files import (
     write_text,
     written_whole,
 )
+from distill_jax.seals import Seal, changed, hashes
 from distill_jax.types import UserError
 from distill_jax.words import plural
 
 CONFIG, CONFIG_DIFF, PROVENANCE = "config.json", "config_diff.txt", "provenance.json"
 METRICS, CHECKPOINTS, STUDENT, REPORT = "metrics.jsonl", "checkpoints", "student", "report.json"
 SAMPLES, PAGE = "samples.jsonl", "report.html"
-EXPORTED = "student.json"  # which checkpoint of a run `student/` is of
+EXPORTED = "student.json"  # which checkpoint of a run `student/` is of, and its hashes
 # By job, what is worth keeping, as globs: without it another config may have the directory.
 PRODUCTS = {
     "train": (REPORT, f"{CHECKPOINTS}/step_*"),
@@ -127,9 +128,17 @@ def last_checkpoint(directory: Path) -> int:
 
 
 def write_exported(directory: Path, step: int) -> None:
-    """Notes that `student/` is now of that step of the run, and how far the run had come."""
+    """Notes that `student/` is now of that step of the run, how far that had come, and hashes."""
     last = max(step, last_checkpoint(directory))
-    write_json(directory / EXPORTED, sealed({"step": step, "last_checkpoint": last}))
+    files = hashes(directory, [STUDENT])
+    note = {"step": step, "last_checkpoint": last, "files": files}
+    write_json(directory / EXPORTED, sealed(note))
+
+
+def changed_student(directory: Path) -> list[str]:
+    """The files of `student/` that are lost or not as they were written, where that is noted."""
+    files = (read_sealed(directory / EXPORTED) or {}).get("files", {})
+    return changed(directory, Seal({}, files))
 
 
 def exported(directory: Path) -> tuple[int, int] | None:

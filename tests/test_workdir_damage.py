@@ -213,6 +213,35 @@ def test_a_damaged_report_is_written_again(damage, whole, flags_here, tmp_path):
     assert "is done" in cli.run(f"--workdir={workdir}", *flags_here).stdout
 
 
+def flipped(path):
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 4
+    path.write_bytes(data)
+
+
+STUDENT_DAMAGES = {
+    "a bit": lambda student: flipped(student / "model.safetensors"),
+    "cut": lambda student: (student / "tokenizer.json").write_bytes(b"{"),
+    "gone": shutil.rmtree,
+}
+
+
+@pytest.mark.parametrize("damage", STUDENT_DAMAGES)
+def test_a_student_that_is_not_as_written_is_refused_and_written_again(
+    damage, whole, flags_here, tmp_path
+):
+    workdir = shutil.copytree(whole, tmp_path / "run")
+    STUDENT_DAMAGES[damage](workdir / "student")
+    refused = cli.run(f"--workdir={workdir}", "--config.job=evaluate", config=None)
+    assert refused.returncode == 2
+    assert "--config.job=export" in refused.stderr
+    again = cli.run(f"--workdir={workdir}", *flags_here)
+    assert again.returncode == 0, again.stderr
+    assert "is damaged or lost: it is written again" in again.stdout
+    assert weights(workdir) == weights(whole)
+    assert "is done" in cli.run(f"--workdir={workdir}", *flags_here).stdout
+
+
 def test_a_run_of_no_known_config_is_refused(stopped, flags_here, tmp_path):
     """Checkpoints of a config that nothing tells must not go on with another one."""
     workdir = shutil.copytree(stopped, tmp_path / "run")

@@ -80,10 +80,11 @@ def _read_checkpoint(
             try:
                 state = checkpoint.restore(manager, abstract, step, say)
             except Damaged as error:
-                good = ", ".join(map(str, checkpoint.good_steps(manager, abstract))) or "none here"
+                remedy = "no other is good: put a copy of one back, or train again elsewhere"
+                if good := ", ".join(map(str, checkpoint.good_steps(manager, abstract))):
+                    remedy = f"--config.export.checkpoint=STEP exports a good one ({good})"
                 raise UserError(
-                    f"the checkpoint of step {step} of {directory} is damaged ({error}):"
-                    f" --config.export.checkpoint=STEP exports a good one ({good})"
+                    f"the checkpoint of step {step} of {directory} is damaged ({error}): {remedy}"
                 ) from None
         return step, model, state.params, where
     finally:

@@ -80,6 +80,12 @@ def _says_done(c: ConfigDict, directory: Path) -> bool:
         return False
     if report["config"]["steps"] != c.steps:
         return False
+    if bad := workdir.changed_student(directory):
+        say(
+            f"{directory / bad[0]} is damaged or lost: it is written again, from the last"
+            " checkpoint"
+        )
+        return False
     say(
         f"{directory} is done (to go on, give more than --config.steps={c.steps}; to train again,"
         " another --workdir)\n"

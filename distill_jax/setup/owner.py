@@ -146,6 +146,11 @@ def _student(directory: Path) -> Path:
         raise UserError(
             f"{directory / bad[0]} is damaged or lost: run the study again, which trains it again"
         )
+    if bad := workdir.changed_student(directory):
+        raise UserError(
+            f"{directory / bad[0]} is lost or not what the run wrote: write the student again by"
+            f" --config.job=export, or say that it is meant by --config.student.path={path}"
+        )
     noted, last = workdir.exported(directory), workdir.last_checkpoint(directory)
     if noted is None and last:
         raise UserError(
