@@ -128,7 +128,11 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.optim.muon_momentum = 0.95  # [0 to 0.999999] share of the mean gradient that is kept per step
     c.optim.muon_iterations = 5  # [1 to 100] Newton-Schulz iterations per step
     c.optim.frozen = ()  # parameters that stay, as patterns over paths such as "embedding"
-    c.optim.max_skipped = 20  # [0 to 2e9] refused updates in a row before the run gives up
+    # [0 to 2e9] refused updates in a row before the run goes back or gives up; 0: it goes on
+    c.optim.max_skipped = 20
+    # [0 to 1e6] times that it goes back to a checkpoint of checkpoint.every from before them, and
+    # on with the batches after them
+    c.optim.max_rollbacks = 2
 
     c.eval = ConfigDict()  # measuring on held-out text, and tasks
     c.eval.every = 100  # [0 to 2e9] steps between evaluations; 0: only before and after

@@ -38,13 +38,15 @@ class Kept(NamedTuple):
     """Which checkpoints orbax keeps: the last few, and the few with the lowest `metric`.
 
     So that no run hangs on one that was written badly, the last one before it that looks whole
-    stays, too, until the next one is written.
+    stays, too, until the next one is written. Those that are due every so many steps stay as they
+    would without any others, such as those of a run that was stopped: it may go back to them.
     """
 
     directory: Path
     keep_last: int
     keep_best: int
     metric: str
+    every: int  # 0: none is due
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         """For each checkpoint, by step; the last one is being written."""
@@ -54,16 +56,21 @@ class Kept(NamedTuple):
         best = sorted(_known(values).items(), key=lambda item: (item[1], -item[0]))
         whole = (s for s in reversed(steps[:-1]) if not flaw(place(self.directory, s)))
         kept = {*steps[-self.keep_last :], *dict(best[: self.keep_best]), next(whole, None)}
+        due = [step for step in steps if self.every and step % self.every == 0]
+        kept |= {*due[-max(2, self.keep_last) :]}
         return [step in kept for step in steps]
 
 
 def open_manager(
-    directory: Path, *, keep_last: int, keep_best: int, metric: str
+    directory: Path, *, keep_last: int, keep_best: int, metric: str, every: int = 0
 ) -> ocp.CheckpointManager:
-    """A manager that keeps the last few checkpoints and the few with the lowest `metric`."""
+    """A manager that keeps the last few checkpoints and the few with the lowest `metric`.
+
+    every: steps between two that are due, whatever else is saved.
+    """
     directory = directory.absolute()
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=Kept(directory, keep_last, keep_best, metric),
+        preservation_policy=Kept(directory, keep_last, keep_best, metric, every),
         # Without it the metrics of a checkpoint are not stored.
         best_fn=lambda metrics: metrics.get(metric, math.inf),
         best_mode="min",
@@ -135,16 +142,20 @@ def restore(
 
 
 def restore_good(
-    manager: ocp.CheckpointManager, abstract: Any, tell: Callable[[str], None]
+    manager: ocp.CheckpointManager,
+    abstract: Any,
+    tell: Callable[[str], None],
+    among: Callable[[int], bool] = lambda step: True,
 ) -> TrainState:
     """The newest state that is as it was saved. All processes call it, and take the same one.
 
-    Process 0 says which one is tried next. Damaged ones that are newer are set aside, each with a
-    line to tell(text). Raises UserError where none is good; then nothing is renamed.
+    Process 0 says which one is tried next, of the steps that `among` takes. Damaged ones that are
+    newer are set aside, each with a line to tell(text). Raises UserError where none is good; then
+    nothing is renamed.
     """
     manager.wait_until_finished()
     directory, damaged = Path(manager.directory), {}
-    while (step := _next(manager, damaged)) != NONE_LEFT:
+    while (step := _next(manager, damaged, among)) != NONE_LEFT:
         try:
             state = restore(manager, abstract, step, tell)
         except Damaged as error:
@@ -187,8 +198,8 @@ def _everywhere(good: bool) -> bool:
     )
 
 
-def _next(manager, tried) -> int:
+def _next(manager, tried, among) -> int:
     """The newest step that was not tried yet, as process 0 sees it."""
-    untried = (step for step in manager.all_steps() if step not in tried and step < 2**31)
+    untried = (s for s in manager.all_steps() if s not in tried and s < 2**31 and among(s))
     step = np.int32(max(untried, default=NONE_LEFT))
     return int(step if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(step))

@@ -5,70 +5,38 @@ import math
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from distill_jax import checkpoint
 from distill_jax.files import sealed
 from distill_jax.losses.tokens import finish
 from distill_jax.progress import COMPILE, Progress, Stage, say
+from distill_jax.rollback import ROLLBACK, Streak, jumped, restore_before
+from distill_jax.run import Run
 from distill_jax.signals import saving
 from distill_jax.stopping import shared, watchdog
 from distill_jax.types import (
-    Advance,
-    Array,
     Batch,
     Mean,
     NumbersBrokeDown,
-    Params,
     Stopped,
     TrainState,
 )
-from distill_jax.words import plural
 from distill_jax.workdir import METRICS, read_lines, rewind
-from distill_jax.writers import Writer
 
 NLL = "eval/nll"  # in the line of every evaluation
 BATCH_HASH = "train/batch"  # of a step's tokens: identifies, measures nothing
 
 
-class LoopOptions(NamedTuple):
-    """Intervals in steps (0: never) and limits; configs/base.py documents each."""
-
-    steps: int
-    eval_every: int
-    checkpoint_every: int
-    max_skipped: int
-    watchdog_s: float
-
-
-class Run(NamedTuple):
-    """A training run as live objects; setup/training.py makes it."""
-
-    workdir: Path
-    options: LoopOptions
-    manager: ocp.CheckpointManager
-    state: TrainState  # fresh or restored; its buffers are donated
-    teacher_params: tuple[Params, ...]
-    key: Array  # for teachers that draw; folded with the step
-    train_step: Callable[..., tuple[TrainState, dict[str, Any]]]  # jitted
-    batches: Callable[[int], Iterator[tuple[Batch, Batch]]]  # from a given step on: (host, global)
-    evaluate: Callable[[Params, Advance], dict[str, float]]
-    learning_rate: Callable[[int], float]
-    on_start: Callable[[Params], None]  # called once, before the first step of a fresh run
-    writers: tuple[Writer, ...]  # of process 0 only
-
-
 def train(run: Run, progress: Progress) -> TrainState:
     """Trains from the step of the run's state to the last.
 
-    Raises Stopped after a signal and a save, NumbersBrokeDown when updates stay non-finite,
-    or when not one was finite up to the last step.
+    Where updates stay non-finite it goes back to a checkpoint, and on with the batches after them.
+    Raises Stopped after a signal and a save, NumbersBrokeDown when it cannot go back, or when not
+    one update was finite up to the last step.
     """
     state = run.state
     start = int(state.step)
@@ -92,8 +60,7 @@ def train(run: Run, progress: Progress) -> TrainState:
                 _evaluate(run, state, start, log, progress, alive)
             with saving(run.manager.wait_until_finished) as stop:
                 try:
-                    with progress.stage("train", "training") as stage:
-                        state = _steps(run, state, start, log, stop, alive, progress, stage)
+                    state = _trained(run, state, start, log, stop, alive, progress)
                 except NumbersBrokeDown as error:
                     if shared(stop.asked.is_set(), 0):  # or a study would go on with its next arm
                         raise Stopped(f"stopped by a signal; {error}") from None
@@ -107,6 +74,30 @@ def train(run: Run, progress: Progress) -> TrainState:
     if shared(stop.asked.is_set(), 0):
         raise Stopped(f"stopped by a signal after saving the last step, {run.options.steps}")
     return state
+
+
+def _trained(run, state, start, log, stop, alive, progress):
+    of = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+    options, abstract = run.options, jax.tree.map(of, state)
+    while True:
+        try:
+            with progress.stage("train", "training") as stage:
+                return _steps(run, state, start, log, stop, alive, progress, stage)
+        except Streak as error:
+            broke = error.with_traceback(None)  # which holds a state: two need not fit
+        if broke.step == options.steps:
+            raise NumbersBrokeDown(str(broke))
+        alive(math.inf)
+        with progress.stage("load", "reading the checkpoint before"):
+            state = restore_before(
+                run.manager, abstract, broke, run.workdir / METRICS,
+                every=options.checkpoint_every, most=options.max_rollbacks, tell=_say,
+            )  # fmt: skip
+        # If the process dies before the save, the same steps end here again.
+        log.rolled_back(broke.step, int(state.step))
+        start, state = broke.step, jumped(state, broke.step)
+        checkpoint.save(run.manager, state, None)
+        alive()
 
 
 def _steps(run, state, start, log, stop, alive, progress, stage):
@@ -143,6 +134,10 @@ def _steps(run, state, start, log, stop, alive, progress, stage):
     return state
 
 
+def _say(text):
+    say(text, sys.stderr)
+
+
 def _say_error(text):
     say(f"error: {text}", sys.stderr, everywhere=True)
 
@@ -176,13 +171,7 @@ def _evaluate(run, state, step, log, progress, alive):
     values = {name: value for name, value in values.items() if math.isfinite(value)}
     log.line(step, values, seconds)
     alive()
-    if not math.isfinite(values[NLL]) and step == run.options.steps:
-        log.close()
-        raise NumbersBrokeDown(
-            f"the held-out NLL at step {step}, the last, is {values[NLL]:g}: the student predicts"
-            " nothing; lower config.optim.learning_rate or the weights of config.terms"
-        )
-    return {name: value for name, value in values.items() if math.isfinite(value)}
+    return values
 
 
 class _Log:
@@ -219,12 +208,7 @@ class _Log:
         in_a_row, options = int(values["train/skipped_in_a_row"]), self.run.options
         # A run may be shorter than max_skipped; where nothing was learnt there is no student.
         if in_a_row >= options.max_skipped > 0 or in_a_row == step == options.steps:
-            updates = plural(in_a_row, "update")
-            raise NumbersBrokeDown(
-                f"the numbers of {updates} in a row, up to step {step} of {options.steps}, were not"
-                " finite: lower config.optim.learning_rate or the weights of config.terms, or look"
-                " at the data of those steps"
-            )
+            raise Streak(step, in_a_row, options.steps)
 
     def line(self, step: int, values: dict[str, float], seconds: float) -> None:
         """Writes and shows an evaluation. seconds: what it took, without compiling."""
@@ -234,6 +218,11 @@ class _Log:
         self.before, self.evaluation_s = now, seconds
         shown = [f"{k} {values[k]:.4g}" for k in SHOWN_EVALUATION if k in values]
         say(f"step {step}/{self.run.options.steps}  " + "  ".join(shown), sys.stderr)
+
+    def rolled_back(self, step: int, since: int) -> None:
+        """Writes that the run goes on after `step` with the state of `since`."""
+        device_s = time.monotonic() - self.before
+        self._write(step, {ROLLBACK: since}, device_s=device_s, tokens=self.tokens)
 
     def close(self) -> None:
         if self.file is not None:

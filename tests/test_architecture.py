@@ -37,7 +37,7 @@ ORDER = [
     {"objective", "schema"},
     {"step"},
     {"sampling", "checkpoint", "export"},
-    {"evals"},
+    {"evals", "rollback", "run"},
     {"loop"},
     {"study"},
     {"diagnosis"},

@@ -52,6 +52,17 @@ def test_the_best_checkpoint_has_the_lowest_metric_and_outlives_a_restart(tmp_pa
     manager.close()
 
 
+def test_those_that_are_due_stay_whatever_else_was_saved(tmp_path):
+    """A run that was stopped between may go back to the same ones as another."""
+    manager = checkpoint.open_manager(tmp_path, keep_last=2, keep_best=0, metric=METRIC, every=4)
+    for step in (4, 8, 12, 13, 14, 15):
+        state = TrainState(*[jnp.int32(step)] * len(TrainState._fields))
+        checkpoint.save(manager, state, None)
+    manager.wait_until_finished()
+    assert list(manager.all_steps()) == [8, 12, 14, 15]
+    manager.close()
+
+
 def test_another_metric_may_be_asked_for_later(tmp_path):
     saved(tmp_path, [1.0, 2.0], keep_last=2)
     manager = opened(tmp_path, metric="other")

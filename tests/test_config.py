@@ -35,7 +35,8 @@ generate.batch_size generate.chat generate.max_new_tokens generate.messages gene
 generate.temperature generate.top_p job log.every
 log.tensorboard log.wandb_project mesh.data mesh.fsdp mesh.tensor model.block_tokens
 model.compute_dtype model.remat optim.beta1 optim.beta2 optim.clip_norm optim.decay_steps
-optim.epsilon optim.final_fraction optim.frozen optim.learning_rate optim.max_skipped
+optim.epsilon optim.final_fraction optim.frozen optim.learning_rate optim.max_rollbacks
+optim.max_skipped
 optim.muon_iterations optim.muon_learning_rate optim.muon_momentum optim.name optim.schedule
 optim.warmup_steps optim.weight_decay replay.step seed steps student.dtype student.init
 student.path

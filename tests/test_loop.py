@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from distill_jax import stopping
-from distill_jax.loop import LoopOptions, Run, evaluations_left, train
+from distill_jax.loop import evaluations_left, train
 from distill_jax.progress import COMPILE, Progress
+from distill_jax.run import LoopOptions, Run
 from distill_jax.types import COMPILING, Mean, NumbersBrokeDown, TrainState
 from tests import cli, tiny
 
@@ -52,11 +53,16 @@ def run_of(workdir, *, batches=1, steps=4, every=2, bad=(), **options):
         return {"eval/nll": 1.0}
 
     zero = jnp.int32(0)
-    limits = {"max_skipped": 0, "watchdog_s": 0.0} | options
+    limits = {
+        "max_skipped": 0,
+        "max_rollbacks": 0,
+        "checkpoint_every": 0,
+        "watchdog_s": 0.0,
+    } | options
     ignore = lambda *_, **__: None
     return traced, Run(
         workdir=workdir,
-        options=LoopOptions(steps=steps, eval_every=every, checkpoint_every=0, **limits),
+        options=LoopOptions(steps=steps, eval_every=every, **limits),
         manager=SimpleNamespace(save=ignore, wait_until_finished=ignore, close=ignore),
         state=TrainState(zero, {}, {}, zero, zero, {}, None),
         teacher_params=(),
@@ -106,6 +112,12 @@ def test_a_run_that_never_learnt_broke_down_however_short_it_is(tmp_path):
         train(run, Progress())
     _, run = run_of(tmp_path, bad=(2, 3, 4), max_skipped=20)
     train(run, Progress())
+
+
+def test_numbers_that_break_down_in_the_last_step_leave_nothing_to_go_on_with(tmp_path):
+    _, run = run_of(tmp_path, bad=(3, 4), max_skipped=2, max_rollbacks=2, checkpoint_every=1)
+    with pytest.raises(NumbersBrokeDown, match="2 updates in a row, up to step 4 of 4"):
+        train(run, Progress())
 
 
 def test_evaluations_left_are_those_that_the_loop_makes():

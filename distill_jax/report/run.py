@@ -9,7 +9,7 @@ from distill_jax.evals.likelihood import perplexity
 from distill_jax.report.headline import diagnose_answer, run_answer
 from distill_jax.report.page import finite
 from distill_jax.report.tables import ModelRow, text_table
-from distill_jax.report.taught import Taught
+from distill_jax.report.taught import Taught, rollback_words
 
 # A run alone has no arm to compare with, and its page must not suggest otherwise.
 NO_VERDICT = (
@@ -53,6 +53,7 @@ def report_json(
     """
     teacher = teacher_of(rows)
     answer = run_answer(rows, taught) if kind == "run" else diagnose_answer(rows, None)
+    answer = answer._replace(findings=[*answer.findings, *rollback_words(history)])
     distilled = teacher and not taught.labels_alone
     statement = NO_TEACHER if taught.labels_alone else NO_VERDICT
     if kind == "diagnose" and not study_command:

@@ -1,9 +1,11 @@
 """From whom a student learned, and what training did to it, in the sentences of a run's page."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from distill_jax.report.tables import ModelRow
+from distill_jax.rollback import ROLLBACK
 
 ROUNDING = 0.005  # nats: two NLLs that are nearer are one number at two digits
 SLIGHT = 0.1  # relative: of numbers that are small themselves, what changes less stays as it is
@@ -92,6 +94,17 @@ def _moved(name: str, before: float, after: float, unit: str = "") -> str:
         return f"left {name} at {digits(after)}{unit}"
     verb = "lowered" if after < before else "raised"
     return f"{verb} {name} from {digits(before)} to {digits(after)}{unit}"
+
+
+def rollback_words(history: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where a run went back to a checkpoint, by the lines of its metrics.jsonl."""
+    return [
+        f"After step {line['step']}, training went back to the student of step"
+        f" {int(line[ROLLBACK])}, because updates were not finite any more, and left out the"
+        " batches between."
+        for line in history
+        if ROLLBACK in line
+    ]
 
 
 def digits(nats: float) -> str:

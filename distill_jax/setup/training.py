@@ -14,10 +14,10 @@ from distill_jax import checkpoint, workdir
 from distill_jax.config import choose, flatten
 from distill_jax.evals.likelihood import EvalStep, evaluate, make_eval_step
 from distill_jax.files import read_sealed, sealed
-from distill_jax.loop import LoopOptions, Run
 from distill_jax.losses.terms import needs_teacher
 from distill_jax.models.binding import Model
 from distill_jax.models.families import FAMILIES
+from distill_jax.run import LoopOptions, Run
 from distill_jax.setup import data, teachers
 from distill_jax.setup.inputs import Setting
 from distill_jax.setup.loss import Recipe, train_step_of
@@ -55,6 +55,7 @@ def open_checkpoints(c: ConfigDict, directory: Path):
         keep_last=c.checkpoint.keep_last,
         keep_best=c.checkpoint.keep_best,
         metric=c.checkpoint.metric,
+        every=c.checkpoint.every,
     )
 
 
@@ -151,6 +152,7 @@ def run_of(
             eval_every=c.eval.every,
             checkpoint_every=c.checkpoint.every,
             max_skipped=c.optim.max_skipped,
+            max_rollbacks=c.optim.max_rollbacks,
             watchdog_s=c.watchdog_s,
         ),
         manager=manager,
