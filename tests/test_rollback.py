@@ -103,6 +103,16 @@ def test_numbers_that_break_down_again_at_once_end_the_run(flags_here, tmp_path)
     assert "2 updates in a row, up to step 10 of 11" in result.stderr
 
 
+def test_a_replay_begins_after_the_rollback(whole, flags_here):
+    """The stretch before it does not lead to the steps after it."""
+    replay = (f"--workdir={whole[0]}", *flags_here, "--config.job=replay")
+    again = cli.run(*replay)
+    assert again.returncode == 0, again.stderr
+    refused = cli.run(*replay, "--config.replay.step=8")
+    assert refused.returncode == 2
+    assert "no good checkpoint before step 8 and after the rollback at step 8" in refused.stderr
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """Checkpoints of every second step, and of step 5."""

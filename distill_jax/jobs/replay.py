@@ -21,6 +21,7 @@ from distill_jax.fingerprint import bits
 from distill_jax.jobs.train import read_inputs
 from distill_jax.loop import BATCH_HASH, Run
 from distill_jax.progress import Progress, say
+from distill_jax.rollback import ROLLBACK
 from distill_jax.setup import teachers
 from distill_jax.setup.inputs import Setting, check, setting_of
 from distill_jax.setup.models import bind_config
@@ -91,12 +92,14 @@ def _replay(
         model = bind_config(c, student_config(c, setting.inputs.source), c.student.dtype)
     begin = starter(c, setting.recipe)
     abstract, shardings = abstract_state(model, begin, setting.inputs.mesh)
+    lines = workdir.read_lines(directory / workdir.METRICS)
+    # Steps before a rollback do not lead to those after it.
+    back = [line["step"] for line in lines if ROLLBACK in line and line["step"] <= last]
     with progress.stage("load", "reading the checkpoint before"):
-        state = _before(manager, abstract, last)
+        state = _before(manager, abstract, last, max(back, default=0))
     first = int(state.step) + 1
     compiled = compiled_steps(setting, model, shardings)
     run = run_of(setting, model, state, compiled, manager, lambda params: None, ())
-    lines = workdir.read_lines(directory / workdir.METRICS)
     lines = {line["step"]: line for line in lines if "train/loss" in line}
     twice = last not in saved and last not in lines
     state, second, found = _run_again(run, range(first, last + 1), lines, twice, progress)
@@ -116,18 +119,21 @@ def _replay(
     return steps, ", ".join(compared), found
 
 
-def _before(manager: checkpoint.CheckpointManager, abstract: TrainState, last: int) -> TrainState:
-    """The state of the newest good checkpoint before a step."""
+def _before(
+    manager: checkpoint.CheckpointManager, abstract: TrainState, last: int, back: int
+) -> TrainState:
+    """The state of the newest good checkpoint before a step; none before step `back`."""
     saved = manager.all_steps()
-    for step in sorted((step for step in saved if step < last), reverse=True):
+    for step in sorted((step for step in saved if back <= step < last), reverse=True):
         try:
             return checkpoint.restore(manager, abstract, step, say)
         except Damaged as error:
             say(f"the checkpoint of step {step} is damaged ({error}): trying an older one")
+    since = f" and after the rollback at step {back}" if back else ""
     raise UserError(
-        f"{manager.directory} has no good checkpoint before step {last} to begin from (it has"
-        f" {', '.join(map(str, saved)) or 'none'}): give a step after one as --config.replay.step,"
-        " or train with a smaller config.checkpoint.every"
+        f"{manager.directory} has no good checkpoint before step {last}{since} to begin from (it"
+        f" has {', '.join(map(str, saved)) or 'none'}): give a step after one as"
+        " --config.replay.step, or train with a smaller config.checkpoint.every"
     )
 
 

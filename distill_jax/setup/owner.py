@@ -19,8 +19,10 @@ from distill_jax.types import UserError
 
 # Patterns of keys that change what is shown and guarded, not what is computed.
 UNCOUNTED = ("log.*", "distributed.*", "watchdog_s", "data.prefetch", "replay.*")
-# The same for what trains: when it evaluates, what it keeps, and what it writes.
-BESIDE = (*UNCOUNTED, "checkpoint.*", "eval.every", "eval.batch_size", "generate.*")
+# The same for what trains: when it evaluates, what it keeps, how often it may go back to that, and
+# what it writes.
+KEPT = ("checkpoint.*", "optim.max_rollbacks")
+BESIDE = (*UNCOUNTED, *KEPT, "eval.every", "eval.batch_size", "generate.*")
 OTHERS = ("eval.*", "export.*", "study.*", "verdict.*", "diagnose.*")  # of other jobs
 ARMS_AND_SEEDS = ("study.arms", "study.seeds", f"{OPEN}*")
 MAY_CHANGE = {
