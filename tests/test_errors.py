@@ -270,6 +270,7 @@ def test_no_job_takes_weights_that_are_no_numbers(world, flags, tmp_path, job):
 
 def test_an_evaluation_that_is_not_finite_ends_the_run(flags, tmp_path):
     half = ("--config.student.dtype=float16", "--config.model.compute_dtype=float16")
+    half += ("--config.optim.epsilon=1e-7",)
     done = cli.run(f"--workdir={tmp_path}", *flags, *half, "--config.optim.learning_rate=1000")
     assert done.returncode == 76, done.stderr
     assert "error: eval/nll at step 3 of 6 is not finite: use a wider" in done.stderr

@@ -34,6 +34,11 @@ def check(c: ConfigDict, terms: tuple[Term, ...]) -> None:
     p = c.student.prune
     choose("student.prune.block_criterion", p.block_criterion, BLOCK_CRITERIA)
     choose("student.prune.neuron_criterion", p.neuron_criterion, NEURON_CRITERIA)
+    if not jnp.asarray(c.optim.epsilon, c.student.dtype):
+        raise UserError(
+            f"config.optim.epsilon is {c.optim.epsilon}, which is 0 in config.student.dtype"
+            f" {c.student.dtype}: give --config.optim.epsilon=1e-7, or use bfloat16 or float32"
+        )
     _check_differs(c, terms)
 
 

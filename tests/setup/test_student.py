@@ -53,6 +53,17 @@ def test_a_copy_is_refused_with_the_three_ways_to_a_smaller_student(tmp_path, ca
     assert "\n" not in text
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_an_epsilon_that_is_nothing_in_the_students_dtype_is_refused(tmp_path, dtype):
+    """Else an update of 0 / 0 breaks down where a gradient is small, with all defaults."""
+    keys = {"student.path": "elsewhere", "student.dtype": dtype}
+    if dtype == "float16":
+        with pytest.raises(UserError, match="epsilon is 1e-08, which is 0 in"):
+            checked(tmp_path, **keys)
+        keys["optim.epsilon"] = 1e-7
+    checked(tmp_path, **keys)
+
+
 @pytest.mark.parametrize("case", ALLOWED)
 def test_what_differs_from_the_teacher_or_is_meant_is_not_refused(tmp_path, case):
     checked(tmp_path, **ALLOWED[case])
