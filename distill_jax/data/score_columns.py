@@ -13,6 +13,8 @@ from distill_jax.types import UserError
 
 WHOLE = "all"  # the slice that is the whole document
 Names = tuple[np.ndarray, np.ndarray]  # the distinct ones, and which of them each row has
+LARGEST = 1e100  # of a number: sums of squares of larger ones may be none
+LEAST = 1e-20  # of a weight above 0, which totals are divided by
 NAMES = ("arm", "seed", "document", "slice", "group")
 
 
@@ -32,11 +34,12 @@ def checked_columns(rows: Rows) -> dict[str, np.ndarray]:
     absent = {"weight": [1.0] * count, "slice": [WHOLE] * count}
     rows = rows._replace(columns=absent | dict(rows.columns))
     number = {name: _numbers(rows, name) for name in ("total", "weight")}
-    if (negative := number["weight"] < 0).any():
-        i = int(np.argmax(negative))
+    weight = number["weight"]
+    if (bad := (weight < LEAST) & (weight != 0)).any():
+        i = int(np.argmax(bad))
         raise UserError(
-            f"{rows.where(i)}: weight is {number['weight'][i]:g}: give the number of tokens or "
-            "examples in the document, 0 or more"
+            f"{rows.where(i)}: weight is {weight[i]:g}: give the number of tokens or "
+            f"examples in the document, 0 or from {LEAST:g} on"
         )
     names = {name: _names(rows, name) for name in NAMES if name in rows.columns}
     has_whole = WHOLE in names["slice"][0]
@@ -55,10 +58,15 @@ def _numbers(rows: Rows, name: str) -> np.ndarray:
         found = np.array(values, np.float64)
         if found.ndim > 1:
             raise ValueError("lists of numbers")
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = np.array([_number(value) for value in values], np.float64)
-    if (bad := ~np.isfinite(found)).any():
+    if (bad := ~(np.abs(found) <= LARGEST)).any():
         i = int(np.argmax(bad))
+        if np.isfinite(found[i]):
+            raise UserError(
+                f"{rows.where(i)}: {name} is {found[i]:g}: give a number from {-LARGEST:g} to"
+                f" {LARGEST:g}"
+            )
         why = "with a point before its decimals"
         if not isinstance(values[i], str):
             why = "and train a run again that broke down"
@@ -74,6 +82,8 @@ def _number(value: Any) -> float:
         return float({"true": 1, "false": 0}.get(str(value).lower(), value))
     except (TypeError, ValueError):
         return float("nan")
+    except OverflowError:  # a whole number of over 308 digits
+        return float("inf")
 
 
 def text_of(value: Any) -> str:

@@ -183,6 +183,14 @@ BAD = {
     "s.csv row 2: seed is empty": ("s.csv", HEADER + "kd,,a,1\n"),
     "s.csv row 3: weight is -2": (
         "s.csv", "arm,seed,document,total,weight\nkd,0,a,1,2\nkd,0,b,1,-2\n"),
+    "s.csv row 2: total is -7e+302: give a number from -1e+100 to 1e+100": (
+        "s.csv", HEADER + "kd,0,a,-7e302\n"),
+    "s.csv row 2: weight is 1e-300: give the number of": (
+        "s.csv", "arm,seed,document,total,weight\nkd,0,a,1,1e-300\n"),
+    "s.csv row 2: weight is 1e+308: give a number from": (
+        "s.csv", "arm,seed,document,total,weight\nkd,0,a,1,1e308\n"),
+    "s.jsonl line 1: total is '1000": (
+        "s.jsonl", '{"arm":"kd","seed":0,"document":1,"total":1' + "0" * 400 + "}"),
     "s.csv row 3 has 3 fields and the header has 4": ("s.csv", HEADER + "kd,0,a,1\nkd,0,b\n"),
     "s.csv row 2 has 5 fields": ("s.csv", HEADER + "kd,0,a,b,1\n"),
     "s.csv is empty": ("s.csv", ""),
