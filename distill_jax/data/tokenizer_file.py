@@ -44,6 +44,7 @@ def read_backend(file: Path) -> tokenizers.Tokenizer:
             backend.no_padding()
             made = [backend.encode(text).ids for text in _PROBES]
             backend.decode(made[1])
+            alone = backend.encode(_PROBES[0], add_special_tokens=False).ids
             if padding:
                 backend.enable_padding(**padding)
     except BaseException as error:  # the library raises bare Exception, and panics
@@ -51,7 +52,7 @@ def read_backend(file: Path) -> tokenizers.Tokenizer:
             raise
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{file}: unreadable ({reason}): {REMEDY}") from error
-    if not made[0]:
+    if not alone:
         raise UserError(f"{file}: it makes no token of the text 'a': {REMEDY}")
     for token in (token for ids in made for token in ids):
         if backend.id_to_token(token) is None:

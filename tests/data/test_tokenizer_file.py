@@ -76,6 +76,14 @@ CHANGED = {
         ),
         "Missing",
     ),
+    "no token but one that begins each text": (
+        lambda j: j.update(
+            model=j["model"] | {"vocab": {}, "merges": []},
+            added_tokens=[added(0)],
+            post_processor=template(0),
+        ),
+        "no token of",
+    ),
     "no token": (lambda j: j["model"].update(vocab={"<|im_end|>": 0}, merges=[]), "no token of"),
 }
 TEXTS = {
