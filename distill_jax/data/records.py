@@ -49,6 +49,8 @@ def document_from_record(record: Any, *, where: str, label: str) -> Document:
         return _of_pair(present, where, label)
     if "text" in present:
         return Document(where, label, text=checked_text(present["text"], "text", where))
+    if null := [name for name in ("messages", "completion", "text") if name in record]:
+        raise UserError(f"{where}: its {null[0]!r} is null: remove the record, or give it one")
     raise UserError(f"{where}: {_what_to_rename(present, _shown(record))}")
 
 

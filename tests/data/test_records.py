@@ -108,6 +108,8 @@ TURN = {"from": "human", "value": "q"}
         ({"content": "a", "id": 1}, "rename 'content' to 'text'", "messages"),
         ({"prompt": "a"}, "add the field 'completion'", "messages"),
         ({"id": 1}, "among the fields ['id']", "rename"),
+        ({"text": None}, "its 'text' is null: remove the record", "fields"),
+        ({"prompt": "a", "completion": None}, "its 'completion' is null: remove", "fields"),
     ],
 )
 def test_records_of_other_shapes_are_told_what_to_rename_in_them(record, says, silent):
