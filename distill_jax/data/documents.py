@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 
 from distill_jax.types import UserError
 
+# Cuts a text into documents.
+CUT = "split -C 100k --additional-suffix=.txt FILE part-"
+
 
 class Document(NamedTuple):
     """One example; exactly one of text, pair and messages is set.
@@ -71,15 +74,16 @@ def split_documents(
     """
     if not 0 < held_out_fraction < 1:
         raise UserError(
-            f"held-out fraction {held_out_fraction} is not between 0 and 1: "
-            "choose one between, or name a source of held-out documents"
+            f"config.data.held_out_fraction is {held_out_fraction} and there is no other text to"
+            " hold out: use more than 0 and less than 1, or give --config.data.eval_source=FILE"
         )
     places = [place_of(document, seed) for document in documents]
     distinct = sorted(set(places))
     if len(distinct) < 2:
         raise UserError(
-            f"{len(distinct)} different documents cannot be split into train and held out: "
-            "give more documents, or name a source of held-out documents"
+            "the text is one document (copies count once), which cannot be split into train and"
+            " held out: give more, or --config.data.eval_source=FILE; a .txt file is one document,"
+            f" which `{CUT}` cuts into several"
         )
     border = min(max(held_out_fraction, distinct[1]), distinct[-1])
     train = [d for d, place in zip(documents, places, strict=True) if place >= border]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from distill_jax.data.documents import Document
+from distill_jax.data.documents import CUT, Document
 from distill_jax.types import UserError
 
 # No text has fewer tokens than one per so many characters. Saves reading and encoding the rest.
@@ -55,7 +55,8 @@ def batches(
         for document in documents[start : start + most]:
             batch.append(_shortened(document, wanted))
             characters += characters_of(batch[-1])
-            check_length(characters_of(batch[-1]), document.name)
+            if characters_of(batch[-1]) > LONGEST:
+                check_length(characters_of(document), document.name)  # of the whole
             if characters > min(8 * wanted, _BATCH_CHARACTERS):
                 break
         yield batch
@@ -67,7 +68,7 @@ def check_length(characters: int, where: str) -> None:
     if characters > LONGEST:
         raise UserError(
             f"{where}: the text has {characters:,} characters, and at most {LONGEST:,} are encoded"
-            " in one piece: split it into several documents"
+            f" in one piece: split it into several documents, a .txt file by `{CUT}`"
         )
 
 

@@ -39,10 +39,19 @@ def test_split_leaves_no_side_empty(fraction):
 
 
 @pytest.mark.parametrize(
-    ("documents", "fraction"), [(DOCUMENTS[:1] * 5, 0.5), (DOCUMENTS, 0), (DOCUMENTS, 1)]
+    ("documents", "fraction", "says"),
+    [
+        (
+            DOCUMENTS[:1] * 5,
+            0.5,
+            "^the text is one document .* --config.data.eval_source=FILE; .* `split -C",
+        ),
+        (DOCUMENTS, 0, "^config.data.held_out_fraction is 0 .* --config.data.eval_source=FILE"),
+        (DOCUMENTS, 1, "held_out_fraction is 1 "),
+    ],
 )
-def test_impossible_splits_are_errors(documents, fraction):
-    with pytest.raises(UserError, match="held"):
+def test_impossible_splits_are_errors(documents, fraction, says):
+    with pytest.raises(UserError, match=says):
         split_documents(documents, held_out_fraction=fraction, seed=0)
 
 

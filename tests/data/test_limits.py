@@ -55,6 +55,13 @@ def test_text_of_too_few_tokens_is_an_error_and_not_less_text(smollm_like):
         tokenize_documents([Document("n", "x", text="a" * 10**5)], spy, max_tokens=100)
 
 
+@pytest.mark.parametrize("most", [0, 20_000])
+def test_a_text_too_long_to_be_encoded_is_told_with_its_own_length(tokenizer, most):
+    long = Document("n", "x", text="a" * 5_500_000)
+    with pytest.raises(UserError, match=r"has 5,500,000 characters, .* by `split -C 100k"):
+        tokenize_documents([long], tokenizer, max_tokens=most)
+
+
 @pytest.mark.parametrize(
     ("limits", "needed"),
     [
