@@ -179,9 +179,12 @@ class _Log:
 
     def __init__(self, run: Run):
         self.run = run
-        self.began = self.before = time.monotonic()
+        self.before = time.monotonic()
+        # What was done before a stop counts on; process 0 alone writes it.
+        done = read_lines(run.workdir / METRICS) if jax.process_index() == 0 else []
+        self.began = self.before - max((line.get("wall_s", 0.0) for line in done), default=0.0)
+        self.tokens = sum(line.get("train/tokens", 0) for line in done)
         self.rates: list[float] = []
-        self.tokens = 0
         self.evaluation_s = 0.0  # of one; 0 before any was made
         self.file = (run.workdir / METRICS).open("a") if jax.process_index() == 0 else None
 

@@ -58,6 +58,10 @@ def test_any_prompt_is_resumed(stopped, whole, flags_here, tmp_path):
     workdir = shutil.copytree(stopped, tmp_path / "run")
     again = cli.run(f"--workdir={workdir}", *flags_here)
     assert again.returncode == 0, again.stderr
+    lines, undisturbed = cli.metrics(workdir), cli.metrics(whole)
+    assert [line["tokens"] for line in lines] == [line["tokens"] for line in undisturbed]
+    times = [line["wall_s"] for line in lines]
+    assert times == sorted(times)
     assert numbers(workdir) == numbers(whole)
     asked = [line["prompt"] for line in read_lines(workdir / "samples.jsonl")]
     assert asked == [*PROMPTS] * 3
