@@ -13,7 +13,7 @@ from pathlib import Path
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from distill_jax.config import BASE, leaves, load_base
+from distill_jax.config import BASE, check_keys, leaves, load_base
 from distill_jax.files import SEAL
 from distill_jax.key_names import OPEN, unknown_key
 from distill_jax.types import UserError
@@ -75,8 +75,12 @@ def _of_json(path):
                 f"--config {path} sets {key}, which names a program to run: give it as a flag of"
                 " the command, if you trust it"
             )
+        if type(known.get(key)) is int and isinstance(value, float) and value.is_integer():
+            values[key] = int(value)  # 1000.0, as of a flag
     try:
-        config.update(traverse_util.unflatten_dict(values, sep="."))
+        nested = traverse_util.unflatten_dict(values, sep=".")
+        check_keys(ConfigDict(nested), config, whole=False)
+        config.update(nested)
     except (ValueError, AttributeError, TypeError, KeyError) as error:
         raise UserError(
             f"--config {path} cannot be read ({type(error).__name__}): give a value of the kind"

@@ -27,7 +27,10 @@ MISTAKES = {
     "nested.json": ('{"study": {"scorer": "a.py:f"}}', "names a program to run"),
     "ablation.json": ('{"study.ablations.x.study.scorer": "a.py:f"}', "names a program to run"),
     "tasks.json": ('{"eval.task_path": "tasks"}', "names a program to run"),
-    "kind.json": ('{"steps": "many"}', "cannot be read"),
+    "kind.json": ('{"steps": "many"}', "config.steps is 'many', a string: give a whole number"),
+    "half_step.json": ('{"steps": 0.5}', "config.steps is 0.5, a number: give a whole number"),
+    "null.json": ('{"data": {"source": null}}', "config.data.source is None"),
+    "entry.json": ('{"generate.prompts": [1]}', "config.generate.prompts has 1 in it"),
 }
 
 
@@ -48,11 +51,12 @@ def test_a_json_file_sets_keys_and_executes_nothing(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     text = "__import__('evil')"
     (tmp_path / "a.json").write_text(
-        json.dumps({"optim": {"learning_rate": 0.5}, "steps": 7, "teacher.path": text,
+        json.dumps({"optim": {"learning_rate": 0.5}, "steps": 7.0, "teacher.path": text,
                     "generate.prompts": [text, "{{ 1 }}"], "data.source": "evil.py"})
     )  # fmt: skip
     config = load_config(str(tmp_path / "a.json"))
     assert (config.steps, config.optim.learning_rate, config.teacher.path) == (7, 0.5, text)
+    assert type(config.steps) is int
     assert config.generate.prompts == (text, "{{ 1 }}")
     assert config.data.batch_size == load_base().data.batch_size
     assert not (tmp_path / "ran").exists()
