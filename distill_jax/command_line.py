@@ -15,6 +15,7 @@ from distill_jax.files import read_sealed
 from distill_jax.key_names import OPEN, unknown_flag, unknown_key
 from distill_jax.schema import check_values
 from distill_jax.types import UserError
+from distill_jax.words import cut
 from distill_jax.workdir import CONFIG, CONFIG_DIFF
 
 # Every flag but the keys of a config, with the type of its value.
@@ -86,7 +87,7 @@ def _pairs(words, kinds, known):
         word = words.pop(0)
         found = re.fullmatch(r"--?([^\W\d][^=]*)(?:=(.*))?", word, re.DOTALL)
         if not found:
-            raise UserError(f"{word!r} is not a flag: flags look like --config.steps=100")
+            raise UserError(f"{cut(repr(word))} is not a flag: flags look like --config.steps=100")
         name, text = found.groups()
         if text is None and kinds.get(name.removeprefix("no")) is bool and name not in kinds:
             name, text = name.removeprefix("no"), "false"
@@ -110,7 +111,7 @@ def _value(name: str, text: str, kind: type) -> Any:
     value = reads[kind](text)
     if value is None:
         raise UserError(
-            f"{'--' * (name in FLAGS)}{name} is {text!r}: {FORMS[kind].format(name=name)}"
+            f"{'--' * (name in FLAGS)}{name} is {cut(repr(text))}: {FORMS[kind].format(name=name)}"
         )
     return value
 

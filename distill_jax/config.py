@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from distill_jax.key_names import OPEN, unknown_key
 from distill_jax.types import UserError
+from distill_jax.words import cut
 
 BASE = Path(__file__).resolve().parents[1] / "configs" / "base.py"
 
@@ -64,8 +65,9 @@ def check_keys(config: ConfigDict, base: ConfigDict, *, whole: bool = True) -> N
         default = known[key]
         number = isinstance(default, float) and type(value) is int
         if type(value) is not type(default) and not number:
+            kind = KINDS.get(type(value), type(value).__name__)
             raise UserError(
-                f"config.{key} is {value!r}, {KINDS.get(type(value), type(value).__name__)}:"
+                f"config.{key} is {cut(repr(value))}, {kind}:"
                 f" give {KINDS[type(default)]}, such as {EXAMPLES.get(type(default), default)!r}"
             )
         for part in value if isinstance(value, list) else [value]:
@@ -74,7 +76,7 @@ def check_keys(config: ConfigDict, base: ConfigDict, *, whole: bool = True) -> N
                 words = (
                     "numbers, such as (0.5, 1)" if key in OF_NUMBERS else 'strings, as ("text",)'
                 )
-                raise UserError(f"config.{key} has {part!r} in it: give {words}")
+                raise UserError(f"config.{key} has {cut(repr(part))} in it: give {words}")
     missing = [key for key in known if key not in values]
     if whole and missing:
         raise UserError(
@@ -146,5 +148,5 @@ def choose(key: str, value: str, choices: Iterable[str]) -> str:
     if value not in choices:
         near = difflib.get_close_matches(str(value), choices, n=1)
         hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(choices)}"
-        raise UserError(f"config.{key} is {value!r}: {hint}")
+        raise UserError(f"config.{key} is {cut(repr(value))}: {hint}")
     return value

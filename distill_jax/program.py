@@ -29,7 +29,7 @@ from distill_jax.peers import Group, Place
 from distill_jax.progress import Progress
 from distill_jax.types import Forbidden, NumbersBrokeDown, OutOfRoom, Stopped, UserError
 from distill_jax.visible import visible
-from distill_jax.words import first_line
+from distill_jax.words import cut, first_line
 
 EXIT_CODES = {UserError: 2, Forbidden: 3, OutOfRoom: 70, Stopped: 75, NumbersBrokeDown: 76}
 
@@ -59,10 +59,8 @@ def main(argv: list[str], began: float | None = None) -> int:
         return _fail(EXIT_CODES[type(error)], str(error), group)
     except Exception as error:
         if getattr(error, "errno", None) == errno.ENAMETOOLONG:
-            name = str(error.filename)[:100]
-            return _fail(
-                2, f"{name}... is too long for the name of a file: use a shorter one", group
-            )
+            name = cut(str(error.filename))
+            return _fail(2, f"{name} is too long for the name of a file: use a shorter one", group)
         if streams.refused(error):
             streams.drop()
             return _fail(

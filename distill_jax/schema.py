@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from distill_jax.config import BASE, choose, leaves, load_base
 from distill_jax.losses import divergences, terms
 from distill_jax.types import UserError
+from distill_jax.words import cut
 
 DTYPES = ("float32", "bfloat16", "float16")
 # Keys that only a few words can be, which no registry has.
@@ -75,7 +76,7 @@ def check_values(values: Mapping[str, Any]) -> None:
         for number in value if isinstance(value, tuple | list) else (value,):
             if key in limits and not limits[key].hold(number):
                 text, *_, meaning = limits[key]
-                raise UserError(f"config.{key} is {value}: use {text} ({meaning})")
+                raise UserError(f"config.{key} is {cut(str(value))}: use {text} ({meaning})")
 
 
 def key_meanings() -> dict[str, str]:

@@ -29,6 +29,15 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0][:200] or type(error).__name__
 
 
+def cut(text: str) -> str:
+    """What a line has room for of a value that somebody gave.
+
+    >>> cut("7" * 5000) == "7" * 100 + "..."
+    True
+    """
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
 def named(name: str) -> str:
     """The words for a metric, measure, cause, trigger or slice, a teacher's metric included.
 
