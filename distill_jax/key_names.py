@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterable
 
 from distill_jax.types import UserError
+from distill_jax.words import cut
 
 OPEN = "study.ablations."  # the one group whose keys are the user's own
 
@@ -29,7 +30,7 @@ def unknown_key(key: str, known: Iterable[str]) -> UserError:
     group = key.rpartition(".")[0]
     within = [name for name in known if name.startswith(f"{group}.")] if group else []
     hint = f"config.{group} has {_names(within, group)}" if within else "--help lists every key"
-    return UserError(f"config.{key} is not a key: {hint}")
+    return UserError(f"config.{cut(key)} is not a key: {hint}")
 
 
 def unknown_flag(name: str, flags: Iterable[str], known: Iterable[str]) -> UserError:
@@ -39,7 +40,7 @@ def unknown_flag(name: str, flags: Iterable[str], known: Iterable[str]) -> UserE
     first = _first_of(_plain(name), known := list(known))
     near = near or [f"config.{key}" for key in ([first] if first else meant(name, known))]
     hint = f"did you mean {' or '.join(f'--{n}' for n in near)}?" if near else "see --help"
-    return UserError(f"--{name} is not a flag: {hint}")
+    return UserError(f"--{cut(name)} is not a flag: {hint}")
 
 
 def meant(key: str, known: list[str]) -> list[str]:

@@ -42,7 +42,7 @@ def test_label_is_the_records_or_the_files(extra, label):
     [
         ([1], "of type list"),
         ({"body": "a", "title": "b"}, "['body', 'title']"),
-        ({"text": None}, "['text']"),
+        ({"text": None}, "its 'text' is null: remove the record"),
         ({"text": 3}, "of type int"),
         ({"completion": "a"}, "without 'prompt'"),
         ({"prompt": ["a"], "completion": "a"}, "of type str"),
@@ -108,7 +108,6 @@ TURN = {"from": "human", "value": "q"}
         ({"content": "a", "id": 1}, "rename 'content' to 'text'", "messages"),
         ({"prompt": "a"}, "add the field 'completion'", "messages"),
         ({"id": 1}, "among the fields ['id']", "rename"),
-        ({"text": None}, "its 'text' is null: remove the record", "fields"),
         ({"prompt": "a", "completion": None}, "its 'completion' is null: remove", "fields"),
     ],
 )
