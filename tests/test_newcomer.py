@@ -15,6 +15,7 @@ import time
 
 import pytest
 
+from distill_jax.files import read_sealed, sealed
 from tests import cli
 
 STEPS = ("--config.steps=4", "--config.eval.every=0", "--config.checkpoint.every=2")
@@ -203,8 +204,8 @@ def test_they_look_at_a_run_that_went_on_past_its_student(first_run, tmp_path):
 def test_they_export_from_a_study_and_ask_for_epochs(first_run, tmp_path):
     study = tmp_path / "study"
     study.mkdir()
-    settings = json.loads((first_run[0] / "config.json").read_text()) | {"job": "study"}
-    (study / "config.json").write_text(json.dumps(settings))
+    settings = read_sealed(first_run[0] / "config.json") | {"job": "study"}
+    (study / "config.json").write_text(json.dumps(sealed(settings)))
     one_line(cli.run(f"--workdir={study}", "--config.job=export", config=None), "of a study")
     more = shutil.copytree(first_run[0], tmp_path / "more")
     done(cli.run(f"--workdir={more}", "--config.epochs=0.7", config=None))

@@ -225,7 +225,8 @@ def test_a_study_whose_runs_all_break_down_says_so(flags, tmp_path):
         cli.run(
             f"--workdir={tmp_path / 's'}", *flags, *STUDY, "--config.study.seeds=1",
             "--config.study.arms=('kd','sft')", "--config.study.prompts=0",
-            "--config.optim.learning_rate=1e38", "--config.optim.max_skipped=1",
+            "--config.optim.learning_rate=1000", "--config.optim.max_skipped=1",
+            "--config.model.compute_dtype=float16",
         )
     )  # fmt: skip
     found = report(tmp_path / "s")["verdict"]["equal_steps"]

@@ -9,6 +9,7 @@ import pytest
 
 from configs.base import get_config
 from distill_jax.config import load_base
+from distill_jax.files import opened, sealed
 from distill_jax.jobs.run import run_job
 from distill_jax.progress import Progress
 from distill_jax.report import verdict as report
@@ -238,6 +239,6 @@ def test_a_directory_serves_one_verdict_after_another_and_no_other_job(tmp_path,
     config = tmp_path / "v" / "config.json"
     resolved = json.loads(config.read_text())
     assert resolved["verdict.margin"] == 0.2
-    config.write_text(json.dumps(resolved | {"job": "train"}))
+    config.write_text(json.dumps(sealed(opened(resolved) | {"job": "train"})))
     with pytest.raises(UserError, match="belongs to another config, which differs in job"):
         judge(tmp_path / "v", source, **ACCURACY)
