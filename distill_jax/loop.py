@@ -40,17 +40,18 @@ def train(run: Run, progress: Progress) -> TrainState:
     """
     state = run.state
     start = int(state.step)
-    unmeasured = False
+    unmeasured, done = False, []
     if jax.process_index() == 0:
         # Steps after the checkpoint are run again, and their lines written again.
         if said := rewind(run.workdir / METRICS, start if start else -1):
             say(said, sys.stderr)
+        done = read_lines(run.workdir / METRICS)
         unmeasured = start == run.options.steps and not any(
-            line["step"] == start and NLL in line for line in read_lines(run.workdir / METRICS)
+            line["step"] == start and NLL in line for line in done
         )
     for writer in run.writers:
         writer.start(start)
-    log = _Log(run)
+    log = _Log(run, done)
     if start == 0:
         run.on_start(state.params)
     # The watchdog bounds how long a save in flight is waited for, whatever ended the steps.
@@ -177,11 +178,10 @@ def _evaluate(run, state, step, log, progress, alive):
 class _Log:
     """Writes metrics.jsonl, and tells how far the training is."""
 
-    def __init__(self, run: Run):
+    def __init__(self, run: Run, done: list[dict[str, Any]]):
+        """done: the lines of what was done before a stop, which counts on; process 0 has them."""
         self.run = run
         self.before = time.monotonic()
-        # What was done before a stop counts on; process 0 alone writes it.
-        done = read_lines(run.workdir / METRICS) if jax.process_index() == 0 else []
         self.began = self.before - max((line.get("wall_s", 0.0) for line in done), default=0.0)
         self.tokens = sum(line.get("train/tokens", 0) for line in done)
         self.rates: list[float] = []
@@ -205,7 +205,7 @@ class _Log:
         values["train/tokens"] = tokens
         values["train/tokens_per_s"] = tokens / device_s
         values["train/learning_rate"] = self.run.learning_rate(step - 1)
-        values[BATCH_HASH] = zlib.crc32(np.ascontiguousarray(host.tokens_BT))
+        values[BATCH_HASH] = batch_hash(host)
         self._write(step, values, device_s=device_s, tokens=self.tokens)
         self._tell(step, values, pace, tokens / pace, stage)
         in_a_row, options = int(values["train/skipped_in_a_row"]), self.run.options
@@ -252,6 +252,11 @@ class _Log:
         shown = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         more = f"{speed:,.0f} tokens/s  {shown}"
         stage.tell(f"step {step}/{options.steps}", left, pace, more)
+
+
+def batch_hash(host: Batch) -> int:
+    """Of a batch's tokens; process 0 alone has those of all processes."""
+    return zlib.crc32(np.ascontiguousarray(host.tokens_BT))
 
 
 def evaluations_left(step: int, steps: int, every: int) -> int:

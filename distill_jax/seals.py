@@ -30,7 +30,7 @@ def hashes(directory: Path, names: Iterable[str]) -> dict[str, str]:
     """The sha256 of those of the named files that there are, and of all in a named directory."""
     places = [directory / name for name in names]
     found = [f for p in places for f in (p.rglob("*") if p.is_dir() else (p,)) if f.is_file()]
-    return {str(file.relative_to(directory)): _sha256(file) for file in sorted(found)}
+    return {str(file.relative_to(directory)): sha256_of(file) for file in sorted(found)}
 
 
 def read_seal(directory: Path) -> Seal | None:
@@ -43,7 +43,7 @@ def read_seal(directory: Path) -> Seal | None:
 def changed(directory: Path, seal: Seal, below: str = "") -> list[str]:
     """The sealed files, of those `below` a directory, that are lost or not what they were."""
     known = {name: digest for name, digest in seal.files.items() if name.startswith(below)}
-    is_whole = lambda name: (directory / name).is_file() and _sha256(directory / name)
+    is_whole = lambda name: (directory / name).is_file() and sha256_of(directory / name)
     return [name for name, digest in known.items() if is_whole(name) != digest]
 
 
@@ -52,6 +52,7 @@ def hash_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, read piece by piece."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

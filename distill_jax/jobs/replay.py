@@ -5,13 +5,11 @@ then or now, and nothing else may tell of it. No file of the run changes.
 """
 
 import math
-import zlib
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from distill_jax import checkpoint, workdir
@@ -19,7 +17,7 @@ from distill_jax.checkpoint_files import Damaged
 from distill_jax.files import read_sealed
 from distill_jax.fingerprint import bits
 from distill_jax.jobs.train import read_inputs
-from distill_jax.loop import BATCH_HASH, Run
+from distill_jax.loop import BATCH_HASH, Run, batch_hash
 from distill_jax.progress import Progress, say
 from distill_jax.rollback import ROLLBACK
 from distill_jax.setup import teachers
@@ -159,8 +157,7 @@ def _run_again(
 
 def _other_number(line: dict[str, Any], now: dict[str, float], host: Batch) -> list[str]:
     """A line where a step's line in metrics.jsonl has another batch or number."""
-    batch = zlib.crc32(np.ascontiguousarray(host.tokens_BT))
-    # Process 0 alone has the whole batch.
+    batch = batch_hash(host)
     other = jax.process_index() == 0 and line.get(BATCH_HASH, batch) != batch
     for name, number in now.items():
         again = number if math.isfinite(number) else None

@@ -1,6 +1,5 @@
 """The job verdict: did it help, from scores that anybody measured; no model is loaded."""
 
-import hashlib
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +15,7 @@ from distill_jax.data.scores import ScoreTable, read_scores
 from distill_jax.evals.bounds import bounds_of, of_difference
 from distill_jax.progress import Progress, say
 from distill_jax.report.verdict import verdict_page, verdict_report, verdict_text
+from distill_jax.seals import sha256_of
 from distill_jax.setup.owner import claim
 from distill_jax.study.rules import NLL, Rules
 from distill_jax.study.verdict import TEACHER, Verdict, comparison, judge_all, verdict
@@ -141,5 +141,5 @@ def _provenance(scores: ScoreTable) -> dict[str, Any]:
         "distill_jax": __version__,
         "python": platform.python_version(),
         **{f"package.{name}": metadata.version(name) for name in PACKAGES},
-        "files": {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in scores.files},
+        "files": {str(f): sha256_of(f) for f in scores.files},
     }
