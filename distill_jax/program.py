@@ -132,6 +132,8 @@ def _group(command: Command) -> Group | None:
 def _run(command: Command, group: Group | None, began: float) -> int:
     # For example, orbax warns of a missing sharding file whenever it restores a host scalar.
     warnings.filterwarnings("ignore", module="orbax")
+    # Of a save that failed, of which the error tells.
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     if group:
         coordinator = "" if command.distributed else command.coordinator
         group.join(Place(coordinator, command.processes, command.process))

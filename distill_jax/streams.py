@@ -29,6 +29,9 @@ def quiet_threads() -> None:
     shown = sys.excepthook
     main = threading.main_thread()
     sys.excepthook = lambda *error: threading.current_thread() is main and shown(*error)
+    # Python itself ignores what fails while something is collected, such as the rest of a save that
+    # failed: it would only print it, after the line that says why.
+    sys.unraisablehook = lambda _: None
 
 
 def part_libraries() -> int:

@@ -281,14 +281,14 @@ def test_a_save_in_flight_is_written_where_the_numbers_break_down(flags, tmp_pat
     ]  # fmt: skip
 
 
-LIMITS = {"raise ulimit -f": "ulimit -f 20", "raise ulimit -n": "ulimit -n 20"}
+LIMITS = {"raise ulimit -f": "ulimit -f 20", "raise ulimit -n": "ulimit -n 18"}
 
 
 @pytest.mark.parametrize("remedy", LIMITS)
 def test_a_limit_of_the_process_is_one_line_and_the_run_goes_on(
     remedy, whole, flags_here, tmp_path
 ):
-    """A real process, which may write files of 20 blocks, or open 20 files."""
+    """A real process, which may write files of 20 blocks, or open 18 files."""
     command = cli.command(f"--workdir={tmp_path}", *flags_here)
     done = subprocess.run(
         ["bash", "-c", f'{LIMITS[remedy]}; exec "$@"', "bash", *command], cwd=cli.ROOT,
