@@ -11,12 +11,19 @@ from distill_jax.models.architecture import ModelConfig
 class Weight(NamedTuple):
     """A parameter's name in files; `{block}` stands for the block's index.
 
-    transpose: files hold [out, in], parameters are [in, out].
+    A name with `{expert}` is that of one expert's part; without, all experts are in one array.
+    Parameters of one name are one array (fused): they lie in it beside each other along their
+    outputs, in the order in which they stand in the family's `weights`.
+
+    transpose  files hold [out, in], parameters are [in, out].
+    groups     config -> how often the parameters of one array take turns, each time with an equal
+               part of their outputs; 1: each is in one piece. The same for all of an array.
     """
 
     hf: str
     gguf: str
     transpose: bool = False
+    groups: Callable[[ModelConfig], int] = lambda config: 1
 
 
 # Shared by all families so far. Projections out of the residual stream shard their columns over
@@ -96,6 +103,8 @@ class Family(NamedTuple):
     variants  name -> entries of a config.json: the small architectures that the tests run over, on
               top of the sizes in tests/models/conftest.py (3 blocks; texts of 24 tokens).
     weights   parameter path ("blocks/attention/query") -> Weight; a model has a subset of them.
+    redundant regular expression of the whole name of arrays in Hugging Face's files that are no
+              parameters, because they follow from the config.
     sharding  (regular expression that matches a whole path, mesh axes of its dimensions), first
               match wins; the leading block axis is included.
     gguf      None: there are no GGUF files of this family's own.
@@ -105,5 +114,6 @@ class Family(NamedTuple):
     to_hf: Callable[[ModelConfig], dict]
     variants: dict[str, dict]
     weights: dict[str, Weight] = DEFAULT_WEIGHTS
+    redundant: str = r".*rotary_emb\.inv_freq"
     sharding: list[tuple[str, tuple[str | None, ...]]] = DEFAULT_SHARDING
     gguf: Gguf | None = None

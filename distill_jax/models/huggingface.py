@@ -1,5 +1,6 @@
 """Hugging Face directories: config.json, generation_config.json, safetensors (also sharded)."""
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -16,14 +17,8 @@ from safetensors.numpy import save_file
 from distill_jax.files import write_json, written_whole
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.families import FAMILIES, read_config
-from distill_jax.models.weights import (
-    STORED,
-    Checkpoint,
-    check_names,
-    flatten,
-    layout,
-    stack_weights,
-)
+from distill_jax.models.storage import flatten, gather, places
+from distill_jax.models.weights import STORED, Checkpoint, check_names, stack_weights
 from distill_jax.types import TOKEN_IDS, Advance, Params, UserError, silent
 from distill_jax.untrusted import check_file, read_json_object
 
@@ -160,28 +155,26 @@ def _array(file, name):
 
 def _redundant(name, config):
     """Whether a stored array follows from the config or another weight; some writers store it."""
-    return name.endswith("rotary_emb.inv_freq") or (config.tied and name == "lm_head.weight")
+    family = FAMILIES[config.family]
+    tied_head = config.tied and name == family.weights["head"].hf
+    return tied_head or re.fullmatch(family.redundant, name) is not None
 
 
 def _write_weights(directory, config, flat, dtype, max_shard_bytes):
     """Writes all shards, one in memory at a time; returns the names of the files written."""
-    places = {
-        weight.hf.format(block=block): (path, block)
-        for path, (weight, shape) in layout(config).items()
-        for block in (range(shape[0]) if path.startswith("blocks/") else [None])
-    }
+    held = places(config, _hf_name)
+
+    def dtype_of(place):
+        return np.dtype(dtype or flat[place.paths[0]].dtype)
+
     split = split_state_dict_into_shards_factory(
-        places,
-        get_storage_size=lambda place: _bytes(flat[place[0]], place[1], dtype),
+        held,
+        get_storage_size=lambda place: math.prod(place.shape) * dtype_of(place).itemsize,
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=max_shard_bytes,
     )
-    weights = FAMILIES[config.family].weights
     for file_name, names in split.filename_to_tensors.items():
-        arrays = {}
-        for name in names:
-            path, block = places[name]
-            arrays[name] = _stored(flat[path], block, weights[path], dtype)
+        arrays = {name: gather(flat, held[name], dtype_of(held[name])) for name in names}
         with written_whole(directory / file_name) as part:
             save_file(arrays, part, metadata={"format": "pt"})
     if not split.is_sharded:
@@ -189,17 +182,3 @@ def _write_weights(directory, config, flat, dtype, max_shard_bytes):
     index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
     write_json(directory / INDEX, index)
     return [*split.filename_to_tensors, INDEX]
-
-
-def _bytes(leaf, block, dtype):
-    """The size of one block's array."""
-    size = leaf.size if block is None else leaf.size // leaf.shape[0]
-    return size * np.dtype(dtype or leaf.dtype).itemsize
-
-
-def _stored(leaf, block, weight, dtype):
-    """One block's array as stored in files."""
-    array = np.asarray(leaf)[... if block is None else block].astype(
-        dtype or leaf.dtype, copy=False
-    )
-    return np.ascontiguousarray(array.T if weight.transpose else array)

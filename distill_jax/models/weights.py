@@ -3,15 +3,14 @@
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from flax import traverse_util
 
 from distill_jax.models.architecture import ModelConfig
-from distill_jax.models.binding import bind
-from distill_jax.models.families import FAMILIES
 from distill_jax.models.family import Weight
+from distill_jax.models.storage import flatten, layout, part_of, places, split
 from distill_jax.types import Advance, Params, UserError, silent
 
 STORED = ("float32", "bfloat16", "float16", "float64")  # what weights are in files
@@ -29,30 +28,9 @@ class Checkpoint(NamedTuple):
     path: Path
 
 
-def flatten(params: Params) -> dict[str, Any]:
-    """Nested parameters as {"blocks/attention/query": array}.
-
-    >>> flatten({"embedding": 1, "blocks": {"attention": {"query": 2}}})
-    {'embedding': 1, 'blocks/attention/query': 2}
-    """
-    return traverse_util.flatten_dict(params, sep="/")
-
-
-def layout(config: ModelConfig) -> dict[str, tuple[Weight, tuple[int, ...]]]:
-    """For every parameter of a config: where it is stored and its shape (stacked, [in, out])."""
-    model = bind(config, param_dtype="float32", compute_dtype="float32", remat="none")
-    shapes = flatten(model.abstract())
-    weights = FAMILIES[config.family].weights
-    return {path: (weights[path], leaf.shape) for path, leaf in sorted(shapes.items())}
-
-
 def check_names(config: ModelConfig, present, name_of: Callable[[Weight], str], *, source) -> None:
     """Raises UserError for missing or unknown weights, naming the first three."""
-    wanted = {
-        name_of(weight).format(block=block)
-        for weight, _ in layout(config).values()
-        for block in range(config.blocks)
-    }
+    wanted = set(places(config, name_of))
     for what, names, remedy in (
         ("lacks", wanted - set(present), "use a complete checkpoint of this config.json"),
         ("has unknown", set(present) - wanted, "use a checkpoint that fits this config.json"),
@@ -73,59 +51,54 @@ def stack_weights(
 ) -> Params:
     """Stacks stored arrays into parameters, with one stored array in memory besides the result.
 
-    fetch(path, stored name) -> array as Hugging Face stores it.
+    fetch(path, stored name) -> array as Hugging Face stores it; of several parameters in one array,
+        the path is that of the first.
     name_of(weight) -> its name in these files, with {block}. file_of(stored name) -> its file.
     dtype: of the result; None keeps each parameter's own. advance: told of every stored array.
     Raises UserError for a shape that differs from the config's, a dtype that is not STORED or
     numbers that are not finite, naming the weight.
     """
-    flat, places = {}, layout(config)
-    done, total = 0, sum(config.blocks if p.startswith("blocks/") else 1 for p in places)
-    for path, (weight, shape) in places.items():
-        stacked = path.startswith("blocks/")
-        for block in range(config.blocks if stacked else 1):
-            name = name_of(weight).format(block=block)
-            array = fetch(path, name)
-            if array.dtype.name not in STORED:
-                raise UserError(
-                    f"weight {name} is stored as {array.dtype.name}, whose scale is not known: use"
-                    f" a checkpoint in one of {', '.join(STORED)}"
-                )
-            array = array.T if weight.transpose else array
-            expected = shape[1:] if stacked else shape
-            if array.shape != expected:
-                found, wanted = (
-                    s[::-1] if weight.transpose else s for s in (array.shape, expected)
-                )
-                raise UserError(
-                    f"weight {name} has shape {list(found)} where the config gives {list(wanted)}: "
-                    "use a checkpoint that fits its config"
-                )
-            if block == 0:
-                flat[path] = np.empty(shape, dtype or array.dtype)
+    flat, shapes, held = {}, layout(config), places(config, name_of)
+    for done, (name, place) in enumerate(held.items(), 1):
+        array = fetch(place.paths[0], name)
+        if array.dtype.name not in STORED:
+            raise UserError(
+                f"weight {name} is stored as {array.dtype.name}, whose scale is not known: use"
+                f" a checkpoint in one of {', '.join(STORED)}"
+            )
+        if array.shape != place.shape:
+            raise UserError(
+                f"weight {name} has shape {list(array.shape)} where the config gives"
+                f" {list(place.shape)}: use a checkpoint that fits its config"
+            )
+        parts = []
+        for path, values in zip(place.paths, split(place, array), strict=True):
+            if path not in flat:
+                flat[path] = np.empty(shapes[path][1], dtype or array.dtype)
             if dtype is None and array.dtype != flat[path].dtype:
                 raise UserError(
                     f"weight {name} is stored as {array.dtype}, the same weight of block 0 as "
                     f"{flat[path].dtype}: name one dtype to load in"
                 )
-            part = flat[path][block] if stacked else flat[path]
+            parts.append(part_of(flat[path], place))
             with np.errstate(over="ignore"):  # the check after it says it
-                part[...] = array
-            _check_finite(part, name, file_of(name))
-            done += 1
-            advance("weights", done, total)
+                parts[-1][...] = values
+        _check_finite(parts, name, file_of(name))
+        advance("weights", done, len(held))
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def _check_finite(part: np.ndarray, name: str, file: Path) -> None:
+def _check_finite(parts: list[np.ndarray], name: str, file: Path) -> None:
     """Raises UserError for a weight with NaN or infinite numbers, as it is loaded."""
+    dtype = parts[0].dtype
     # By the exponent, which is full in NaN and infinity: isfinite takes long in two bytes.
-    bits = np.dtype(f"u{part.itemsize}")
-    full = np.array(np.inf, part.dtype).view(bits)
-    if bad := int(np.count_nonzero((part.view(bits) & full) == full)):
+    bits = np.dtype(f"u{dtype.itemsize}")
+    full = np.array(np.inf, dtype).view(bits)
+    bad = sum(int(np.count_nonzero((part.view(bits) & full) == full)) for part in parts)
+    if bad:
         raise UserError(
-            f"{file}: the weight {name} has {bad} of {part.size} numbers that are not finite in"
-            f" {part.dtype.name}: use a checkpoint without them, or a wider dtype"
+            f"{file}: the weight {name} has {bad} of {sum(part.size for part in parts)} numbers"
+            f" that are not finite in {dtype.name}: use a checkpoint without them, or a wider dtype"
         )
 
 

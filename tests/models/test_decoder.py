@@ -9,7 +9,7 @@ import torch
 from distill_jax.models.attention import attention
 from distill_jax.models.binding import REMAT, bind
 from distill_jax.models.context import local_flags
-from distill_jax.models.weights import flatten
+from distill_jax.models.storage import flatten
 
 TWO = ["llama-untied", "gemma3_text-linear"]
 TIGHT = {"rtol": 1e-5, "atol": 1e-5}

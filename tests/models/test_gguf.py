@@ -13,7 +13,7 @@ from distill_jax.models import gguf as reading
 from distill_jax.models import huggingface, load
 from distill_jax.models.binding import bind
 from distill_jax.models.families import FAMILIES
-from distill_jax.models.weights import flatten
+from distill_jax.models.storage import flatten
 from distill_jax.types import UserError
 
 INTERLEAVED = ("llama",)  # architectures whose query and key rows are stored in pairs

@@ -11,7 +11,8 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 from distill_jax.models import huggingface
-from distill_jax.models.weights import fingerprint, flatten
+from distill_jax.models.storage import flatten
+from distill_jax.models.weights import fingerprint
 from distill_jax.types import TOKEN_IDS, UserError
 from tests.models.conftest import SIZES
 
