@@ -11,6 +11,7 @@ ACTIVATIONS = {
     "silu": jax.nn.silu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),  # the same in GPT-2's files
 }
 
 
@@ -23,7 +24,13 @@ class ModelConfig:
     rope_local_theta  rotary base of local blocks; None: the same as global blocks
     sliding_window    positions a local block looks back, itself included
     local_blocks      one flag per block; None: no block is local
+    rotary_width      coordinates of a head that turn with the position; None: all
+    learned_positions a table of max_positions rows is added to the embedding
+    norm              a key of NORMS: "rms", or "layer" (LayerNorm)
+    norm_bias         the norms of the residual stream add a bias
     unit_offset_norm  norms multiply by (1 + weight)
+    gated             the feed-forward half multiplies two projections
+    parallel_residual both halves of a block take in the block's input
     post_norms        another norm on the output of each half, before the residual sum
     attention_scale   factor of the scores; None: head_width ** -0.5
     init_std          standard deviation of a random initialization
@@ -48,6 +55,13 @@ class ModelConfig:
     local_blocks: tuple[bool, ...] | None = None
     qkv_bias: bool = False
     output_bias: bool = False
+    rotary_width: int | None = None
+    learned_positions: bool = False
+    norm: str = "rms"
+    norm_bias: bool = False
+    gated: bool = True
+    feed_forward_bias: bool = False
+    parallel_residual: bool = False
     query_key_norm: bool = False
     unit_offset_norm: bool = False
     post_norms: bool = False
@@ -64,10 +78,10 @@ class ModelConfig:
                 f"{self.heads} query heads are not a multiple of {self.kv_heads} key/value heads: "
                 "change one of the numbers"
             )
-        if self.head_width < 2 or self.head_width % 2:
+        if self.turned_width % 2 or not 0 <= self.turned_width <= self.head_width:
             raise UserError(
-                f"heads are {self.head_width} wide, and rotary positions turn pairs: use an even"
-                " head_dim"
+                f"heads are {self.head_width} wide, of which {self.turned_width} turn with the"
+                " position, and rotary positions turn pairs: use an even head_dim"
             )
         if self.activation not in ACTIVATIONS:
             raise UserError(
@@ -80,3 +94,8 @@ class ModelConfig:
             )
         if self.local_blocks is not None and any(self.local_blocks) and not self.sliding_window:
             raise UserError("local blocks without a sliding window: set sliding_window")
+
+    @property
+    def turned_width(self) -> int:
+        """Coordinates of a head that turn with the position."""
+        return self.head_width if self.rotary_width is None else self.rotary_width

@@ -20,7 +20,7 @@ class Model(NamedTuple):
     abstract() -> params of jax.ShapeDtypeStruct, nothing allocated
     apply(params, tokens_BT, segment_BT, position_BT, *, keep_layers=False) -> types.Hidden
     unembed(params) -> types.Unembed, weight_DV in the compute dtype
-    embed(params, tokens_BT) -> x_BTD
+    embed(params, tokens_BT, position_BT) -> x_BTD
     finish(params, x_BTD) -> final hidden states, after the last norm
     block(block_params) -> Block with the parameters of one layer
     context(segment_BT, position_BT) -> the Context that every block's `attend` takes
@@ -28,10 +28,10 @@ class Model(NamedTuple):
     decode(params, tokens_BT, position_BT, cache) -> (types.Hidden, cache)
 
     The same as apply, block by block:
-        x, context = model.embed(params, tokens), model.context(segment, position)
+        x, context = model.embed(params, tokens, position), model.context(segment, position)
         for i, local in enumerate(local_flags(model.config)):
             block = model.block(jax.tree.map(lambda w: w[i], params["blocks"]))
-            x = block.feed_forward(block.attend(x, context, local))
+            x = block(x, context, local)
 
     decode writes keys and values to slot == position, and a query attends to slots up to its own
     position, so rows may be at different positions. The positions of a row must differ: continue
@@ -68,20 +68,21 @@ def bind(config: ModelConfig, *, param_dtype, compute_dtype, remat: str) -> Mode
         stacked = jax.vmap(lambda block_key: pure(make_block(block_key)))(block_keys)
         return {**pure(make_ends(ends_key)), "blocks": stacked}
 
-    def embed(params, tokens_BT):
-        return ends(params).embed(tokens_BT, compute_dtype)
+    def embed(params, tokens_BT, position_BT):
+        return ends(params).embed(tokens_BT, position_BT, compute_dtype)
 
     def apply(params, tokens_BT, segment_BT, position_BT, *, keep_layers=False):
         context = packed_context(config, segment_BT, position_BT)
 
         def layer(x_BTD, inputs):
             block_params, local = inputs
-            one = block(block_params)
-            x_BTD = one.feed_forward(one.attend(x_BTD, context, local))
+            x_BTD = block(block_params)(x_BTD, context, local)
             return x_BTD, x_BTD if keep_layers else None
 
         x_BTD, layers_LBTD = jax.lax.scan(
-            REMAT[remat](layer), embed(params, tokens_BT), (params["blocks"], local_flags(config))
+            REMAT[remat](layer),
+            embed(params, tokens_BT, position_BT),
+            (params["blocks"], local_flags(config)),
         )
         return Hidden(ends(params).finish(x_BTD), layers_LBTD)
 
@@ -105,12 +106,12 @@ def bind(config: ModelConfig, *, param_dtype, compute_dtype, remat: str) -> Mode
                     stored[name] = cache[name].at[index, row_B1, position_BT].set(new, mode="drop")
                 return [stored[name][index].astype(compute_dtype) for name in ("key", "value")]
 
-            one = block(block_params)
-            x_BTD = one.feed_forward(one.attend(x_BTD, context, local, store))
+            x_BTD = block(block_params)(x_BTD, context, local, store)
             return (x_BTD, stored), None
 
         inputs = (jnp.arange(config.blocks), params["blocks"], local_flags(config))
-        (x_BTD, cache), _ = jax.lax.scan(layer, (embed(params, tokens_BT), cache), inputs)
+        first = (embed(params, tokens_BT, position_BT), cache)
+        (x_BTD, cache), _ = jax.lax.scan(layer, first, inputs)
         return Hidden(ends(params).finish(x_BTD)), cache
 
     return Model(

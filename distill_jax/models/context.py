@@ -45,7 +45,7 @@ def cache_context(config: ModelConfig, position_BT: Array, slots: int) -> Contex
 
 def _context(config, mask_BTS, query_BT, key_BS):
     def view(theta, scaling, mask):
-        return View(*rotary_tables(query_BT, config.head_width, theta, scaling), mask)
+        return View(*rotary_tables(query_BT, config.turned_width, theta, scaling), mask)
 
     global_view = view(config.rope_theta, config.rope_scaling, mask_BTS)
     if not local_flags(config).any():

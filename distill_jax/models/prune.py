@@ -21,8 +21,11 @@ from distill_jax.models.binding import Model
 from distill_jax.models.context import local_flags
 from distill_jax.models.prune_blocks import BLOCK_CRITERIA, SummedNll
 from distill_jax.models.refit import NEURON_CRITERIA, Sums, ridge_of
-from distill_jax.models.transformer import Block
+from distill_jax.models.transformer import Block, second_input
 from distill_jax.types import Advance, Array, Batch, Params, UserError, silent
+
+# Parameters whose last axis are the neurons; `down` has them as rows.
+_OF_NEURONS = ("gate", "gate_bias", "up", "up_bias")
 
 
 class PruneOptions(NamedTuple):
@@ -95,12 +98,16 @@ def _first(batches: Sequence[Batch], tokens: int) -> Sequence[Batch]:
 
 
 class _Stream(NamedTuple):
-    """One calibration batch on its way through the blocks."""
+    """One calibration batch on its way through the blocks.
+
+    inputs  of the feed-forward half, whole and pruned, where an attention half is done
+    """
 
     context: object
     mask_BT: Array
     whole_BTD: Array
     small_BTD: Array
+    inputs: tuple[Array, Array] | None = None
 
 
 def _walk(model, params, batches, kept, neurons, options, advance) -> list[Params]:
@@ -110,7 +117,7 @@ def _walk(model, params, batches, kept, neurons, options, advance) -> list[Param
     advance("the first block, whose parts are compiled", 0, 0)
     streams = []
     for batch in batches:
-        x_BTD = run.embed(params, batch.tokens_BT)
+        x_BTD = run.embed(params, batch.tokens_BT, batch.position_BT)
         context = run.context(batch.segment_BT, batch.position_BT)
         mask_BT = jnp.asarray(batch.segment_BT > 0, jnp.float32)
         streams.append(_Stream(context, mask_BT, x_BTD, x_BTD))
@@ -125,15 +132,27 @@ def _walk(model, params, batches, kept, neurons, options, advance) -> list[Param
         streams = move(i, run.block)
     layers = []
     for i, following in zip(kept, [*kept[1:], config.blocks], strict=True):
-        streams = move(i, run.attend)
+        before, streams = streams, move(i, run.attend)
         block, streams = _attention_half(run, layer(i), streams, flags[i], options)
-        streams = move(i, run.feed_forward)
+        streams = [_with_inputs(config, b, s) for b, s in zip(before, streams, strict=True)]
+        whole = layer(i)
+        streams = [
+            s._replace(whole_BTD=run.feed_forward(whole, s.inputs[0], s.whole_BTD)) for s in streams
+        ]
         for dropped in range(i + 1, following):
             streams = move(dropped, run.block)
         block, streams = _feed_forward_half(run, block, streams, neurons, options)
         layers.append(jax.tree.map(np.asarray, block))
         advance("blocks", following, config.blocks)
     return layers
+
+
+def _with_inputs(config, before: _Stream, after: _Stream) -> _Stream:
+    """The streams after an attention half, with what the feed-forward half takes in."""
+    whole_BTD = second_input(config, before.whole_BTD, after.whole_BTD)
+    return after._replace(
+        inputs=(whole_BTD, second_input(config, before.small_BTD, after.small_BTD))
+    )
 
 
 def _attention_half(run, block, streams, local, options):
@@ -157,7 +176,8 @@ def _feed_forward_half(run, block, streams, neurons, options):
     half = block["feed_forward"]
     if options.refit or neurons < half["down"].shape[0]:
         sums = _total(
-            run.feed_forward_sums(block, s.small_BTD, s.whole_BTD, s.mask_BT) for s in streams
+            run.feed_forward_sums(block, s.inputs[1], s.small_BTD, s.whole_BTD, s.mask_BT)
+            for s in streams
         )
         original = np.asarray(half["down"], np.float64)
         ridge = ridge_of(sums, original, options.ridge)
@@ -165,14 +185,11 @@ def _feed_forward_half(run, block, streams, neurons, options):
         if neurons < len(original):
             keep_F = NEURON_CRITERIA[options.neuron_criterion](sums, ridge, original, neurons)
         down_FD = ridge.solve(keep_F) if options.refit else original[keep_F]
-        smaller = {
-            "gate": half["gate"][:, keep_F],
-            "up": half["up"][:, keep_F],
-            "down": jnp.asarray(down_FD, half["down"].dtype),
-        }
+        smaller = {name: half[name][..., keep_F] for name in _OF_NEURONS if name in half}
+        smaller["down"] = jnp.asarray(down_FD, half["down"].dtype)
         block = block | {"feed_forward": half | smaller}
-    step = lambda s: s._replace(small_BTD=run.feed_forward(block, s.small_BTD, s.context, None))
-    return block, [step(s) for s in streams]
+    step = lambda s: run.feed_forward(block, s.inputs[1], s.small_BTD)
+    return block, [s._replace(small_BTD=step(s), inputs=None) for s in streams]
 
 
 def _total(parts) -> Sums:
@@ -202,9 +219,6 @@ class _BlockFunctions(NamedTuple):
 def _block_functions(model: Model) -> _BlockFunctions:
     call = lambda function: jax.jit(lambda params, *xs: function(model.block(params), *xs))
 
-    def block(one, x_BTD, context, local):
-        return one.feed_forward(one.attend(x_BTD, context, local))
-
     def sums(a_BTF, x_BTD, y_BTD, mask_BT, matrix_FD, bias_D):
         a_BTF = jnp.where(mask_BT[..., None] > 0, a_BTF.astype(jnp.float32), 0.0)
         goal_BTD = (y_BTD - x_BTD).astype(jnp.float32)
@@ -221,16 +235,17 @@ def _block_functions(model: Model) -> _BlockFunctions:
         half = params["attention"]
         return sums(a_BTF, x_BTD, y_BTD, mask_BT, half["output"], half.get("output_bias"))
 
-    def feed_forward_sums(params, x_BTD, y_BTD, mask_BT):
-        a_BTF = model.block(params).feed_forward.activations(x_BTD)
-        return sums(a_BTF, x_BTD, y_BTD, mask_BT, params["feed_forward"]["down"], None)
+    def feed_forward_sums(params, input_BTD, x_BTD, y_BTD, mask_BT):
+        a_BTF = model.block(params).feed_forward.activations(input_BTD)
+        half = params["feed_forward"]
+        return sums(a_BTF, x_BTD, y_BTD, mask_BT, half["down"], half.get("down_bias"))
 
     return _BlockFunctions(
         embed=jax.jit(model.embed),
         context=jax.jit(model.context),
-        block=call(block),
+        block=call(Block.__call__),
         attend=call(Block.attend),
-        feed_forward=call(lambda one, x, context, local: one.feed_forward(x)),
+        feed_forward=call(lambda one, input_BTD, x_BTD: x_BTD + one.feed_forward(input_BTD)),
         head_outputs=call(Block.head_outputs),
         attention_back=call(lambda one, a, x: x + one.attention.project_back(a)),
         attention_sums=jax.jit(attention_sums),

@@ -41,7 +41,7 @@ def by_influence(model, params, batches, keep, summed_nll, advance) -> list[int]
 
     @jax.jit
     def influence(params, batch):
-        before = model.embed(params, batch.tokens_BT)[None]
+        before = model.embed(params, batch.tokens_BT, batch.position_BT)[None]
         layers = model.apply(
             params, batch.tokens_BT, batch.segment_BT, batch.position_BT, keep_layers=True
         ).layers_LBTD
@@ -77,13 +77,13 @@ def _loss_without(model: Model, summed_nll: SummedNll) -> tuple[Callable, Callab
     @jax.jit
     def start(params, batch):
         context = model.context(batch.segment_BT, batch.position_BT)
-        return context, model.embed(params, batch.tokens_BT)
+        return context, model.embed(params, batch.tokens_BT, batch.position_BT)
 
     @jax.jit
     def without(params, batch, context, x_BTD, i):
         def block(i, x_BTD):
             one = model.block(jax.tree.map(lambda leaf: leaf[i], params["blocks"]))
-            return one.feed_forward(one.attend(x_BTD, context, flags[i]))
+            return one(x_BTD, context, flags[i])
 
         rest_BTD = jax.lax.fori_loop(i + 1, count, block, x_BTD)
         hidden_BTD = model.finish(params, rest_BTD)

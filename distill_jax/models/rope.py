@@ -1,4 +1,7 @@
-"""Rotary position embeddings: coordinates (i, i + H/2) of each head rotate with the position."""
+"""Rotary position embeddings: coordinates (i, i + R/2) of each head rotate with the position.
+
+R is how many coordinates of a head turn, from the first on: mostly all of its H. h is R/2.
+"""
 
 from dataclasses import dataclass
 
@@ -25,12 +28,12 @@ class RopeScaling:
     original_positions: int | None = None
 
 
-def inverse_frequencies(head_width: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
-    """Radians per position for each pair of coordinates, float32 [H/2].
+def inverse_frequencies(width: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
+    """Radians per position for each pair of the `width` coordinates that turn, float32 [R/2].
 
     Computed in float32 throughout, because models were pretrained with these rounded values.
     """
-    exponents = np.arange(0, head_width, 2, dtype=np.float32) / np.float32(head_width)
+    exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
     frequencies = np.float32(1.0) / np.float32(theta) ** exponents
     if scaling is None:
         return frequencies
@@ -50,20 +53,21 @@ def _llama3(frequencies, scaling):
 
 
 def rotary_tables(
-    position_BT: Array, head_width: int, theta: float, scaling: RopeScaling | None
+    position_BT: Array, width: int, theta: float, scaling: RopeScaling | None
 ) -> tuple[Array, Array]:
-    """Cosines and sines of every position's angles, both float32 [B, T, H/2]."""
-    frequencies = inverse_frequencies(head_width, theta, scaling)
+    """Cosines and sines of every position's angles, both float32 [B, T, R/2]."""
+    frequencies = inverse_frequencies(width, theta, scaling)
     angle_BTh = position_BT[..., None].astype(jnp.float32) * frequencies
     return jnp.cos(angle_BTh), jnp.sin(angle_BTh)
 
 
 def rotate(x_BTNH: Array, cos_BTh: Array, sin_BTh: Array) -> Array:
     """Rotates each head's coordinate pairs by their angles, in float32; returns the dtype of x."""
-    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    pairs, wide = cos_BTh.shape[-1], x_BTNH.astype(jnp.float32)
+    first, second, rest = jnp.split(wide, (pairs, 2 * pairs), axis=-1)
     cos, sin = cos_BTh[:, :, None, :], sin_BTh[:, :, None, :]
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x_BTNH.dtype)
+    turned = [first * cos - second * sin, second * cos + first * sin, rest]
+    return jnp.concatenate(turned, axis=-1).astype(x_BTNH.dtype)
 
 
 SCALINGS = {"linear": _linear, "llama3": _llama3}

@@ -9,41 +9,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from distill_jax.models.architecture import ACTIVATIONS, ModelConfig
+from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.attention import attention
 from distill_jax.models.context import Context, view_of
+from distill_jax.models.feed_forward import FeedForward
+from distill_jax.models.norms import norm_weight, normalize, normed
+from distill_jax.models.projections import back_to_stream, matrix, project, vector
 from distill_jax.models.rope import rotate
 from distill_jax.types import Array, Unembed
-
-
-def rms_norm(x: Array, weight: Array, config: ModelConfig) -> Array:
-    """x / rms(x) times the weight over the last axis, in float32; dtype of x."""
-    wide = x.astype(jnp.float32)
-    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + config.norm_eps)
-    weight = weight.astype(jnp.float32)
-    return (wide * (1.0 + weight if config.unit_offset_norm else weight)).astype(x.dtype)
-
-
-def _project(x, weight, bias=None):
-    y = x @ weight[...].astype(x.dtype)
-    return y if bias is None else y + bias[...].astype(x.dtype)
-
-
-def _matrix(key, rows, columns, config, dtype):
-    values = config.init_std * jax.random.normal(key, (rows, columns), jnp.float32)
-    return nnx.Param(values.astype(dtype))
-
-
-def _norm_weight(width, config, dtype):
-    return nnx.Param((jnp.zeros if config.unit_offset_norm else jnp.ones)(width, dtype))
-
-
-def _added(half, x, weight, bias=None):
-    """What a half of a block adds to the residual stream, [B, T, D]."""
-    added_BTD = _project(x, weight, bias)
-    if half.config.post_norms:
-        added_BTD = rms_norm(added_BTD, half.post_norm[...], half.config)
-    return added_BTD
 
 
 class Attention(nnx.Module):
@@ -54,17 +27,17 @@ class Attention(nnx.Module):
         query_width = config.heads * config.head_width
         kv_width = config.kv_heads * config.head_width
         keys = jax.random.split(key, 4)
-        bias = lambda wanted, width: nnx.Param(jnp.zeros(width, dtype)) if wanted else None
-        norm = lambda wanted, width: _norm_weight(width, config, dtype) if wanted else None
-        self.norm = _norm_weight(config.width, config, dtype)
-        self.query = _matrix(keys[0], config.width, query_width, config, dtype)
-        self.key = _matrix(keys[1], config.width, kv_width, config, dtype)
-        self.value = _matrix(keys[2], config.width, kv_width, config, dtype)
-        self.output = _matrix(keys[3], query_width, config.width, config, dtype)
-        self.query_bias = bias(config.qkv_bias, query_width)
-        self.key_bias = bias(config.qkv_bias, kv_width)
-        self.value_bias = bias(config.qkv_bias, kv_width)
-        self.output_bias = bias(config.output_bias, config.width)
+        norm = lambda wanted, width: norm_weight(width, config, dtype) if wanted else None
+        self.norm = norm_weight(config.width, config, dtype)
+        self.norm_bias = vector(config.norm_bias, config.width, dtype)
+        self.query = matrix(keys[0], config.width, query_width, config, dtype)
+        self.key = matrix(keys[1], config.width, kv_width, config, dtype)
+        self.value = matrix(keys[2], config.width, kv_width, config, dtype)
+        self.output = matrix(keys[3], query_width, config.width, config, dtype)
+        self.query_bias = vector(config.qkv_bias, query_width, dtype)
+        self.key_bias = vector(config.qkv_bias, kv_width, dtype)
+        self.value_bias = vector(config.qkv_bias, kv_width, dtype)
+        self.output_bias = vector(config.output_bias, config.width, dtype)
         self.query_norm = norm(config.query_key_norm, config.head_width)
         self.key_norm = norm(config.query_key_norm, config.head_width)
         self.post_norm = norm(config.post_norms, config.width)
@@ -72,14 +45,14 @@ class Attention(nnx.Module):
     def queries_keys_values(self, x_BTD, view):
         """Queries [B,T,N,H], keys and values [B,T,K,H]; the first two normed and rotated."""
         config, batch_time = self.config, x_BTD.shape[:2]
-        h_BTD = rms_norm(x_BTD, self.norm[...], config)
+        h_BTD = normed(self, x_BTD)
         heads = lambda y, count: y.reshape(*batch_time, count, config.head_width)
-        query = heads(_project(h_BTD, self.query, self.query_bias), config.heads)
-        key = heads(_project(h_BTD, self.key, self.key_bias), config.kv_heads)
-        value = heads(_project(h_BTD, self.value, self.value_bias), config.kv_heads)
+        query = heads(project(h_BTD, self.query, self.query_bias), config.heads)
+        key = heads(project(h_BTD, self.key, self.key_bias), config.kv_heads)
+        value = heads(project(h_BTD, self.value, self.value_bias), config.kv_heads)
         if config.query_key_norm:
-            query = rms_norm(query, self.query_norm[...], config)
-            key = rms_norm(key, self.key_norm[...], config)
+            query = normalize(query, self.query_norm[...], config)
+            key = normalize(key, self.key_norm[...], config)
         turn = lambda y: rotate(y, view.cos_BTh, view.sin_BTh)
         return turn(query), turn(key), value
 
@@ -98,39 +71,29 @@ class Attention(nnx.Module):
 
     def project_back(self, head_outputs):
         """What the half adds to the residual stream, [B, T, D]."""
-        return _added(self, head_outputs, self.output, self.output_bias)
+        return back_to_stream(self, project(head_outputs, self.output, self.output_bias))
 
 
-class FeedForward(nnx.Module):
-    """The feed-forward half: a gated activation between two projections."""
-
-    def __init__(self, config: ModelConfig, dtype, key):
-        self.config = config
-        keys = jax.random.split(key, 3)
-        self.norm = _norm_weight(config.width, config, dtype)
-        self.gate = _matrix(keys[0], config.width, config.neurons, config, dtype)
-        self.up = _matrix(keys[1], config.width, config.neurons, config, dtype)
-        self.down = _matrix(keys[2], config.neurons, config.width, config, dtype)
-        self.post_norm = _norm_weight(config.width, config, dtype) if config.post_norms else None
-
-    def activations(self, x_BTD):
-        """Input of the down projection, [B, T, F]."""
-        h_BTD = rms_norm(x_BTD, self.norm[...], self.config)
-        gate_BTF = ACTIVATIONS[self.config.activation](_project(h_BTD, self.gate))
-        return gate_BTF * _project(h_BTD, self.up)
-
-    def __call__(self, x_BTD):
-        """The residual stream after this half."""
-        return x_BTD + _added(self, self.activations(x_BTD), self.down)
+def second_input(config: ModelConfig, x_BTD: Array, middle_BTD: Array) -> Array:
+    """What the feed-forward half takes in: the stream before, or after, the attention half."""
+    return x_BTD if config.parallel_residual else middle_BTD
 
 
 class Block(nnx.Module):
-    """One layer. A full pass is `feed_forward(attend(x, context, local))`."""
+    """One layer; its halves add to the residual stream one after the other, or in parallel."""
 
     def __init__(self, config: ModelConfig, dtype, key):
         attention_key, feed_forward_key = jax.random.split(key)
+        self.config = config
         self.attention = Attention(config, dtype, attention_key)
         self.feed_forward = FeedForward(config, dtype, feed_forward_key)
+
+    def __call__(
+        self, x_BTD: Array, context: Context, local, store=lambda key, value: (key, value)
+    ) -> Array:
+        """The residual stream after the block."""
+        middle_BTD = self.attend(x_BTD, context, local, store)
+        return middle_BTD + self.feed_forward(second_input(self.config, x_BTD, middle_BTD))
 
     def attend(
         self, x_BTD: Array, context: Context, local, store=lambda key, value: (key, value)
@@ -156,21 +119,34 @@ class EmbeddingAndHead(nnx.Module):
     def __init__(self, config: ModelConfig, dtype, key):
         self.config = config
         keys = jax.random.split(key)
-        self.embedding = _matrix(keys[0], config.vocab, config.width, config, dtype)
-        self.final_norm = _norm_weight(config.width, config, dtype)
+        self.embedding = matrix(keys[0], config.vocab, config.width, config, dtype)
         # Assigned once: NNX refuses a parameter in the place of None.
+        self.position_embedding = (
+            matrix(jax.random.fold_in(key, 2), config.max_positions, config.width, config, dtype)
+            if config.learned_positions
+            else None
+        )
+        self.final_norm = norm_weight(config.width, config, dtype)
+        self.final_norm_bias = vector(config.norm_bias, config.width, dtype)
         self.head = (
-            None if config.tied else _matrix(keys[1], config.width, config.vocab, config, dtype)
+            None if config.tied else matrix(keys[1], config.width, config.vocab, config, dtype)
         )
 
-    def embed(self, tokens_BT, compute_dtype):
+    def embed(self, tokens_BT, position_BT, compute_dtype):
         """[B, T, D]. A token id outside the vocabulary gives NaN, not another token's row."""
         x_BTD = jnp.take(self.embedding[...], tokens_BT, axis=0, mode="fill").astype(compute_dtype)
-        return x_BTD * jnp.asarray(self.config.embedding_scale, compute_dtype)
+        x_BTD = x_BTD * jnp.asarray(self.config.embedding_scale, compute_dtype)
+        if self.position_embedding is None:
+            return x_BTD
+        # Padding may have positions beyond the table, and a NaN there would reach the cache; texts
+        # longer than the table are refused before anything runs.
+        table_PD = self.position_embedding[...].astype(compute_dtype)
+        return x_BTD + jnp.take(table_PD, position_BT, axis=0, mode="clip")
 
     def finish(self, x_BTD):
         """Final hidden states, after the last norm."""
-        return rms_norm(x_BTD, self.final_norm[...], self.config)
+        bias = None if self.final_norm_bias is None else self.final_norm_bias[...]
+        return normalize(x_BTD, self.final_norm[...], self.config, bias)
 
     def unembed(self, compute_dtype):
         """The head; a tied embedding is transposed here, once."""

@@ -10,6 +10,7 @@ from distill_jax.models.attention import attention
 from distill_jax.models.binding import REMAT, bind
 from distill_jax.models.context import local_flags
 from distill_jax.models.storage import flatten
+from distill_jax.models.transformer import second_input
 
 TWO = ["llama-untied", "gemma3_text-linear"]
 TIGHT = {"rtol": 1e-5, "atol": 1e-5}
@@ -124,13 +125,16 @@ def test_layers_and_neurons_are_those_of_transformers(case, checkpoint, whole):
         oracle = case.oracle(torch.tensor(tokens_BT), output_hidden_states=True)
     for hook in hooks:
         hook.remove()
-    x_BTD, context = model.embed(params, tokens_BT), model.context(*whole_rows(tokens_BT))
+    segment_BT, position_BT = whole_rows(tokens_BT)
+    x_BTD = model.embed(params, tokens_BT, position_BT)
+    context = model.context(segment_BT, position_BT)
     np.testing.assert_allclose(x_BTD, oracle.hidden_states[0], **TIGHT)
     for i, local in enumerate(local_flags(checkpoint.config)):
         block = model.block(jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"]))
-        x_BTD = block.attend(x_BTD, context, local)
-        np.testing.assert_allclose(block.feed_forward.activations(x_BTD), seen[i], **TIGHT)
-        x_BTD = block.feed_forward(x_BTD)
+        middle_BTD = block.attend(x_BTD, context, local)
+        input_BTD = second_input(checkpoint.config, x_BTD, middle_BTD)
+        np.testing.assert_allclose(block.feed_forward.activations(input_BTD), seen[i], **TIGHT)
+        x_BTD = block(x_BTD, context, local)
         np.testing.assert_allclose(whole.layers_LBTD[i], x_BTD, **TIGHT)
         if i + 1 < len(layers):  # transformers gives the last one after the final norm
             np.testing.assert_allclose(x_BTD, oracle.hidden_states[i + 1], **TIGHT)
@@ -165,13 +169,14 @@ def test_bfloat16_compute_stays_near_and_is_bfloat16(case, checkpoint):
 def test_a_token_outside_the_vocabulary_is_not_another_token(checkpoint):
     model = bound(checkpoint)
     outside_BT = jnp.array([[checkpoint.config.vocab]])
-    assert np.isnan(model.embed(checkpoint.params, outside_BT)).all()
+    assert np.isnan(model.embed(checkpoint.params, outside_BT, jnp.zeros_like(outside_BT))).all()
 
 
 @pytest.mark.parametrize("case", ["llama-tied"], indirect=True)
 def test_a_model_is_a_static_argument(checkpoint):
-    run = jax.jit(lambda model, params, tokens: model.embed(params, tokens), static_argnums=0)
-    assert run(bound(checkpoint), checkpoint.params, jnp.zeros((1, 2), int)).shape == (1, 2, 32)
+    run = jax.jit(lambda model, *of: model.embed(*of), static_argnums=0)
+    zeros_BT = jnp.zeros((1, 2), int)
+    assert run(bound(checkpoint), checkpoint.params, zeros_BT, zeros_BT).shape == (1, 2, 32)
 
 
 def test_soft_capped_attention_is_capped_and_masked():
