@@ -5,12 +5,14 @@ import pkgutil
 import re
 
 import pytest
+import transformers
 
 from distill_jax.models import families
 from distill_jax.models.families import FAMILIES, family_of
 from distill_jax.models.family import Family
 from distill_jax.models.storage import layout
 from distill_jax.types import UserError
+from tests.models.conftest import CASES, SIZES
 
 AXES = {"fsdp", "tensor", None}
 
@@ -31,6 +33,34 @@ def test_every_parameter_has_a_sharding_rule(checkpoint):
 def test_a_config_json_round_trip_is_the_identity(checkpoint):
     family = FAMILIES[checkpoint.config.family]
     assert family.from_hf(family.to_hf(checkpoint.config)) == checkpoint.config
+
+
+SIZES_REQUIRED = {
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+    "max_position_embeddings", "rms_norm_eps",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_absent_keys_mean_what_they_mean_to_transformers(name):
+    """Each key of a config.json is left out, alone and together with layer_types."""
+    family, entries = CASES[name]
+    # As many heads as the defaults of other numbers fit.
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 16, "hidden_size": 64}
+    config = transformers.AutoConfig.for_model(family, **{**SIZES, **entries, **heads})
+    whole = config.to_dict()
+
+    def read(raw):
+        try:
+            return FAMILIES[family].from_hf(raw)
+        except UserError as error:
+            return str(error)
+
+    for key in whole.keys() - SIZES_REQUIRED:
+        for gone in ({key}, {key, "layer_types"}):
+            less = {k: v for k, v in whole.items() if k not in gone}
+            full = type(config).from_dict(dict(less)).to_dict()
+            assert read(less) == read(full), gone
 
 
 def test_every_file_of_the_room_is_in_the_registry():

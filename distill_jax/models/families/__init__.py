@@ -9,6 +9,8 @@ from pathlib import Path
 
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.config_values import check_values
+from distill_jax.models.families.gemma import GEMMA
+from distill_jax.models.families.gemma2 import GEMMA2
 from distill_jax.models.families.gemma3 import GEMMA3
 from distill_jax.models.families.llama import LLAMA
 from distill_jax.models.families.mistral import MISTRAL
@@ -47,5 +49,7 @@ FAMILIES = {
     "mistral": MISTRAL,
     "qwen2": QWEN2,
     "qwen3": QWEN3,
+    "gemma": GEMMA,
+    "gemma2": GEMMA2,
     "gemma3_text": GEMMA3,
 }

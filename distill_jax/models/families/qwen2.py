@@ -8,11 +8,15 @@ from distill_jax.models.config_json import (
 )
 from distill_jax.models.family import ALTERNATING, TIED_AND_UNTIED, Family, Gguf
 
+# The defaults of transformers for absent keys.
+_DEFAULTS = {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28}
+
 
 def read_qwen(raw, **own):
     """The config of Qwen 2 or 3; `own` holds the fields in which they differ."""
-    window = raw.get("sliding_window") if raw.get("use_sliding_window") else None
-    first = raw.get("max_window_layers") or 0
+    raw = {**_DEFAULTS, **raw}
+    window = raw["sliding_window"] if raw.get("use_sliding_window") else None
+    first = raw["max_window_layers"] or 0
     local = read_local_blocks(raw, pattern=lambda i: window is not None and i >= first)
     return read_common(raw, sliding_window=window, local_blocks=local, **own)
 

@@ -1,0 +1,76 @@
+"""Gemma 2: Gemma with soft caps, a window on every other block, and a norm after each half too."""
+
+from distill_jax.models.config_json import read_local_blocks, write_common, write_layer_types
+from distill_jax.models.families.gemma import read_gemma
+from distill_jax.models.family import (
+    ALTERNATING,
+    DEFAULT_WEIGHTS,
+    TIED_AND_UNTIED,
+    Family,
+    block_weight,
+)
+
+# The defaults of transformers for absent keys; a soft cap that is null is none.
+_DEFAULTS = {
+    "num_key_value_heads": 4,
+    "sliding_window": 4096,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+}
+
+FOUR_NORMS = {
+    **DEFAULT_WEIGHTS,
+    "blocks/attention/post_norm": block_weight("post_attention_layernorm", "post_attention_norm"),
+    "blocks/feed_forward/norm": block_weight("pre_feedforward_layernorm", "ffn_norm"),
+    "blocks/feed_forward/post_norm": block_weight("post_feedforward_layernorm", "post_ffw_norm"),
+}
+
+
+def read_gemma2(raw, *, pattern, **own):
+    """The config of Gemma 2 or 3. pattern(index): whether a block is local, without layer_types."""
+    return read_gemma(
+        raw,
+        sliding_window=raw.get("sliding_window"),
+        local_blocks=read_local_blocks(raw, pattern=pattern),
+        activation=raw.get("hidden_activation") or "gelu_pytorch_tanh",
+        post_norms=True,
+        attention_scale=(raw.get("query_pre_attn_scalar") or 256) ** -0.5,
+        attention_softcap=raw.get("attn_logit_softcapping"),
+        final_softcap=raw.get("final_logit_softcapping"),
+        **own,
+    )
+
+
+def write_gemma2(config, **own):
+    """The config.json of Gemma 2 or 3."""
+    scale = config.attention_scale or config.head_width**-0.5
+    return write_common(
+        config,
+        hidden_activation=config.activation,
+        attention_bias=config.qkv_bias,
+        sliding_window=config.sliding_window,
+        layer_types=write_layer_types(config),
+        query_pre_attn_scalar=round(scale**-2),
+        attn_logit_softcapping=config.attention_softcap,
+        final_logit_softcapping=config.final_softcap,
+        **own,
+    )
+
+
+GEMMA2 = Family(
+    from_hf=lambda raw: read_gemma2(
+        {**_DEFAULTS, **raw}, family="gemma2", pattern=lambda i: (i + 1) % 2
+    ),
+    to_hf=lambda config: write_gemma2(config, architecture="Gemma2ForCausalLM"),
+    weights=FOUR_NORMS,
+    variants={
+        # Caps low enough to be seen.
+        name: {**ALTERNATING, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, **own}
+        for name, own in {
+            **TIED_AND_UNTIED,
+            "uncapped": {"attn_logit_softcapping": None, "final_logit_softcapping": None},
+            "global": {"layer_types": ["full_attention"] * 3, "query_pre_attn_scalar": 40},
+            "bias": {"attention_bias": True},
+        }.items()
+    },
+)
