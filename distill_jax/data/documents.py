@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from distill_jax.types import UserError
@@ -53,45 +54,62 @@ def content_hash(document: Document) -> bytes:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
 
 
-def fingerprint(documents: list[Document]) -> str:
-    """sha256 in hex of the documents in their order, with labels, for a run's provenance."""
-    digest = hashlib.sha256()
+class Fingerprint:
+    """What identifies documents in their order, with labels, for a run's provenance."""
+
+    def __init__(self):
+        self._digest = hashlib.sha256()
+
+    def add(self, document: Document) -> None:
+        """One more document."""
+        self._digest.update(content_hash(document))
+        self._digest.update(hashlib.sha256(document.label.encode()).digest())
+
+    def hexdigest(self) -> str:
+        """sha256 in hex of the documents so far."""
+        return self._digest.hexdigest()
+
+
+def fingerprint(documents: Iterable[Document]) -> str:
+    """The Fingerprint of documents."""
+    found = Fingerprint()
     for document in documents:
-        digest.update(content_hash(document))
-        digest.update(hashlib.sha256(document.label.encode()).digest())
-    return digest.hexdigest()
+        found.add(document)
+    return found.hexdigest()
 
 
-def split_documents(
-    documents: list[Document], *, held_out_fraction: float, seed: int
-) -> tuple[list[Document], list[Document]]:
-    """Splits into (train, held out) by a hash of each document's content and the seed.
+def border_of(places: Iterable[float], held_out_fraction: float) -> float:
+    """The place in [0, 1) below which documents are held out, from those of all documents.
 
-    A document's part depends only on its content, the fraction and the seed, not on its position
-    or on other documents. Equal documents are in the same part. Only if a part would be empty does
-    the document nearest to the border change parts. Order is kept. Raises UserError if the fraction
-    is not between 0 and 1 or there are fewer than two different documents.
+    It is the fraction, so that a document's part depends only on its content and the fraction, and
+    not on its position or on other documents. Only if a part would be empty does the document
+    nearest to the border change parts. No more places are taken than it needs.
+    Raises UserError if the fraction is not between 0 and 1 or there are fewer than two different
+    documents.
     """
     if not 0 < held_out_fraction < 1:
         raise UserError(
             f"config.data.held_out_fraction is {held_out_fraction} and there is no other text to"
             " hold out: use more than 0 and less than 1, or give --config.data.eval_source=FILE"
         )
-    places = [place_of(document, seed) for document in documents]
-    distinct = sorted(set(places))
-    if len(distinct) < 2:
+    lowest, highest = [], 0.0  # the two lowest
+    for place in places:
+        lowest, highest = sorted({*lowest, place})[:2], max(highest, place)
+        if lowest[0] < held_out_fraction <= highest:
+            return held_out_fraction
+    if len(lowest) < 2:
         raise UserError(
             "the text is one document (copies count once), which cannot be split into train and"
             " held out: give more, or --config.data.eval_source=FILE; a .txt file is one document,"
             f" which `{CUT}` cuts into several"
         )
-    border = min(max(held_out_fraction, distinct[1]), distinct[-1])
-    train = [d for d, place in zip(documents, places, strict=True) if place >= border]
-    held_out = [d for d, place in zip(documents, places, strict=True) if place < border]
-    return train, held_out
+    return lowest[1] if lowest[0] >= held_out_fraction else highest
 
 
 def place_of(document: Document, seed: int) -> float:
-    """Where in [0, 1) the content of a document falls; below the fraction, it is held out."""
+    """Where in [0, 1) the content of a document falls; below the border, it is held out.
+
+    Equal documents have one place.
+    """
     salted = f"{seed}:".encode() + content_hash(document)
     return int.from_bytes(hashlib.sha256(salted).digest()[:6], "big") / 2**48

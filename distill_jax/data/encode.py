@@ -1,17 +1,18 @@
 """Documents as token ids, with a mark on every token that is trained."""
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from distill_jax.data.chat import Rendered, render_with_spans
+from distill_jax.data.chat import render_with_spans
 from distill_jax.data.documents import Document
 from distill_jax.data.limits import CHARACTERS_PER_TOKEN, Limits, batches, filled_by
 from distill_jax.data.tokenizer import Tokenizer, close_text
 from distill_jax.data.turn_spans import Span
-from distill_jax.types import Advance, UserError, silent
+from distill_jax.types import UserError
 
 _BATCH = 256  # documents encoded at a time; only limits memory
 
@@ -31,14 +32,18 @@ class Tokenized(NamedTuple):
     labels: tuple[str, ...]
 
 
-def tokenize_documents(
-    documents: Sequence[Document],
-    tokenizer: Tokenizer,
-    *,
-    max_tokens: int = 0,
-    advance: Advance = silent,
-) -> Tokenized:
-    """Encodes documents and marks the trained tokens.
+class Encoded(NamedTuple):
+    """A document, its token ids uint32 [n], and marks uint8 [n], 1 where a token is trained."""
+
+    document: Document
+    ids: np.ndarray
+    marks: np.ndarray
+
+
+def encode_documents(
+    documents: Iterable[Document], tokenizer: Tokenizer, *, max_tokens: int = 0
+) -> Iterator[Encoded]:
+    """Encodes documents one after another and marks the trained tokens.
 
     A text is encoded by the tokenizer plus the end-of-text token, and all of it is trained. A
     prompt with its completion is encoded as one string in the same way; the completion is trained,
@@ -46,55 +51,85 @@ def tokenize_documents(
     rendered by the chat template, nothing added; the assistant's spans are trained, but for those
     in the turns that are given.
     max_tokens: unless 0, that many tokens are predicted; the document in which they end is cut
-    there, and those after it are left out, and not encoded. advance: told of every so many
-    documents, or of the tokens where there is a limit of them.
+    there, and those after it are left out, and not encoded. Without it, documents are read and
+    encoded by threads, ahead of those that are given out.
     Raises UserError if a document has messages without an assistant's turn.
     """
-    tokens, trained, predicted = [], [], 0
+    predicted, full = 0, filled_by(Limits(0, max_tokens))
     left = lambda: max_tokens - predicted if max_tokens else math.inf
-    chats = render_with_spans(tokenizer, [d for d in documents if d.messages is not None])
-    for batch in batches(documents, _BATCH, left):
-        for ids, marks in _encode_batch(batch, tokenizer, chats):
+    ahead = iter if max_tokens else _ahead  # how much is left decides what is encoded next
+    enough, last = False, None
+    for batch, *encodings in ahead(_encodings(ahead(batches(documents, _BATCH, left)), tokenizer)):
+        for (document, _), (ids, marks) in zip(
+            batch, _tokens(batch, tokenizer, *encodings), strict=True
+        ):
             if left() <= 0:
-                break
+                return
             kept = min(len(ids), left() + 1)
-            tokens.append(ids[:kept])
-            trained.append(marks[:kept])
             predicted += max(kept - 1, 0)
-        if max_tokens:
-            advance("tokens", predicted, max_tokens)
-        else:
-            advance("documents", len(tokens), len(documents))
-    used = documents[: len(tokens)]
-    if left() > 0 and max_tokens and any(map(filled_by(Limits(0, max_tokens)), used)):
+            enough, last = enough or full(document), document
+            yield Encoded(document, ids[:kept], marks[:kept])
+    if enough and left() > 0:
         raise UserError(
-            f"{used[-1].name}: the text has fewer than one token per {CHARACTERS_PER_TOKEN}"
+            f"{last.name}: the text has fewer than one token per {CHARACTERS_PER_TOKEN}"
             " characters: use a limit of documents, not of tokens"
         )
-    offsets = np.zeros(len(tokens) + 1, np.int64)
-    np.cumsum([len(ids) for ids in tokens], out=offsets[1:])
-    return Tokenized(
-        tokens=np.concatenate(tokens),
-        trained=np.concatenate(trained),
-        offsets=offsets,
-        labels=tuple(document.label for document in used),
-    )
 
 
-def _encode_batch(
-    documents: Sequence[Document], tokenizer: Tokenizer, chats: Iterator[Rendered]
+def tokenize_documents(
+    documents: Iterable[Document], tokenizer: Tokenizer, *, max_tokens: int = 0
+) -> Tokenized:
+    """The same in memory, for a text that fits."""
+    encoded = encode_documents(documents, tokenizer, max_tokens=max_tokens)
+    return joined([(one.ids, one.marks, one.document.label) for one in encoded])
+
+
+def joined(encoded: Sequence[tuple[np.ndarray, np.ndarray, str]]) -> Tokenized:
+    """Documents (ids, marks, label) as one."""
+    ids, marks, labels = zip(*encoded, strict=True)
+    offsets = np.zeros(len(encoded) + 1, np.int64)
+    np.cumsum([len(one) for one in ids], out=offsets[1:])
+    return Tokenized(np.concatenate(ids), np.concatenate(marks), offsets, labels)
+
+
+def _ahead(items: Iterator[Any]) -> Iterator[Any]:
+    """The same items; a thread makes the next one while one is used."""
+    over = object()
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, over)
+        while (item := coming.result()) is not over:
+            coming = pool.submit(next, items, over)
+            yield item
+
+
+def _encodings(
+    groups: Iterable[list[tuple[Document, Document]]], tokenizer: Tokenizer
+) -> Iterator[tuple[Any, ...]]:
+    """Each batch with the encodings of its plain texts, of its others, and the spans of these."""
+    for batch in groups:
+        documents = [document for _, document in batch]
+        plain = [document.text for document in documents if document.text is not None]
+        turns = [document for document in documents if document.messages is not None]
+        chats = iter(list(render_with_spans(tokenizer, turns)))
+        spanned = [_pair(*d.pair) if d.pair else next(chats) for d in documents if d.text is None]
+        yield (
+            batch,
+            tokenizer.backend.encode_batch_fast(plain),
+            tokenizer.offsets.encode_batch([text for text, _ in spanned]),
+            [spans for _, spans in spanned],
+        )
+
+
+def _tokens(
+    batch: list[tuple[Document, Document]], tokenizer: Tokenizer, *encodings: list[Any]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    plain = [document.text for document in documents if document.text is not None]
-    plain_encodings = iter(tokenizer.backend.encode_batch_fast(plain))
-    spanned = [_pair(*d.pair) if d.pair else next(chats) for d in documents if d.text is None]
-    spanned_encodings = iter(tokenizer.offsets.encode_batch([text for text, _ in spanned]))
-    spans = iter([spans for _, spans in spanned])
-    for document in documents:
+    plain, spanned, spans = map(iter, encodings)
+    for document, _ in batch:
         if document.text is not None:
-            ids = close_text(tokenizer, next(plain_encodings).ids)
-            yield np.array(ids, np.uint32), np.ones(len(ids), np.uint8)
+            ids = np.array(close_text(tokenizer, next(plain).ids), np.uint32)
+            yield ids, np.ones(len(ids), np.uint8)
             continue
-        encoding = next(spanned_encodings)
+        encoding = next(spanned)
         ids = np.array(encoding.ids, np.uint32)
         marks = _inside(np.array(encoding.offsets, np.int64).reshape(-1, 2), next(spans))
         if document.pair is not None:

@@ -1,6 +1,7 @@
 """The first documents of a source, up to a number of documents or tokens, for small trials."""
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from distill_jax.data.documents import CUT, Document
@@ -42,25 +43,28 @@ def characters_of(document: Document) -> int:
 
 
 def batches(
-    documents: Sequence[Document], most: int, left: Callable[[], float]
-) -> Iterator[list[Document]]:
+    documents: Iterable[Document], most: int, left: Callable[[], float]
+) -> Iterator[list[tuple[Document, Document]]]:
     """Batches of at most `most` documents while left() tokens, more than 0, are wanted.
 
-    A batch ends where its characters are several times as many as those tokens usually have. A
-    text that is longer by far than needed is cut.
+    A batch ends where its characters are several times as many as those tokens usually have. With
+    each document comes what is to be encoded of it: a text that is longer by far than needed is
+    cut.
     """
-    start = 0
-    while start < len(documents) and (wanted := left()) > 0:
+    documents = iter(documents)
+    while (wanted := left()) > 0:
         batch, characters = [], 0
-        for document in documents[start : start + most]:
-            batch.append(_shortened(document, wanted))
-            characters += characters_of(batch[-1])
-            if characters_of(batch[-1]) > LONGEST:
+        for document in itertools.islice(documents, most):
+            shortened = _shortened(document, wanted)
+            batch.append((document, shortened))
+            characters += characters_of(shortened)
+            if characters_of(shortened) > LONGEST:
                 check_length(characters_of(document), document.name)  # of the whole
             if characters > min(8 * wanted, _BATCH_CHARACTERS):
                 break
+        if not batch:
+            return
         yield batch
-        start += len(batch)
 
 
 def check_length(characters: int, where: str) -> None:

@@ -1,7 +1,7 @@
 """Where documents come from: one entry of SOURCES for each kind of source."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,10 @@ from distill_jax.types import UserError
 from distill_jax.words import first_line
 
 
-def read_documents(
-    source: str, form: str = "", enough: Callable[[Document], bool] | None = None
-) -> list[Document]:
+def read_documents(source: str, form: str = "") -> Iterator[Document]:
     """The documents of a source, in the same order on every run. form: of files, see FORMATS.
 
-    enough: called for every document; where it says so, those after it are not read.
+    They are read as they are asked for, and not all held at once.
 
     `python_docs`                        the documentation of the running Python
     `tfds:name[:split][@directory]`      a TensorFlow dataset stored as ArrayRecord; the split is
@@ -34,15 +32,12 @@ def read_documents(
     Raises UserError if the source does not exist, is malformed, or holds no document.
     """
     kind, _, address = source.partition(":")
-    read = SOURCES.get(kind)
-    documents = []
+    read, empty = SOURCES.get(kind), True
     for document in read_files(source, form) if read is None else read(address, form):
-        documents.append(document)
-        if enough is not None and enough(document):
-            break
-    if not documents:
+        empty = False
+        yield document
+    if empty:
         raise UserError(f"data source {source!r} holds no document: check that it is not empty")
-    return documents
 
 
 def check_source(source: str, form: str = "") -> None:

@@ -1,15 +1,22 @@
 """The documents of a config: read by format, split, limited, put through a template, tokenized."""
 
 import hashlib
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from distill_jax.config import choose
-from distill_jax.data.documents import Document, as_chat, fingerprint, place_of, split_documents
-from distill_jax.data.encode import Tokenized, check_vocabulary, tokenize_documents
+from distill_jax.data.documents import (
+    Document,
+    Fingerprint,
+    as_chat,
+    border_of,
+    place_of,
+)
+from distill_jax.data.encode import Tokenized, check_vocabulary, encode_documents, joined
 from distill_jax.data.formats import FORMATS
 from distill_jax.data.limits import Limits, filled_by
 from distill_jax.data.sources import read_documents
@@ -25,10 +32,12 @@ SPLIT_SEED = 0
 class Chosen(NamedTuple):
     """The documents of a text, and how many of their tokens are predicted at most (0: all).
 
-    key: of that limit, for errors.
+    documents: gives them, from the first one on at every call. count: their number. key: of the
+    limit of tokens, for errors.
     """
 
-    documents: list[Document]
+    documents: Callable[[], Iterator[Document]]
+    count: int
     max_tokens: int
     key: str
 
@@ -54,12 +63,14 @@ def training_documents(c: ConfigDict) -> tuple[Chosen, Chosen]:
         )
     limits, eval_limits = _limits(c)
     if c.data.eval_source:
-        documents = _read(c, c.data.source, filled_by(limits))
-        held_out = _read(c, c.data.eval_source, filled_by(eval_limits))
+        train = _chosen(c, c.data.source, _whole(c, c.data.source, limits), limits, "")
+        whole = _whole(c, c.data.eval_source, eval_limits)
+        held = _chosen(c, c.data.eval_source, whole, eval_limits, "eval_")
     else:
-        documents, held_out = _split(c, limits, eval_limits)
-    train, held = _chosen(c, documents, limits, ""), _chosen(c, held_out, eval_limits, "eval_")
-    if c.data.template == "chat" and not any(d.messages for d in train.documents + held.documents):
+        train, held = _split(c, limits, eval_limits)
+    if c.data.template == "chat" and not any(
+        document.messages for one in (train, held) for document in one.documents()
+    ):
         raise UserError(
             "config.data.template is chat and every record is a text, which has no turns: give"
             " records with prompt and completion, or leave the template out"
@@ -78,7 +89,7 @@ def evaluation_documents(c: ConfigDict, *, own: bool) -> Chosen:
     if not source:
         raise UserError("config.data.eval_source is empty: give a path or glob, or python_docs")
     _, limits = _limits(c)
-    return _chosen(c, _read(c, source, filled_by(limits)), limits, "eval_")
+    return _chosen(c, source, _whole(c, source, limits), limits, "eval_")
 
 
 def _limits(c: ConfigDict) -> tuple[Limits, Limits]:
@@ -89,31 +100,62 @@ def _limits(c: ConfigDict) -> tuple[Limits, Limits]:
     )
 
 
-def _chosen(c: ConfigDict, documents: list[Document], limits: Limits, part: str) -> Chosen:
+class _Part(NamedTuple):
+    """Which documents of a source: so many of the first ones that belong to it."""
+
+    count: int
+    belongs: Callable[[Document], bool]
+
+
+def _chosen(c: ConfigDict, source: str, part: _Part, limits: Limits, name: str) -> Chosen:
     # After the split, so that what is held out does not depend on the template.
     template = TEMPLATES[choose("data.template", c.data.template, TEMPLATES)]
-    first = [template(document) for document in documents[: limits.documents or None]]
-    return Chosen(first, limits.tokens, f"config.data.{part}max_tokens")
+    count = min(part.count, limits.documents or part.count)
+
+    def documents() -> Iterator[Document]:
+        found = filter(part.belongs, _read(c, source))
+        return map(template, itertools.islice(found, count))
+
+    return Chosen(documents, count, limits.tokens, f"config.data.{name}max_tokens")
 
 
-def _split(c: ConfigDict, *limits: Limits) -> tuple[list[Document], list[Document]]:
-    """data.source, read until there is enough for training and for evaluation, and split."""
-    fraction, full = c.data.held_out_fraction, [False, False]
+def _whole(c: ConfigDict, source: str, limits: Limits) -> _Part:
+    """A source, read once until there is enough."""
+    [count] = _counts(_read(c, source), lambda document: 0, limits)
+    return _Part(count, lambda document: True)
+
+
+def _split(c: ConfigDict, *limits: Limits) -> list[Chosen]:
+    """data.source, read once until there is enough for training and for evaluation, and split."""
+    source = c.data.source
+    places = (place_of(document, SPLIT_SEED) for document in _read(c, source))
+    border = border_of(places, c.data.held_out_fraction)
+    held_out = lambda document: place_of(document, SPLIT_SEED) < border
+    counts = _counts(_read(c, source), held_out, *limits)
+    belong = (lambda document: not held_out(document), held_out)
+    parts = [_Part(*part) for part in zip(counts, belong, strict=True)]
+    names = zip(parts, limits, ("", "eval_"), strict=True)
+    return [_chosen(c, source, part, limit, name) for part, limit, name in names]
+
+
+def _counts(
+    documents: Iterator[Document], part_of: Callable[[Document], int], *limits: Limits
+) -> list[int]:
+    """The documents of each part, up to the one with which every limit of a part is reached."""
+    counts, full = [0] * len(limits), [False] * len(limits)
     filled = [filled_by(some) for some in limits]
-
-    def enough(document: Document) -> bool:
-        part = int(place_of(document, SPLIT_SEED) < fraction)
+    for document in documents:
+        part = int(part_of(document))
+        counts[part] += 1
         full[part] = filled[part](document)
-        return all(full)
-
-    # Without a limit of both, all is read, and a place is not needed twice.
-    documents = _read(c, c.data.source, enough if all(map(any, limits)) else None)
-    return split_documents(documents, held_out_fraction=fraction, seed=SPLIT_SEED)
+        if all(full):
+            break
+    return counts
 
 
-def _read(c: ConfigDict, source: str, enough: Callable[[Document], bool] | None) -> list[Document]:
+def _read(c: ConfigDict, source: str) -> Iterator[Document]:
     form = c.data.format and choose("data.format", c.data.format, FORMATS)
-    return read_documents(source, form, enough)
+    return read_documents(source, form)
 
 
 def tokenized(chosen: Chosen, tokenizer: Tokenizer, vocab: int, advance: Advance = silent) -> Text:
@@ -121,21 +163,28 @@ def tokenized(chosen: Chosen, tokenizer: Tokenizer, vocab: int, advance: Advance
 
     Raises UserError where no token within the limit would be trained.
     """
-    limit = chosen.max_tokens
-    tokens = tokenize_documents(chosen.documents, tokenizer, max_tokens=limit, advance=advance)
+    limit, digest, pairs, encoded, predicted = chosen.max_tokens, Fingerprint(), False, [], 0
+    for one in encode_documents(chosen.documents(), tokenizer, max_tokens=limit):
+        digest.add(one.document)
+        pairs |= one.document.pair is not None
+        encoded.append((one.ids, one.marks, one.document.label))
+        predicted += max(len(one.ids) - 1, 0)
+        if limit:
+            advance("tokens", predicted, limit)
+        else:
+            advance("documents", len(encoded), chosen.count)
+    tokens, identity = joined(encoded), digest.hexdigest()
     check_vocabulary(tokens, tokenizer, vocab_size=vocab)
-    used = chosen.documents[: len(tokens.labels)]
-    identity = fingerprint(used)
     starts = tokens.offsets[:-1][np.diff(tokens.offsets) > 0]
-    predicted = np.delete(tokens.trained, starts)
-    if limit and len(predicted) and not predicted.any():
+    marks = np.delete(tokens.trained, starts)
+    if limit and len(marks) and not marks.any():
         raise UserError(
             f"{chosen.key} is {limit}: all of these tokens are of prompts, which are not trained:"
             " use more"
         )
-    if len(predicted) == limit:  # the last document may be cut
+    if predicted == limit:  # the last document may be cut
         identity = hashlib.sha256(f"{identity}:{limit}".encode()).hexdigest()
     note = ""
-    if tokenizer.chat_template and any(document.pair for document in used):
+    if tokenizer.chat_template and pairs:
         note = "prompts and completions are joined as they are (data.template=chat: as turns)"
-    return Text(tokens, len(used), identity, note)
+    return Text(tokens, len(encoded), identity, note)

@@ -1,6 +1,7 @@
 """Bytes per token and lost information of every kind of teacher cache, by the job cache itself."""
 
 import argparse
+import itertools
 import json
 import re
 import subprocess
@@ -34,7 +35,7 @@ def main() -> None:
     options = parser.parse_args()
     options.workdir.mkdir(parents=True, exist_ok=True)
     text = options.workdir / "text.jsonl"
-    documents = read_documents("python_docs")[: options.documents]
+    documents = itertools.islice(read_documents("python_docs"), options.documents)
     text.write_text("".join(json.dumps({"text": d.text}) + "\n" for d in documents))
     lines = [{"kind": name, **measure(name, *kind, options, text)} for name, kind in KINDS.items()]
     (HERE / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

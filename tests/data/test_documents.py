@@ -5,12 +5,19 @@ import pytest
 from distill_jax.data.documents import (
     Document,
     as_chat,
+    border_of,
     fingerprint,
-    split_documents,
+    place_of,
 )
 from distill_jax.types import UserError
 
 DOCUMENTS = [Document(f"n{i}", "web", text=f"text {i}") for i in range(400)]
+
+
+def split_documents(documents, *, held_out_fraction, seed):
+    border = border_of((place_of(d, seed) for d in documents), held_out_fraction)
+    held_out = [d for d in documents if place_of(d, seed) < border]
+    return [d for d in documents if d not in held_out], held_out
 
 
 def test_split_is_a_partition_that_keeps_order_and_size():
@@ -34,8 +41,19 @@ def test_split_depends_on_the_seed():
 
 
 @pytest.mark.parametrize("fraction", [1e-9, 1 - 1e-9])
-def test_split_leaves_no_side_empty(fraction):
-    assert all(split_documents(DOCUMENTS[:2], held_out_fraction=fraction, seed=0))
+@pytest.mark.parametrize("count", [2, 3, 40])
+def test_only_the_document_nearest_to_the_border_changes_parts(fraction, count):
+    documents = DOCUMENTS[:count] * 2
+    train, held_out = split_documents(documents, held_out_fraction=fraction, seed=0)
+    place = lambda document: place_of(document, 0)
+    nearest = min(documents, key=place) if fraction < 0.5 else max(documents, key=place)
+    assert (held_out if fraction < 0.5 else train) == [nearest] * 2
+    assert len(train) + len(held_out) == len(documents)
+
+
+def test_no_more_places_are_taken_than_the_border_needs():
+    places = iter([0.9, 0.8, 0.1, 0.5])
+    assert (border_of(places, 0.2), list(places)) == (0.2, [0.5])
 
 
 @pytest.mark.parametrize(

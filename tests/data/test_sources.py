@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from distill_jax.data import sources
 from distill_jax.data.documents import fingerprint
 from distill_jax.data.files import READERS
 from distill_jax.data.formats import FORMATS, OF_SUFFIX
-from distill_jax.data.sources import SOURCES, read_documents
+from distill_jax.data.sources import SOURCES
 from distill_jax.types import UserError
 
 RECORDS = [
@@ -20,6 +21,10 @@ RECORDS = [
     {"prompt": "a", "completion": "b"},
     {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
 ]
+
+
+def read_documents(source, form=""):
+    return list(sources.read_documents(source, form))
 
 
 def write_jsonl(path, records):

@@ -23,7 +23,7 @@ def config_of(source, **more):
 
 
 def texts(chosen):
-    return [document.text for document in chosen.documents]
+    return [document.text for document in chosen.documents()]
 
 
 LIMITS = [
@@ -38,7 +38,7 @@ def test_what_is_held_out_does_not_depend_on_how_much_is_trained_on(source, limi
     train, held_out = training_documents(config_of(source))
     some, same = training_documents(config_of(source, **limits))
     assert texts(same) == texts(held_out)
-    assert texts(some) == texts(train)[: limits.get("max_documents", len(train.documents))]
+    assert texts(some) == texts(train)[: limits.get("max_documents", train.count)]
 
 
 @pytest.mark.parametrize("more", [{}, {"max_documents": 4}, {"max_documents": 4, "seq_len": 8}])
@@ -52,7 +52,7 @@ def test_with_limits_on_both_parts_the_rest_is_not_read(source, tmp_path):
     path = tmp_path / "broken.jsonl"
     path.write_text(source.read_text() + "not JSON\n")
     train, held_out = training_documents(config_of(path, max_documents=2, eval_max_tokens=10))
-    assert len(train.documents) == 2
+    assert train.count == len(texts(train)) == 2
     assert held_out.max_tokens == 10
     with pytest.raises(UserError, match="not JSON"):
         training_documents(config_of(path, max_documents=2))
@@ -112,13 +112,13 @@ def test_pairs_go_through_the_template_only_where_it_is_asked_for(pairs):
         text.tokenized.tokens[first(text)][text.tokenized.trained[first(text)] >= counted].tolist(),
         skip_special_tokens=False,
     )
-    prompt, completion = read["plain"][0].documents[0].pair
+    prompt, completion = next(read["plain"][0].documents()).pair
     assert decoded(plain, 0) == f"{prompt}{completion}<end>"
     assert decoded(chat, 0) == f"[user]{prompt}<end>[assistant]{completion}<end>"
     assert decoded(chat, 1) == f"{completion}<end>"
     assert plain.fingerprint != chat.fingerprint
     assert ("data.template=chat" in plain.note, chat.note) == (True, "")
-    held_out = [[d.name for d in read[name][1].documents] for name in read]
+    held_out = [[d.name for d in read[name][1].documents()] for name in read]
     assert held_out[0] == held_out[1]
 
 
