@@ -109,7 +109,7 @@ def test_only_matrices_decay(name):
 
 
 def test_stacked_norms_and_biases_are_not_matrices():
-    params = tiny.params(tiny.model(qkv_bias=True, query_key_norm=True))
+    params = tiny.params(tiny.model(qkv_bias=True, query_key_norm="head"))
     kinds = is_matrix(params)["blocks"]["attention"]
     assert [name for name, matrix in sorted(kinds.items()) if matrix] == [
         "key", "output", "query", "value",

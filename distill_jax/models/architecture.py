@@ -28,10 +28,15 @@ class ModelConfig:
     learned_positions a table of max_positions rows is added to the embedding
     norm              a key of NORMS: "rms", or "layer" (LayerNorm)
     norm_bias         the norms of the residual stream add a bias
+    rope_blocks       one flag per block: positions turn queries and keys; None: in all blocks
+    query_key_norm    a norm on queries and keys: "head", over each head's width; "whole", over
+                      all heads side by side; "": none
     unit_offset_norm  norms multiply by (1 + weight)
     gated             the feed-forward half multiplies two projections
     parallel_residual both halves of a block take in the block's input
-    post_norms        another norm on the output of each half, before the residual sum
+    pre_norms         a norm on the input of each half
+    post_norms        a norm on the output of each half, before the residual sum
+    residual_scale    factor of what each half adds to the residual stream
     attention_scale   factor of the scores; None: head_width ** -0.5
     init_std          standard deviation of a random initialization
     """
@@ -53,6 +58,7 @@ class ModelConfig:
     rope_local_theta: float | None = None
     sliding_window: int | None = None
     local_blocks: tuple[bool, ...] | None = None
+    rope_blocks: tuple[bool, ...] | None = None
     qkv_bias: bool = False
     output_bias: bool = False
     rotary_width: int | None = None
@@ -62,9 +68,11 @@ class ModelConfig:
     gated: bool = True
     feed_forward_bias: bool = False
     parallel_residual: bool = False
-    query_key_norm: bool = False
+    query_key_norm: str = ""
     unit_offset_norm: bool = False
+    pre_norms: bool = True
     post_norms: bool = False
+    residual_scale: float = 1.0
     embedding_scale: float = 1.0
     attention_scale: float | None = None
     attention_softcap: float | None = None
@@ -87,11 +95,12 @@ class ModelConfig:
             raise UserError(
                 f"activation '{self.activation}' is not supported: use one of {sorted(ACTIVATIONS)}"
             )
-        if self.local_blocks is not None and len(self.local_blocks) != self.blocks:
-            raise UserError(
-                f"{len(self.local_blocks)} flags in local_blocks for {self.blocks} blocks: "
-                "give one per block"
-            )
+        for name in ("local_blocks", "rope_blocks"):
+            flags = getattr(self, name)
+            if flags is not None and len(flags) != self.blocks:
+                raise UserError(
+                    f"{len(flags)} flags in {name} for {self.blocks} blocks: give one per block"
+                )
         if self.local_blocks is not None and any(self.local_blocks) and not self.sliding_window:
             raise UserError("local blocks without a sliding window: set sliding_window")
 

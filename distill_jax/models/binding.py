@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from distill_jax.models.architecture import ModelConfig
-from distill_jax.models.context import cache_context, local_flags, packed_context
+from distill_jax.models.context import block_kinds, cache_context, packed_context
 from distill_jax.models.transformer import Block, EmbeddingAndHead
 from distill_jax.types import Hidden
 
@@ -29,9 +29,9 @@ class Model(NamedTuple):
 
     The same as apply, block by block:
         x, context = model.embed(params, tokens, position), model.context(segment, position)
-        for i, local in enumerate(local_flags(model.config)):
+        for i, kind in enumerate(block_kinds(model.config)):
             block = model.block(jax.tree.map(lambda w: w[i], params["blocks"]))
-            x = block(x, context, local)
+            x = block(x, context, kind)
 
     decode writes keys and values to slot == position, and a query attends to slots up to its own
     position, so rows may be at different positions. The positions of a row must differ: continue
@@ -75,14 +75,14 @@ def bind(config: ModelConfig, *, param_dtype, compute_dtype, remat: str) -> Mode
         context = packed_context(config, segment_BT, position_BT)
 
         def layer(x_BTD, inputs):
-            block_params, local = inputs
-            x_BTD = block(block_params)(x_BTD, context, local)
+            block_params, kind = inputs
+            x_BTD = block(block_params)(x_BTD, context, kind)
             return x_BTD, x_BTD if keep_layers else None
 
         x_BTD, layers_LBTD = jax.lax.scan(
             REMAT[remat](layer),
             embed(params, tokens_BT, position_BT),
-            (params["blocks"], local_flags(config)),
+            (params["blocks"], block_kinds(config)),
         )
         return Hidden(ends(params).finish(x_BTD), layers_LBTD)
 
@@ -97,7 +97,7 @@ def bind(config: ModelConfig, *, param_dtype, compute_dtype, remat: str) -> Mode
         # The cache is carried, not scanned over: only the new slots are written, in place.
         def layer(carry, inputs):
             x_BTD, cache = carry
-            index, block_params, local = inputs
+            index, block_params, kind = inputs
             stored = {}
 
             def store(key_BTKH, value_BTKH):
@@ -106,10 +106,10 @@ def bind(config: ModelConfig, *, param_dtype, compute_dtype, remat: str) -> Mode
                     stored[name] = cache[name].at[index, row_B1, position_BT].set(new, mode="drop")
                 return [stored[name][index].astype(compute_dtype) for name in ("key", "value")]
 
-            x_BTD = block(block_params)(x_BTD, context, local, store)
+            x_BTD = block(block_params)(x_BTD, context, kind, store)
             return (x_BTD, stored), None
 
-        inputs = (jnp.arange(config.blocks), params["blocks"], local_flags(config))
+        inputs = (jnp.arange(config.blocks), params["blocks"], block_kinds(config))
         first = (embed(params, tokens_BT, position_BT), cache)
         (x_BTD, cache), _ = jax.lax.scan(layer, first, inputs)
         return Hidden(ends(params).finish(x_BTD)), cache

@@ -13,7 +13,7 @@ from distill_jax.types import Array
 
 
 class View(NamedTuple):
-    """Rotary tables and mask of one kind of block, global or local."""
+    """Rotary tables and mask of one kind of block."""
 
     cos_BTh: Array
     sin_BTh: Array
@@ -21,15 +21,29 @@ class View(NamedTuple):
 
 
 class Context(NamedTuple):
-    """The views of global and local blocks; `local_view` is None without local blocks."""
+    """The view of each kind of block that the model has."""
 
-    global_view: View
-    local_view: View | None
+    views: tuple[View, ...]
 
 
-def local_flags(config: ModelConfig) -> np.ndarray:
-    """bool [L]: which blocks are local."""
-    return np.asarray(config.local_blocks or (False,) * config.blocks)
+class _Kind(NamedTuple):
+    """local: sees a window only. turns: positions turn queries and keys (else NoPE, 2305.19466)."""
+
+    local: bool
+    turns: bool
+
+
+def block_kinds(config: ModelConfig) -> np.ndarray:
+    """int32 [L]: for each block, which of a Context's views is its own."""
+    of_blocks = _of_blocks(config)
+    kinds = sorted(set(of_blocks))
+    return np.array([kinds.index(kind) for kind in of_blocks], np.int32)
+
+
+def _of_blocks(config):
+    local = config.local_blocks or (False,) * config.blocks
+    turns = config.rope_blocks or (True,) * config.blocks
+    return [_Kind(*flags) for flags in zip(local, turns, strict=True)]
 
 
 def packed_context(config: ModelConfig, segment_BT: Array, position_BT: Array) -> Context:
@@ -44,21 +58,22 @@ def cache_context(config: ModelConfig, position_BT: Array, slots: int) -> Contex
 
 
 def _context(config, mask_BTS, query_BT, key_BS):
-    def view(theta, scaling, mask):
-        return View(*rotary_tables(query_BT, config.turned_width, theta, scaling), mask)
+    def view(kind):
+        theta, scaling, mask = config.rope_theta, config.rope_scaling, mask_BTS
+        if kind.local:
+            mask = within_window(mask_BTS, query_BT, key_BS, config.sliding_window)
+            if config.rope_local_theta is not None:
+                theta, scaling = config.rope_local_theta, None
+        cos, sin = rotary_tables(query_BT, config.turned_width, theta, scaling)
+        if not kind.turns:
+            cos, sin = jnp.ones_like(cos), jnp.zeros_like(sin)
+        return View(cos, sin, mask)
 
-    global_view = view(config.rope_theta, config.rope_scaling, mask_BTS)
-    if not local_flags(config).any():
-        return Context(global_view, None)
-    near_BTS = within_window(mask_BTS, query_BT, key_BS, config.sliding_window)
-    if config.rope_local_theta is None:
-        return Context(global_view, global_view._replace(mask_BTS=near_BTS))
-    return Context(global_view, view(config.rope_local_theta, None, near_BTS))
+    return Context(tuple(view(kind) for kind in sorted(set(_of_blocks(config)))))
 
 
-def view_of(context, local):
-    """The view of a block; its flag `local` may be traced, since all blocks run in one scan."""
-    if context.local_view is None:
-        return context.global_view
-    pick = lambda near, far: jnp.where(local, near, far)
-    return jax.tree.map(pick, context.local_view, context.global_view)
+def view_of(context: Context, kind) -> View:
+    """The view of a block; its `kind` may be traced, since all blocks run in one scan."""
+    if len(context.views) == 1:
+        return context.views[0]
+    return jax.tree.map(lambda *of: jax.lax.select_n(jnp.asarray(kind), *of), *context.views)

@@ -4,7 +4,7 @@ import jax
 from flax import nnx
 
 from distill_jax.models.architecture import ACTIVATIONS, ModelConfig
-from distill_jax.models.norms import norm_weight, normed
+from distill_jax.models.norms import normed, stream_norm
 from distill_jax.models.projections import back_to_stream, matrix, project, vector
 from distill_jax.types import Array
 
@@ -16,7 +16,7 @@ class FeedForward(nnx.Module):
         self.config = config
         gated, biased = config.gated, config.feed_forward_bias
         keys = jax.random.split(key, 3)
-        self.norm = norm_weight(config.width, config, dtype)
+        self.norm = stream_norm(config.pre_norms, config, dtype)
         self.norm_bias = vector(config.norm_bias, config.width, dtype)
         # Assigned once: NNX refuses a parameter in the place of None.
         self.gate = matrix(keys[0], config.width, config.neurons, config, dtype) if gated else None
@@ -25,7 +25,7 @@ class FeedForward(nnx.Module):
         self.up_bias = vector(biased, config.neurons, dtype)
         self.down = matrix(keys[2], config.neurons, config.width, config, dtype)
         self.down_bias = vector(biased, config.width, dtype)
-        self.post_norm = norm_weight(config.width, config, dtype) if config.post_norms else None
+        self.post_norm = stream_norm(config.post_norms, config, dtype)
 
     def activations(self, x_BTD: Array) -> Array:
         """Input of the down projection, [B, T, F], of the residual stream."""

@@ -18,6 +18,8 @@ def normalize(x: Array, weight: Array, config: ModelConfig, bias: Array | None =
 
 def normed(half: nnx.Module, x_BTD: Array) -> Array:
     """The residual stream as a half of a block takes it in."""
+    if half.norm is None:
+        return x_BTD
     bias = half.norm_bias
     return normalize(x_BTD, half.norm[...], half.config, None if bias is None else bias[...])
 
@@ -25,6 +27,11 @@ def normed(half: nnx.Module, x_BTD: Array) -> Array:
 def norm_weight(width: int, config: ModelConfig, dtype) -> nnx.Param:
     """A weight that leaves the normed values as they are."""
     return nnx.Param((jnp.zeros if config.unit_offset_norm else jnp.ones)(width, dtype))
+
+
+def stream_norm(wanted: bool, config: ModelConfig, dtype) -> nnx.Param | None:
+    """The weight of a norm of the residual stream; None where the model has none."""
+    return norm_weight(config.width, config, dtype) if wanted else None
 
 
 def _rms(wide, eps):

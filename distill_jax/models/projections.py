@@ -31,4 +31,6 @@ def project(x: Array, weight: nnx.Param, bias: nnx.Param | None = None) -> Array
 
 def back_to_stream(half: nnx.Module, y_BTD: Array) -> Array:
     """What a half adds to the residual stream, given the output of its last projection."""
-    return normalize(y_BTD, half.post_norm[...], half.config) if half.config.post_norms else y_BTD
+    if half.config.post_norms:
+        y_BTD = normalize(y_BTD, half.post_norm[...], half.config)
+    return y_BTD * half.config.residual_scale

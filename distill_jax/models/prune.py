@@ -18,7 +18,7 @@ import numpy as np
 
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.binding import Model
-from distill_jax.models.context import local_flags
+from distill_jax.models.context import block_kinds
 from distill_jax.models.prune_blocks import BLOCK_CRITERIA, SummedNll
 from distill_jax.models.refit import NEURON_CRITERIA, Sums, ridge_of
 from distill_jax.models.transformer import Block, second_input
@@ -68,8 +68,7 @@ def prune(
         **{name: np.asarray(leaf) for name, leaf in params.items() if name != "blocks"},
         "blocks": jax.tree.map(lambda *leaves: np.stack(leaves), *layers),
     }
-    flags = config.local_blocks and tuple(config.local_blocks[i] for i in kept)
-    return dataclasses.replace(smaller, local_blocks=flags), pruned, kept
+    return dataclasses.replace(smaller, **_flags(config, kept)), pruned, kept
 
 
 def pruned_config(config: ModelConfig, options: PruneOptions) -> ModelConfig:
@@ -79,8 +78,14 @@ def pruned_config(config: ModelConfig, options: PruneOptions) -> ModelConfig:
     """
     blocks = _wanted("blocks", options.blocks, config.blocks)
     neurons = _wanted("neurons", options.neurons, config.neurons)
-    flags = config.local_blocks and config.local_blocks[:blocks]
-    return dataclasses.replace(config, blocks=blocks, neurons=neurons, local_blocks=flags)
+    flags = _flags(config, range(blocks))
+    return dataclasses.replace(config, blocks=blocks, neurons=neurons, **flags)
+
+
+def _flags(config: ModelConfig, kept: Sequence[int]) -> dict[str, tuple[bool, ...] | None]:
+    """The fields with one flag per block, of the kept blocks."""
+    fields = {"local_blocks": config.local_blocks, "rope_blocks": config.rope_blocks}
+    return {name: flags and tuple(flags[i] for i in kept) for name, flags in fields.items()}
 
 
 def _wanted(name: str, wanted: int, present: int) -> int:
@@ -112,7 +117,7 @@ class _Stream(NamedTuple):
 
 def _walk(model, params, batches, kept, neurons, options, advance) -> list[Params]:
     """Both streams through all blocks; the host parameters of each kept block."""
-    config, flags, run = model.config, local_flags(model.config), _block_functions(model)
+    config, kinds, run = model.config, block_kinds(model.config), _block_functions(model)
     layer = lambda i: jax.tree.map(lambda leaf: leaf[i], params["blocks"])
     advance("the first block, whose parts are compiled", 0, 0)
     streams = []
@@ -125,7 +130,7 @@ def _walk(model, params, batches, kept, neurons, options, advance) -> list[Param
     def move(i, half):
         """Moves the whole stream through block i or one half of it."""
         block = layer(i)
-        step = lambda s: half(block, s.whole_BTD, s.context, flags[i])
+        step = lambda s: half(block, s.whole_BTD, s.context, kinds[i])
         return [s._replace(whole_BTD=step(s)) for s in streams]
 
     for i in range(kept[0]):
@@ -133,7 +138,7 @@ def _walk(model, params, batches, kept, neurons, options, advance) -> list[Param
     layers = []
     for i, following in zip(kept, [*kept[1:], config.blocks], strict=True):
         before, streams = streams, move(i, run.attend)
-        block, streams = _attention_half(run, layer(i), streams, flags[i], options)
+        block, streams = _attention_half(run, layer(i), streams, kinds[i], options)
         streams = [_with_inputs(config, b, s) for b, s in zip(before, streams, strict=True)]
         whole = layer(i)
         streams = [
@@ -155,9 +160,9 @@ def _with_inputs(config, before: _Stream, after: _Stream) -> _Stream:
     )
 
 
-def _attention_half(run, block, streams, local, options):
+def _attention_half(run, block, streams, kind, options):
     """The block with its heads' output matrix refitted, and the pruned stream after the half."""
-    outputs = [run.head_outputs(block, s.small_BTD, s.context, local) for s in streams]
+    outputs = [run.head_outputs(block, s.small_BTD, s.context, kind) for s in streams]
     if options.refit:
         half = block["attention"]
         sums = _total(
@@ -221,7 +226,7 @@ def _block_functions(model: Model) -> _BlockFunctions:
 
     def sums(a_BTF, x_BTD, y_BTD, mask_BT, matrix_FD, bias_D):
         a_BTF = jnp.where(mask_BT[..., None] > 0, a_BTF.astype(jnp.float32), 0.0)
-        goal_BTD = (y_BTD - x_BTD).astype(jnp.float32)
+        goal_BTD = (y_BTD - x_BTD).astype(jnp.float32) / model.config.residual_scale
         if bias_D is not None:
             goal_BTD -= bias_D
         if model.config.post_norms:

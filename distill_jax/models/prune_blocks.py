@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.models.binding import Model
-from distill_jax.models.context import local_flags
+from distill_jax.models.context import block_kinds
 from distill_jax.types import COMPILING, Array, Batch, Unembed
 
 SummedNll = Callable[[Array, Unembed, Batch], Array]
@@ -71,7 +71,7 @@ def _loss_without(model: Model, summed_nll: SummedNll) -> tuple[Callable, Callab
 
     The blocks before the removed one run only once.
     """
-    flags = jnp.asarray(local_flags(model.config))
+    kinds = jnp.asarray(block_kinds(model.config))
     count = model.config.blocks
 
     @jax.jit
@@ -83,7 +83,7 @@ def _loss_without(model: Model, summed_nll: SummedNll) -> tuple[Callable, Callab
     def without(params, batch, context, x_BTD, i):
         def block(i, x_BTD):
             one = model.block(jax.tree.map(lambda leaf: leaf[i], params["blocks"]))
-            return one(x_BTD, context, flags[i])
+            return one(x_BTD, context, kinds[i])
 
         rest_BTD = jax.lax.fori_loop(i + 1, count, block, x_BTD)
         hidden_BTD = model.finish(params, rest_BTD)

@@ -13,7 +13,7 @@ from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.attention import attention
 from distill_jax.models.context import Context, view_of
 from distill_jax.models.feed_forward import FeedForward
-from distill_jax.models.norms import norm_weight, normalize, normed
+from distill_jax.models.norms import norm_weight, normalize, normed, stream_norm
 from distill_jax.models.projections import back_to_stream, matrix, project, vector
 from distill_jax.models.rope import rotate
 from distill_jax.types import Array, Unembed
@@ -27,8 +27,7 @@ class Attention(nnx.Module):
         query_width = config.heads * config.head_width
         kv_width = config.kv_heads * config.head_width
         keys = jax.random.split(key, 4)
-        norm = lambda wanted, width: norm_weight(width, config, dtype) if wanted else None
-        self.norm = norm_weight(config.width, config, dtype)
+        self.norm = stream_norm(config.pre_norms, config, dtype)
         self.norm_bias = vector(config.norm_bias, config.width, dtype)
         self.query = matrix(keys[0], config.width, query_width, config, dtype)
         self.key = matrix(keys[1], config.width, kv_width, config, dtype)
@@ -38,23 +37,34 @@ class Attention(nnx.Module):
         self.key_bias = vector(config.qkv_bias, kv_width, dtype)
         self.value_bias = vector(config.qkv_bias, kv_width, dtype)
         self.output_bias = vector(config.output_bias, config.width, dtype)
-        self.query_norm = norm(config.query_key_norm, config.head_width)
-        self.key_norm = norm(config.query_key_norm, config.head_width)
-        self.post_norm = norm(config.post_norms, config.width)
+        self.query_norm = self._heads_norm(config.heads, dtype)
+        self.key_norm = self._heads_norm(config.kv_heads, dtype)
+        self.post_norm = stream_norm(config.post_norms, config, dtype)
+
+    def _heads_norm(self, heads, dtype):
+        """The weight of a norm over each head's width, or over all heads side by side."""
+        config = self.config
+        width = {"head": 1, "whole": heads}.get(config.query_key_norm, 0) * config.head_width
+        return norm_weight(width, config, dtype) if width else None
 
     def queries_keys_values(self, x_BTD, view):
         """Queries [B,T,N,H], keys and values [B,T,K,H]; the first two normed and rotated."""
         config, batch_time = self.config, x_BTD.shape[:2]
         h_BTD = normed(self, x_BTD)
         heads = lambda y, count: y.reshape(*batch_time, count, config.head_width)
-        query = heads(project(h_BTD, self.query, self.query_bias), config.heads)
-        key = heads(project(h_BTD, self.key, self.key_bias), config.kv_heads)
+
+        def turned(y, norm, count):
+            if config.query_key_norm == "whole":
+                y = normalize(y, norm[...], config)
+            y = heads(y, count)
+            if config.query_key_norm == "head":
+                y = normalize(y, norm[...], config)
+            return rotate(y, view.cos_BTh, view.sin_BTh)
+
+        query = turned(project(h_BTD, self.query, self.query_bias), self.query_norm, config.heads)
+        key = turned(project(h_BTD, self.key, self.key_bias), self.key_norm, config.kv_heads)
         value = heads(project(h_BTD, self.value, self.value_bias), config.kv_heads)
-        if config.query_key_norm:
-            query = normalize(query, self.query_norm[...], config)
-            key = normalize(key, self.key_norm[...], config)
-        turn = lambda y: rotate(y, view.cos_BTh, view.sin_BTh)
-        return turn(query), turn(key), value
+        return query, key, value
 
     def head_outputs(self, query_BTNH, key_BSKH, value_BSKH, view):
         """The heads' outputs side by side, [B, T, N*H]."""
@@ -89,26 +99,26 @@ class Block(nnx.Module):
         self.feed_forward = FeedForward(config, dtype, feed_forward_key)
 
     def __call__(
-        self, x_BTD: Array, context: Context, local, store=lambda key, value: (key, value)
+        self, x_BTD: Array, context: Context, kind, store=lambda key, value: (key, value)
     ) -> Array:
         """The residual stream after the block."""
-        middle_BTD = self.attend(x_BTD, context, local, store)
+        middle_BTD = self.attend(x_BTD, context, kind, store)
         return middle_BTD + self.feed_forward(second_input(self.config, x_BTD, middle_BTD))
 
     def attend(
-        self, x_BTD: Array, context: Context, local, store=lambda key, value: (key, value)
+        self, x_BTD: Array, context: Context, kind, store=lambda key, value: (key, value)
     ) -> Array:
-        """The residual stream after the attention half; `local` is this block's local_flags entry.
+        """The residual stream after the attention half; `kind` is this block's of block_kinds.
 
         store(key_BTKH, value_BTKH) -> (key_BSKH, value_BSKH): for a key/value cache.
         """
-        return x_BTD + self.attention.project_back(self.head_outputs(x_BTD, context, local, store))
+        return x_BTD + self.attention.project_back(self.head_outputs(x_BTD, context, kind, store))
 
     def head_outputs(
-        self, x_BTD: Array, context: Context, local, store=lambda key, value: (key, value)
+        self, x_BTD: Array, context: Context, kind, store=lambda key, value: (key, value)
     ) -> Array:
         """[B, T, N*H] before the attention half's output projection."""
-        view = view_of(context, local)
+        view = view_of(context, kind)
         query, key, value = self.attention.queries_keys_values(x_BTD, view)
         return self.attention.head_outputs(query, *store(key, value), view)
 

@@ -8,7 +8,7 @@ import torch
 
 from distill_jax.models.attention import attention
 from distill_jax.models.binding import REMAT, bind
-from distill_jax.models.context import local_flags
+from distill_jax.models.context import block_kinds
 from distill_jax.models.storage import flatten
 from distill_jax.models.transformer import second_input
 
@@ -129,12 +129,12 @@ def test_layers_and_neurons_are_those_of_transformers(case, checkpoint, whole):
     x_BTD = model.embed(params, tokens_BT, position_BT)
     context = model.context(segment_BT, position_BT)
     np.testing.assert_allclose(x_BTD, oracle.hidden_states[0], **TIGHT)
-    for i, local in enumerate(local_flags(checkpoint.config)):
+    for i, kind in enumerate(block_kinds(checkpoint.config)):
         block = model.block(jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"]))
-        middle_BTD = block.attend(x_BTD, context, local)
+        middle_BTD = block.attend(x_BTD, context, kind)
         input_BTD = second_input(checkpoint.config, x_BTD, middle_BTD)
         np.testing.assert_allclose(block.feed_forward.activations(input_BTD), seen[i], **TIGHT)
-        x_BTD = block(x_BTD, context, local)
+        x_BTD = block(x_BTD, context, kind)
         np.testing.assert_allclose(whole.layers_LBTD[i], x_BTD, **TIGHT)
         if i + 1 < len(layers):  # transformers gives the last one after the final norm
             np.testing.assert_allclose(x_BTD, oracle.hidden_states[i + 1], **TIGHT)

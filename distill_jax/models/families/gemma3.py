@@ -30,7 +30,7 @@ def _from_hf(raw):
         rope_theta=theta,
         rope_scaling=scaling,
         rope_local_theta=local_theta,
-        query_key_norm=True,
+        query_key_norm="head",
     )
 
 

@@ -7,7 +7,7 @@ from distill_jax.models.family import TIED_AND_UNTIED, Family, Gguf
 def _from_hf(raw):
     bias = bool(raw.get("attention_bias"))
     raw = {"head_dim": 128, **raw}
-    return read_qwen(raw, family="qwen3", query_key_norm=True, qkv_bias=bias, output_bias=bias)
+    return read_qwen(raw, family="qwen3", query_key_norm="head", qkv_bias=bias, output_bias=bias)
 
 
 def _to_hf(config):
