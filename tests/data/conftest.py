@@ -13,7 +13,7 @@ from tokenizers import (
     trainers,
 )
 
-from distill_jax.data.gguf_tokenizer import PRE_TOKENIZERS
+from distill_jax.data.gguf_pre_tokenizers import PRE_TOKENIZERS
 from distill_jax.data.tokenizer import close_text, make_tokenizer
 
 CORPUS = [
@@ -98,9 +98,9 @@ BACKENDS = {
 }
 
 
-def small_tokenizer(name: str, *, chat_template: str | None = None):
+def tokenizer_of(backend: Tokenizer, *, chat_template: str | None = None):
     return make_tokenizer(
-        BACKENDS[name](),
+        backend,
         special_tokens={
             "bos_token": "<bos>",
             "eos_token": "<|im_end|>",
@@ -108,6 +108,10 @@ def small_tokenizer(name: str, *, chat_template: str | None = None):
         },
         chat_template=chat_template,
     )
+
+
+def small_tokenizer(name: str, *, chat_template: str | None = None):
+    return tokenizer_of(BACKENDS[name](), chat_template=chat_template)
 
 
 @pytest.fixture(scope="session", params=sorted(BACKENDS))

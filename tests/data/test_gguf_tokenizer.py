@@ -8,10 +8,11 @@ import regex
 import transformers
 from tokenizers import Tokenizer
 
-from distill_jax.data.gguf_tokenizer import PRE_TOKENIZERS
+from distill_jax.data.gguf_pre_tokenizers import PRE_TOKENIZERS
 from distill_jax.data.tokenizer import load_tokenizer
 from distill_jax.data.tokenizer_difference import PROBES, first_difference
 from distill_jax.types import UserError
+from tests.data.conftest import BACKENDS, byte_level_backend, small_tokenizer, tokenizer_of
 
 # The published patterns of each kind, one after the other: the words of one are split by the next.
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -19,14 +20,28 @@ LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+DIGITS = r"\p{N}|\P{N}+"
+GPT4O = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 PATTERNS = {
-    "default": [GPT2],
-    "gpt-2": [GPT2],
-    "smollm": [r"\p{N}|\P{N}+", GPT2],
-    "llama-bpe": [LLAMA3],
-    "qwen2": [LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")],
+    **{name: [GPT2] for name in ("default", "gpt-2", "olmo")},
+    **{name: [DIGITS, GPT2] for name in ("smollm", "refact", "starcoder")},
+    **{name: [LLAMA3] for name in ("llama-bpe", "dbrx", "smaug-bpe")},
+    **{name: [QWEN2] for name in ("qwen2", "deepseek-r1-qwen")},
+    "gpt-4o": [GPT4O],
 }
-SMALL = {"default": "gpt-2"}  # which small tokenizer to store under a name
+# Names that have no small tokenizer of their own.
+OTHERS = set(PRE_TOKENIZERS) - set(BACKENDS)
+
+
+def small_of(name):
+    return tokenizer_of(byte_level_backend(name)) if name in OTHERS else small_tokenizer(name)
 
 
 def write_gguf(path, tokenizer, pre_name, **changes):
@@ -64,9 +79,9 @@ def pieces(text, patterns):
 
 @pytest.mark.parametrize("name", sorted(PRE_TOKENIZERS))
 @pytest.mark.parametrize("probe", range(len(PROBES)))
-def test_words_are_those_of_the_published_patterns(tmp_path, make_small, name, probe):
+def test_words_are_those_of_the_published_patterns(tmp_path, name, probe):
     text = PROBES[probe]
-    small = make_small(SMALL.get(name, name))
+    small = small_of(name)
     backend = load_tokenizer(write_gguf(tmp_path / "a.gguf", small, name)).backend
     if backend.normalizer is not None:
         text = backend.normalizer.normalize_str(text)
@@ -75,8 +90,8 @@ def test_words_are_those_of_the_published_patterns(tmp_path, make_small, name, p
 
 
 @pytest.mark.parametrize("name", sorted(PRE_TOKENIZERS))
-def test_gguf_gives_back_the_tokenizer_that_was_stored(tmp_path, make_small, name, nasty):
-    small = make_small(SMALL.get(name, name))
+def test_gguf_gives_back_the_tokenizer_that_was_stored(tmp_path, name, nasty):
+    small = small_of(name)
     loaded = load_tokenizer(write_gguf(tmp_path / "a.gguf", small, name))
     assert first_difference(small, loaded) is None
     assert loaded.backend.encode(nasty).ids == small.backend.encode(nasty).ids
@@ -90,9 +105,9 @@ def test_gguf_gives_back_the_tokenizer_that_was_stored(tmp_path, make_small, nam
     [("gpt-2", transformers.GPT2Tokenizer), ("qwen2", transformers.Qwen2Tokenizer)],
 )
 def test_gguf_gives_the_ids_of_the_tokenizer_that_models_come_with(
-    tmp_path, make_small, name, published, nasty
+    tmp_path, name, published, nasty
 ):
-    small = make_small(name)
+    small = small_tokenizer(name)
     model = json.loads(small.backend.to_str())["model"]
     theirs = published(
         vocab=model["vocab"],
@@ -125,7 +140,7 @@ def test_the_file_decides_whether_a_text_begins_with_bos(tmp_path, smollm_like, 
 @pytest.mark.parametrize(
     ("pre_name", "changes", "says"),
     [
-        ("smollm", {"kind": "llama"}, "of kind 'llama'"),
+        ("smollm", {"kind": "t5"}, "of kind 't5'"),
         ("smollm", {"kind": "bert"}, "of kind 'bert'"),
         ("unheard", {}, "pre-tokenizer 'unheard'"),
     ],

@@ -2,8 +2,7 @@
 
 With layer_types in config.json, which transformers calls Ministral, only some blocks have a window.
 GGUF files of Mistral carry the architecture "llama" and no window: they are read as Llama, which
-is the same model for texts up to the length of the window. Their SentencePiece tokenizer is refused
-(data/gguf_tokenizer.py), so training needs a Hugging Face directory.
+is the same model for texts up to the length of the window.
 """
 
 from distill_jax.models.config_json import (
