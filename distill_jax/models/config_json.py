@@ -4,6 +4,8 @@ Written with the names that every version of transformers reads: `rope_theta` an
 The newer `rope_parameters` is read too.
 """
 
+import math
+
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.rope import RopeScaling
 from distill_jax.types import UserError
@@ -13,6 +15,8 @@ UNSUPPORTED = {
     "mlp_bias": False,
     "use_bidirectional_attention": False,
     "partial_rotary_factor": 1.0,
+    "add_cross_attention": False,
+    "scale_attn_by_inverse_layer_idx": False,
     "quantization_config": None,
     "num_experts": 0,
     "num_local_experts": 0,
@@ -31,6 +35,11 @@ def required(raw: dict, name: str):
     if raw.get(name) is None:
         raise UserError(f"config.json has no '{name}': add it or use a complete checkpoint")
     return raw[name]
+
+
+def without_null(raw: dict) -> dict:
+    """The entries that are not null, where null means the same as an absent entry."""
+    return {name: value for name, value in raw.items() if value is not None}
 
 
 def refuse_unsupported(raw: dict) -> None:
@@ -63,6 +72,19 @@ def read_rope(raw: dict, *, layer_type: str, theta: float) -> tuple[float, RopeS
     return theta, RopeScaling(
         "llama3", **{ours: required(values, name) for name, ours in _SCALING_KEYS.items()}
     )
+
+
+def read_rotary_width(raw: dict, head_width: int, *, share: float) -> int:
+    """Coordinates of a head that turn; `share` of it where `rope_parameters` do not say."""
+    share = (raw.get("rope_parameters") or {}).get("partial_rotary_factor") or share
+    return int(head_width * share)
+
+
+def rotary_share(config: ModelConfig) -> float:
+    """The share of a head that turns, such that rounding down gives back the whole number."""
+    share = config.turned_width / config.head_width
+    exact = int(config.head_width * share) == config.turned_width
+    return share if exact else math.nextafter(share, 1.0)
 
 
 def write_rope_scaling(scaling: RopeScaling | None) -> dict | None:

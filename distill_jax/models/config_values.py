@@ -18,21 +18,38 @@ INTEGERS = {
     "sliding_window": (1, 2**31 - 1),
     "sliding_window_pattern": (1, 2**12),
     "max_window_layers": (0, 2**12),
+    # of GPT-2
+    "n_embd": (1, 2**20),
+    "n_layer": (1, 2**12),
+    "n_head": (1, 2**14),
+    "n_inner": (1, 2**22),
+    "n_positions": (1, 2**31 - 1),
 }
 # Of other numbers: more than the first, at most the second.
 NUMBERS = {
     "rms_norm_eps": (0, 1),
+    "layer_norm_eps": (0, 1),
+    "layer_norm_epsilon": (0, 1),
     "initializer_range": (0, 100),
     "rope_theta": (0, 1e15),
     "rope_local_base_freq": (0, 1e15),
+    "rotary_emb_base": (0, 1e15),
+    "rotary_pct": (0, 1),
     "query_pre_attn_scalar": (0, 1e9),
     "attn_logit_softcapping": (0, 1e9),
     "final_logit_softcapping": (0, 1e9),
 }
-FLAGS = ("tie_word_embeddings", "attention_bias", "use_sliding_window")
-TEXTS = ("hidden_act", "hidden_activation")
+FLAGS = (
+    "tie_word_embeddings",
+    "attention_bias",
+    "use_sliding_window",
+    "use_parallel_residual",
+    "scale_attn_weights",
+)
+TEXTS = ("hidden_act", "hidden_activation", "activation_function")
 OF_ROPE = {
     "rope_theta": (0, 1e15),
+    "partial_rotary_factor": (0, 1),
     "factor": (0, 1e6),
     "low_freq_factor": (0, 1e6),
     "high_freq_factor": (0, 1e6),

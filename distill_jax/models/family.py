@@ -29,12 +29,13 @@ class Weight(NamedTuple):
 # Shared by all families so far. Projections out of the residual stream shard their columns over
 # `tensor`, those back into it their rows, so that each half of a block needs one sum over `tensor`.
 DEFAULT_SHARDING = [
-    (r"embedding", ("tensor", "fsdp")),
+    (r"(position_)?embedding", ("tensor", "fsdp")),
     (r"head", ("fsdp", "tensor")),
     (r"blocks/attention/(query|key|value)", (None, "fsdp", "tensor")),
     (r"blocks/attention/(query|key|value)_bias", (None, "tensor")),
     (r"blocks/attention/output", (None, "tensor", "fsdp")),
     (r"blocks/feed_forward/(gate|up)", (None, "fsdp", "tensor")),
+    (r"blocks/feed_forward/(gate|up)_bias", (None, "tensor")),
     (r"blocks/feed_forward/down", (None, "tensor", "fsdp")),
     (r".*", ()),
 ]
@@ -105,6 +106,8 @@ class Family(NamedTuple):
     weights   parameter path ("blocks/attention/query") -> Weight; a model has a subset of them.
     redundant regular expression of the whole name of arrays in Hugging Face's files that are no
               parameters, because they follow from the config.
+    canonical name of an array in Hugging Face's files -> that in `weights`, where other versions of
+              such files name the same array otherwise.
     sharding  (regular expression that matches a whole path, mesh axes of its dimensions), first
               match wins; the leading block axis is included.
     gguf      None: there are no GGUF files of this family's own.
@@ -115,5 +118,6 @@ class Family(NamedTuple):
     variants: dict[str, dict]
     weights: dict[str, Weight] = DEFAULT_WEIGHTS
     redundant: str = r".*rotary_emb\.inv_freq"
+    canonical: Callable[[str], str] = lambda name: name
     sharding: list[tuple[str, tuple[str | None, ...]]] = DEFAULT_SHARDING
     gguf: Gguf | None = None

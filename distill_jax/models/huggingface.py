@@ -37,15 +37,22 @@ def read(directory: Path, *, dtype, advance: Advance = silent) -> Checkpoint:
     config = read_config(raw, directory / "config.json")
     with ExitStack() as stack:
         files = {path: stack.enter_context(_open(path)) for path in weight_files(directory)}
-        path_of = {}
+        place_of: dict[str, tuple[Path, str]] = {}
         for path, file in files.items():
-            for name in file.keys():  # noqa: SIM118
-                if path_of.setdefault(name, path) is not path:
-                    raise UserError(f"{path} repeats the weight {name} of another file: remove one")
-        present = [name for name in path_of if not _redundant(name, config)]
+            for stored in file.keys():  # noqa: SIM118
+                name = FAMILIES[config.family].canonical(stored)
+                if place_of.setdefault(name, (path, stored)) != (path, stored):
+                    raise UserError(
+                        f"{path} repeats the weight {stored} of another file: remove one"
+                    )
+        present = [name for name in place_of if not _redundant(name, config)]
         check_names(config, present, _hf_name, source=directory)
-        fetch = lambda _, name: _array(files[path_of[name]], name)
-        of = (config, fetch, _hf_name, path_of.__getitem__)
+
+        def fetch(_, name):
+            path, stored = place_of[name]
+            return _array(files[path], stored)
+
+        of = (config, fetch, _hf_name, lambda name: place_of[name][0])
         params = stack_weights(*of, dtype=dtype, advance=advance)
     return Checkpoint(config, params, directory)
 

@@ -13,6 +13,7 @@ from distill_jax.models.storage import flatten
 from distill_jax.models.transformer import second_input
 
 TWO = ["llama-untied", "gemma3_text-linear"]
+DOWN = ("down_proj", "dense_4h_to_h", "c_proj")  # the last matrix of an oracle's block
 TIGHT = {"rtol": 1e-5, "atol": 1e-5}
 
 
@@ -116,11 +117,10 @@ def test_decoding_with_a_cache_equals_the_whole_pass(case, checkpoint, whole):
 def test_layers_and_neurons_are_those_of_transformers(case, checkpoint, whole):
     model, params, tokens_BT = bound(checkpoint), checkpoint.params, case.tokens_BT
     seen = []
-    layers = case.oracle.model.layers
-    hooks = [
-        layer.mlp.down_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-        for layer in layers
-    ]
+    base = case.oracle.base_model
+    layers = base.h if hasattr(base, "h") else base.layers
+    downs = [next(getattr(o.mlp, n) for n in DOWN if hasattr(o.mlp, n)) for o in layers]
+    hooks = [down.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for down in downs]
     with torch.no_grad():
         oracle = case.oracle(torch.tensor(tokens_BT), output_hidden_states=True)
     for hook in hooks:

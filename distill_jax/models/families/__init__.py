@@ -12,6 +12,8 @@ from distill_jax.models.config_values import check_values
 from distill_jax.models.families.gemma import GEMMA
 from distill_jax.models.families.gemma2 import GEMMA2
 from distill_jax.models.families.gemma3 import GEMMA3
+from distill_jax.models.families.gpt2 import GPT2
+from distill_jax.models.families.gpt_neox import GPT_NEOX
 from distill_jax.models.families.llama import LLAMA
 from distill_jax.models.families.mistral import MISTRAL
 from distill_jax.models.families.qwen2 import QWEN2
@@ -52,4 +54,6 @@ FAMILIES = {
     "gemma": GEMMA,
     "gemma2": GEMMA2,
     "gemma3_text": GEMMA3,
+    "gpt_neox": GPT_NEOX,
+    "gpt2": GPT2,
 }
