@@ -37,7 +37,7 @@ def test_a_config_json_round_trip_is_the_identity(checkpoint):
 
 SIZES_REQUIRED = {
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-    "max_position_embeddings", "rms_norm_eps",
+    "max_position_embeddings", "rms_norm_eps", "n_embd", "n_layer", "n_head", "n_positions",
 }  # fmt: skip
 
 

@@ -126,6 +126,37 @@ def test_redundant_weights_are_ignored(checkpoint, tmp_path):
     assert fingerprint(read.params) == fingerprint(checkpoint.params)
 
 
+# Checkpoints of other years: name -> name, and arrays besides the weights.
+OLD = {
+    "gpt2-tied": (
+        lambda name: name.removeprefix("transformer."),
+        {"h.1.attn.bias": np.tri(64, dtype=np.float32)[None, None]},
+    ),
+    "gpt_neox-untied": (
+        lambda name: "lm_head.weight" if name == "embed_out.weight" else name,
+        {
+            "gpt_neox.layers.1.attention.bias": np.tri(64, dtype=bool)[None, None],
+            "gpt_neox.layers.1.attention.masked_bias": np.full((), -1e9, np.float32),
+            "gpt_neox.layers.1.attention.rotary_emb.inv_freq": np.ones(2, np.float32),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OLD, indirect=True)
+def test_old_checkpoints_are_read_in_their_dtype(request, case, checkpoint, tmp_path):
+    renamed, besides = OLD[request.node.callspec.params["case"]]
+    half = huggingface.read(case.directory, dtype="float16")
+    export(half, tmp_path)
+    arrays = {renamed(name): array for name, array in stored(tmp_path).items()}
+    assert arrays.keys() != stored(tmp_path).keys()
+    save_file(arrays | besides, tmp_path / "model.safetensors")
+    read = huggingface.read(tmp_path, dtype=None)
+    assert read.config == checkpoint.config
+    assert {leaf.dtype.name for leaf in flatten(read.params).values()} == {"float16"}
+    assert fingerprint(read.params) == fingerprint(half.params)
+
+
 def edit_weights(change):
     def edit(directory):
         arrays = stored(directory)
