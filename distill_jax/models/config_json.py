@@ -12,7 +12,6 @@ from distill_jax.types import UserError
 
 # Keys of features that the decoder lacks, with the value that turns the feature off.
 UNSUPPORTED = {
-    "mlp_bias": False,
     "use_bidirectional_attention": False,
     "partial_rotary_factor": 1.0,
     "add_cross_attention": False,
@@ -134,6 +133,7 @@ def read_common(raw: dict, **own) -> ModelConfig:
         "rope_scaling": scaling,
         "activation": raw.get("hidden_act") or "silu",
         "tied": bool(raw.get("tie_word_embeddings", False)),
+        "feed_forward_bias": bool(raw.get("mlp_bias")),
     }
     return ModelConfig(**{**shared, **own})
 

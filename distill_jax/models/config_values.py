@@ -18,6 +18,7 @@ INTEGERS = {
     "sliding_window": (1, 2**31 - 1),
     "sliding_window_pattern": (1, 2**12),
     "max_window_layers": (0, 2**12),
+    "no_rope_layer_interval": (1, 2**12),
     # of GPT-2
     "n_embd": (1, 2**20),
     "n_layer": (1, 2**12),
@@ -38,10 +39,15 @@ NUMBERS = {
     "query_pre_attn_scalar": (0, 1e9),
     "attn_logit_softcapping": (0, 1e9),
     "final_logit_softcapping": (0, 1e9),
+    "embedding_multiplier": (0, 1e9),
+    "attention_multiplier": (0, 1e9),
+    "residual_multiplier": (0, 1e9),
+    "logits_scaling": (0, 1e9),
 }
 FLAGS = (
     "tie_word_embeddings",
     "attention_bias",
+    "mlp_bias",
     "use_sliding_window",
     "use_parallel_residual",
     "scale_attn_weights",
@@ -83,6 +89,9 @@ def check_values(raw: dict) -> None:
             f"config.json has {len(types)} layer_types for {blocks} num_hidden_layers: restore the"
             " file"
         )
+    turns = given.get("no_rope_layers", [])
+    if not isinstance(turns, list) or not all(flag in (0, 1) for flag in turns):
+        raise _wrong("no_rope_layers", turns, "a list of 0 and 1")
     for name in ("rope_parameters", "rope_scaling"):
         if name in given:
             _check_rope(name, given[name])

@@ -66,6 +66,9 @@ DEFAULT_WEIGHTS = {
     "blocks/feed_forward/gate": block_weight("mlp.gate_proj", "ffn_gate"),
     "blocks/feed_forward/up": block_weight("mlp.up_proj", "ffn_up"),
     "blocks/feed_forward/down": block_weight("mlp.down_proj", "ffn_down"),
+    "blocks/feed_forward/gate_bias": block_weight("mlp.gate_proj", "ffn_gate", "bias"),
+    "blocks/feed_forward/up_bias": block_weight("mlp.up_proj", "ffn_up", "bias"),
+    "blocks/feed_forward/down_bias": block_weight("mlp.down_proj", "ffn_down", "bias"),
 }
 
 # Entries of a config.json that several families' variants share.

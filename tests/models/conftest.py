@@ -23,6 +23,7 @@ SIZES = {
     "num_key_value_heads": 2,
     "head_dim": 16,
     "max_position_embeddings": 64,
+    "initializer_range": 0.3,  # sharp logits and attention
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,

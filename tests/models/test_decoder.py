@@ -14,7 +14,7 @@ from distill_jax.models.transformer import second_input
 
 TWO = ["llama-untied", "gemma3_text-linear"]
 DOWN = ("down_proj", "dense_4h_to_h", "c_proj")  # the last matrix of an oracle's block
-TIGHT = {"rtol": 1e-5, "atol": 1e-5}
+TIGHT = {"rtol": 1e-5, "atol": 1e-4}  # of hidden states with numbers up to about 30
 
 
 def bound(checkpoint, **changes):

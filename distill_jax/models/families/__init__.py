@@ -14,10 +14,13 @@ from distill_jax.models.families.gemma2 import GEMMA2
 from distill_jax.models.families.gemma3 import GEMMA3
 from distill_jax.models.families.gpt2 import GPT2
 from distill_jax.models.families.gpt_neox import GPT_NEOX
+from distill_jax.models.families.granite import GRANITE
 from distill_jax.models.families.llama import LLAMA
 from distill_jax.models.families.mistral import MISTRAL
+from distill_jax.models.families.olmo2 import OLMO2
 from distill_jax.models.families.qwen2 import QWEN2
 from distill_jax.models.families.qwen3 import QWEN3
+from distill_jax.models.families.smollm3 import SMOLLM3
 from distill_jax.models.family import Family
 from distill_jax.types import UserError
 
@@ -56,4 +59,7 @@ FAMILIES = {
     "gemma3_text": GEMMA3,
     "gpt_neox": GPT_NEOX,
     "gpt2": GPT2,
+    "granite": GRANITE,
+    "olmo2": OLMO2,
+    "smollm3": SMOLLM3,
 }

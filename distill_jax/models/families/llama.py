@@ -16,7 +16,7 @@ def _to_hf(config):
         architecture="LlamaForCausalLM",
         hidden_act=config.activation,
         attention_bias=config.qkv_bias,
-        mlp_bias=False,
+        mlp_bias=config.feed_forward_bias,
     )
 
 
@@ -70,5 +70,9 @@ LLAMA = Family(
         hf_array=_hf_array,
         variants={**TIED_AND_UNTIED, "bias": _BIAS, "rope3": _REAL_LLAMA3_ROPE},
     ),
-    variants={**TIED_AND_UNTIED, "bias": _BIAS, "rope3": {"rope_parameters": _LLAMA3_ROPE}},
+    variants={
+        **TIED_AND_UNTIED,
+        "bias": {**_BIAS, "mlp_bias": True},
+        "rope3": {"rope_parameters": _LLAMA3_ROPE},
+    },
 )
