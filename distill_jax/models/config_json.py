@@ -75,8 +75,8 @@ def read_rope(raw: dict, *, layer_type: str, theta: float) -> tuple[float, RopeS
 
 def read_rotary_width(raw: dict, head_width: int, *, share: float) -> int:
     """Coordinates of a head that turn; `share` of it where `rope_parameters` do not say."""
-    share = (raw.get("rope_parameters") or {}).get("partial_rotary_factor") or share
-    return int(head_width * share)
+    parameters = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    return int(head_width * (parameters.get("partial_rotary_factor") or share))
 
 
 def rotary_share(config: ModelConfig) -> float:

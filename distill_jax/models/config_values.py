@@ -39,6 +39,7 @@ NUMBERS = {
     "query_pre_attn_scalar": (0, 1e9),
     "attn_logit_softcapping": (0, 1e9),
     "final_logit_softcapping": (0, 1e9),
+    "partial_rotary_factor": (0, 1),
     "embedding_multiplier": (0, 1e9),
     "attention_multiplier": (0, 1e9),
     "residual_multiplier": (0, 1e9),

@@ -63,6 +63,15 @@ def test_absent_keys_mean_what_they_mean_to_transformers(name):
             assert read(less) == read(full), gone
 
 
+@pytest.mark.parametrize("kind", ["longrope", "su"])
+@pytest.mark.parametrize("name", ["rope_scaling", "rope_parameters"])
+def test_the_long_variants_of_phi_are_refused_by_the_name_of_their_key(name, kind):
+    factors = [1.0] * 4
+    raw = {**SIZES, name: {"type": kind, "short_factor": factors, "long_factor": factors}}
+    with pytest.raises(UserError, match=f"asks for {name} of type {kind}, .*4k positions"):
+        FAMILIES["phi3"].from_hf(raw)
+
+
 def test_every_file_of_the_room_is_in_the_registry():
     for file in pkgutil.iter_modules(families.__path__, families.__name__ + "."):
         module = importlib.import_module(file.name)

@@ -18,6 +18,7 @@ from distill_jax.models.families.granite import GRANITE
 from distill_jax.models.families.llama import LLAMA
 from distill_jax.models.families.mistral import MISTRAL
 from distill_jax.models.families.olmo2 import OLMO2
+from distill_jax.models.families.phi3 import PHI3
 from distill_jax.models.families.qwen2 import QWEN2
 from distill_jax.models.families.qwen3 import QWEN3
 from distill_jax.models.families.smollm3 import SMOLLM3
@@ -61,5 +62,6 @@ FAMILIES = {
     "gpt2": GPT2,
     "granite": GRANITE,
     "olmo2": OLMO2,
+    "phi3": PHI3,
     "smollm3": SMOLLM3,
 }

@@ -1,0 +1,69 @@
+"""Phi 3, 3.5 and 4: Llama with one matrix for query, key and value, and one for gate and up."""
+
+from distill_jax.models.config_json import (
+    read_common,
+    read_rotary_width,
+    required,
+    rotary_share,
+    write_common,
+)
+from distill_jax.models.family import DEFAULT_WEIGHTS, TIED_AND_UNTIED, Family, block_weight
+from distill_jax.types import UserError
+
+_LONG = ("longrope", "su", "yarn")  # three names of one thing in files of this family
+
+
+def _from_hf(raw):
+    for name in ("rope_parameters", "rope_scaling"):
+        scaling = raw.get(name) or {}
+        kind = scaling.get("rope_type") or scaling.get("type")
+        if kind in _LONG:
+            raise UserError(
+                f"config.json asks for {name} of type {kind}, which is not supported: use the"
+                " model's variant for 4k positions"
+            )
+    heads, window = required(raw, "num_attention_heads"), raw.get("sliding_window")
+    head_width = raw.get("head_dim") or required(raw, "hidden_size") // heads
+    share = raw.get("partial_rotary_factor") or 1.0
+    turned = read_rotary_width(raw, head_width, share=share)
+    return read_common(
+        {**raw, "partial_rotary_factor": None},  # read above
+        family="phi3",
+        rotary_width=None if turned == head_width else turned,
+        sliding_window=window,
+        local_blocks=None if window is None else (True,) * required(raw, "num_hidden_layers"),
+    )
+
+
+def _to_hf(config):
+    return write_common(
+        config,
+        architecture="Phi3ForCausalLM",
+        hidden_act=config.activation,
+        sliding_window=config.sliding_window,
+        partial_rotary_factor=rotary_share(config),
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+    )
+
+
+_QUERY_KEY_VALUE = block_weight("self_attn.qkv_proj", "attn_qkv")
+_GATE_UP = block_weight("mlp.gate_up_proj", "ffn_up")
+
+PHI3 = Family(
+    from_hf=_from_hf,
+    to_hf=_to_hf,
+    weights={
+        **DEFAULT_WEIGHTS,
+        "blocks/attention/query": _QUERY_KEY_VALUE,
+        "blocks/attention/key": _QUERY_KEY_VALUE,
+        "blocks/attention/value": _QUERY_KEY_VALUE,
+        "blocks/feed_forward/gate": _GATE_UP,
+        "blocks/feed_forward/up": _GATE_UP,
+    },
+    variants={
+        **TIED_AND_UNTIED,
+        "window": {"sliding_window": 5},
+        "partial": {"partial_rotary_factor": 0.75},
+    },
+)
