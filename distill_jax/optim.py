@@ -159,12 +159,14 @@ def is_matrix(params: Params) -> Params:
 
 
 def _block_matrices(params: Params) -> Params:
-    """Blocks are stacked [L, in, out]: the leading axis is a batch of matrices."""
-    spec = MuonDimensionNumbers(reduction_axis=1, output_axis=2)
-    return jax.tree_util.tree_map_with_path(
-        lambda path, matrix: spec if matrix and path_name(path).startswith("blocks/") else None,
-        is_matrix(params),
-    )
+    """Blocks are stacked [L, in, out], experts [L, E, in, out]: the first axes are a batch."""
+
+    def spec(path, leaf, matrix):
+        if not matrix or not path_name(path).startswith("blocks/"):
+            return None
+        return MuonDimensionNumbers(reduction_axis=leaf.ndim - 2, output_axis=leaf.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(spec, params, is_matrix(params))
 
 
 SCHEDULES = {

@@ -3,7 +3,8 @@
 Shape legend, used in every name of this package:
   B sequences (rows)   T positions   V vocabulary entries   D model width
   L blocks             N query heads K key/value heads      H head width
-  F feed-forward neurons             S cache slots          E known entries of a partial target
+  F feed-forward neurons             S cache slots          E known entries of a partial target,
+                                                            or experts
   M temperatures, draws or teachers  x any leading shape
 """
 
@@ -91,11 +92,28 @@ class Unembed(NamedTuple):
     scale: float = 1.0
 
 
+class Routing(NamedTuple):
+    """Where the routers sent the tokens of a batch, padding left out; E indexes experts.
+
+    chosen_LE       tokens of which the expert was one of those chosen
+    probability_LE  the router's probability of the expert, summed over tokens
+    tokens_L        tokens
+    """
+
+    chosen_LE: Array
+    probability_LE: Array
+    tokens_L: Array
+
+
 class Hidden(NamedTuple):
-    """Output of a decoder: final hidden states (after the last norm); on request, each block's."""
+    """Output of a decoder: final hidden states (after the last norm); on request, each block's.
+
+    routing: of a model with experts, where it reads packed rows.
+    """
 
     last_BTD: Array
     layers_LBTD: Array | None = None
+    routing: Routing | None = None
 
 
 class Projected(NamedTuple):

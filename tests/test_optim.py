@@ -81,14 +81,18 @@ def test_an_optimizer_lowers_a_quadratic(name):
     assert distance(params) < start
 
 
-def test_muon_orthogonalizes_each_matrix_of_the_stack():
+@pytest.mark.parametrize(
+    ("more", "stack"), [({}, "up"), ({"experts": 3, "experts_per_token": 2}, "expert_up")]
+)
+def test_muon_orthogonalizes_each_matrix_of_the_stack(more, stack):
     """The update of a stacked matrix has equal singular values; embedding and norms take Adam's."""
-    params = tiny.params(tiny.model())
+    params = tiny.params(tiny.model(**more))
     chosen = options(name="muon", schedule="constant", warmup_steps=0, muon_iterations=12)
     optimizer = make_optimizer(chosen, STEPS)
     gradient = jax.tree.map(lambda x: x + 0.1, params)
     updates, _ = optimizer.update(gradient, optimizer.init(params), params)
-    for matrix in np.asarray(updates["blocks"]["feed_forward"]["up"]):
+    stacked = np.asarray(updates["blocks"]["feed_forward"][stack])
+    for matrix in stacked.reshape(-1, *stacked.shape[-2:]):
         singular = np.linalg.svd(matrix, compute_uv=False)
         assert singular.max() / singular.min() < 2.0
     # Adam's first step is as large for every number; optax gives it Nesterov's momentum too.

@@ -20,7 +20,7 @@ class ModelConfig:
     """Everything that defines the decoder's forward pass; hashable.
 
     family            key of families.FAMILIES: how files are read and written
-    neurons           width of the feed-forward half (F)
+    neurons           width of the feed-forward half, or of each expert (F)
     rope_local_theta  rotary base of local blocks; None: the same as global blocks
     sliding_window    positions a local block looks back, itself included
     local_blocks      one flag per block; None: no block is local
@@ -33,6 +33,9 @@ class ModelConfig:
                       all heads side by side; "": none
     unit_offset_norm  norms multiply by (1 + weight)
     gated             the feed-forward half multiplies two projections
+    experts           feed-forward halves side by side, of which a router chooses; 0: one half
+    experts_per_token of them, those that a token goes to
+    router_normalised the weights of a token's experts add up to 1
     parallel_residual both halves of a block take in the block's input
     pre_norms         a norm on the input of each half
     post_norms        a norm on the output of each half, before the residual sum
@@ -67,6 +70,9 @@ class ModelConfig:
     norm_bias: bool = False
     gated: bool = True
     feed_forward_bias: bool = False
+    experts: int = 0
+    experts_per_token: int = 0
+    router_normalised: bool = True
     parallel_residual: bool = False
     query_key_norm: str = ""
     unit_offset_norm: bool = False
@@ -94,6 +100,11 @@ class ModelConfig:
         if self.activation not in ACTIVATIONS:
             raise UserError(
                 f"activation '{self.activation}' is not supported: use one of {sorted(ACTIVATIONS)}"
+            )
+        if self.experts and not 1 <= self.experts_per_token <= self.experts:
+            raise UserError(
+                f"a token goes to {self.experts_per_token} of {self.experts} experts: use a number"
+                f" from 1 to {self.experts}"
             )
         for name in ("local_blocks", "rope_blocks"):
             flags = getattr(self, name)

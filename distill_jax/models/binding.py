@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.context import block_kinds, cache_context, packed_context
@@ -52,10 +53,15 @@ class Model(NamedTuple):
     decode: Callable
 
 
-def bind(config: ModelConfig, *, param_dtype, compute_dtype, remat: str) -> Model:
-    """The decoder of a config. remat: what the backward pass keeps, a key of REMAT."""
+def bind(
+    config: ModelConfig, *, param_dtype, compute_dtype, remat: str, mesh: Mesh | None = None
+) -> Model:
+    """The decoder of a config. remat: what the backward pass keeps, a key of REMAT.
+
+    mesh: that experts are computed on; all else goes by the shardings of the arrays.
+    """
     param_dtype, compute_dtype = jnp.dtype(param_dtype), jnp.dtype(compute_dtype)
-    make_block = lambda key: Block(config, param_dtype, key)
+    make_block = lambda key: Block(config, param_dtype, key, mesh)
     make_ends = lambda key: EmbeddingAndHead(config, param_dtype, key)
     block = _merger(make_block)
     merge_ends = _merger(make_ends)
@@ -76,15 +82,19 @@ def bind(config: ModelConfig, *, param_dtype, compute_dtype, remat: str) -> Mode
 
         def layer(x_BTD, inputs):
             block_params, kind = inputs
-            x_BTD = block(block_params)(x_BTD, context, kind)
-            return x_BTD, x_BTD if keep_layers else None
+            one, routing = block(block_params), None
+            if config.experts:
+                x_BTD, routing = one.routed(x_BTD, context, kind, segment_BT > 0)
+            else:
+                x_BTD = one(x_BTD, context, kind)
+            return x_BTD, (x_BTD if keep_layers else None, routing)
 
-        x_BTD, layers_LBTD = jax.lax.scan(
+        x_BTD, (layers_LBTD, routing) = jax.lax.scan(
             REMAT[remat](layer),
             embed(params, tokens_BT, position_BT),
             (params["blocks"], block_kinds(config)),
         )
-        return Hidden(ends(params).finish(x_BTD), layers_LBTD)
+        return Hidden(ends(params).finish(x_BTD), layers_LBTD, routing)
 
     def new_cache(batch, slots, dtype):
         shape = (config.blocks, batch, slots, config.kv_heads, config.head_width)

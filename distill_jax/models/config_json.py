@@ -113,6 +113,19 @@ def write_layer_types(config: ModelConfig) -> list[str]:
     return ["sliding_attention" if local else "full_attention" for local in flags]
 
 
+def read_experts(raw: dict, *, count: int, per_token: int) -> tuple[dict, dict]:
+    """(the other entries of a config.json, the fields of its experts); `count` and `per_token` are
+    the defaults of absent keys.
+
+    Older files say num_experts where newer ones say num_local_experts.
+    """
+    names = ("num_local_experts", "num_experts")
+    given = [raw[name] for name in names if raw.get(name) is not None]
+    rest = {name: value for name, value in raw.items() if name not in names}
+    per_token = raw.get("num_experts_per_tok", per_token)
+    return rest, {"experts": given[0] if given else count, "experts_per_token": per_token}
+
+
 def read_common(raw: dict, **own) -> ModelConfig:
     """The config from the keys that most families share; the family's `own` fields override it."""
     refuse_unsupported(raw)

@@ -25,6 +25,11 @@ INTEGERS = {
     "n_head": (1, 2**14),
     "n_inner": (1, 2**22),
     "n_positions": (1, 2**31 - 1),
+    "num_experts": (0, 2**14),
+    "num_local_experts": (0, 2**14),
+    "num_experts_per_tok": (1, 2**14),
+    "moe_intermediate_size": (1, 2**22),
+    "decoder_sparse_step": (1, 2**12),
 }
 # Of other numbers: more than the first, at most the second.
 NUMBERS = {
@@ -50,6 +55,7 @@ FLAGS = (
     "attention_bias",
     "mlp_bias",
     "use_sliding_window",
+    "norm_topk_prob",
     "use_parallel_residual",
     "scale_attn_weights",
 )

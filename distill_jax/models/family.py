@@ -37,6 +37,11 @@ DEFAULT_SHARDING = [
     (r"blocks/feed_forward/(gate|up)", (None, "fsdp", "tensor")),
     (r"blocks/feed_forward/(gate|up)_bias", (None, "tensor")),
     (r"blocks/feed_forward/down", (None, "tensor", "fsdp")),
+    (r"blocks/feed_forward/router", (None, "fsdp", "tensor")),
+    (r"blocks/feed_forward/expert_(gate|up)", (None, "expert", "fsdp", "tensor")),
+    (r"blocks/feed_forward/expert_(gate|up)_bias", (None, "expert", "tensor")),
+    (r"blocks/feed_forward/expert_down", (None, "expert", "tensor", "fsdp")),
+    (r"blocks/feed_forward/expert_down_bias", (None, "expert", None)),
     (r".*", ()),
 ]
 

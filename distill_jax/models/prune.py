@@ -77,6 +77,12 @@ def pruned_config(config: ModelConfig, options: PruneOptions) -> ModelConfig:
     Raises UserError if more is to be kept than the model has.
     """
     blocks = _wanted("blocks", options.blocks, config.blocks)
+    if config.experts and 0 < options.neurons < config.neurons:
+        raise UserError(
+            f"config.student.prune.neurons is {options.neurons}, and the model has"
+            f" {config.experts} experts, whose neurons are not pruned: leave it 0, and use"
+            " config.student.prune.blocks"
+        )
     neurons = _wanted("neurons", options.neurons, config.neurons)
     flags = _flags(config, range(blocks))
     return dataclasses.replace(config, blocks=blocks, neurons=neurons, **flags)
@@ -179,7 +185,8 @@ def _attention_half(run, block, streams, kind, options):
 def _feed_forward_half(run, block, streams, neurons, options):
     """The block with fewer neurons, and the pruned stream after the half."""
     half = block["feed_forward"]
-    if options.refit or neurons < half["down"].shape[0]:
+    # Experts stay as they are: which tokens they see is the router's matter.
+    if "down" in half and (options.refit or neurons < half["down"].shape[0]):
         sums = _total(
             run.feed_forward_sums(block, s.inputs[1], s.small_BTD, s.whole_BTD, s.mask_BT)
             for s in streams

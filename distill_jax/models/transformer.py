@@ -8,15 +8,17 @@ and the softmax are float32.
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.attention import attention
 from distill_jax.models.context import Context, view_of
+from distill_jax.models.experts import Experts
 from distill_jax.models.feed_forward import FeedForward
 from distill_jax.models.norms import norm_weight, normalize, normed, stream_norm
 from distill_jax.models.projections import back_to_stream, matrix, project, vector
 from distill_jax.models.rope import rotate
-from distill_jax.types import Array, Unembed
+from distill_jax.types import Array, Routing, Unembed
 
 
 class Attention(nnx.Module):
@@ -92,11 +94,15 @@ def second_input(config: ModelConfig, x_BTD: Array, middle_BTD: Array) -> Array:
 class Block(nnx.Module):
     """One layer; its halves add to the residual stream one after the other, or in parallel."""
 
-    def __init__(self, config: ModelConfig, dtype, key):
+    def __init__(self, config: ModelConfig, dtype, key, mesh: Mesh | None = None):
         attention_key, feed_forward_key = jax.random.split(key)
         self.config = config
         self.attention = Attention(config, dtype, attention_key)
-        self.feed_forward = FeedForward(config, dtype, feed_forward_key)
+        self.feed_forward = (
+            Experts(config, dtype, feed_forward_key, mesh)
+            if config.experts
+            else FeedForward(config, dtype, feed_forward_key)
+        )
 
     def __call__(
         self, x_BTD: Array, context: Context, kind, store=lambda key, value: (key, value)
@@ -104,6 +110,15 @@ class Block(nnx.Module):
         """The residual stream after the block."""
         middle_BTD = self.attend(x_BTD, context, kind, store)
         return middle_BTD + self.feed_forward(second_input(self.config, x_BTD, middle_BTD))
+
+    def routed(
+        self, x_BTD: Array, context: Context, kind, counted_BT: Array
+    ) -> tuple[Array, Routing]:
+        """The same of a block with experts, and where its router sent the counted tokens."""
+        middle_BTD = self.attend(x_BTD, context, kind)
+        of = second_input(self.config, x_BTD, middle_BTD), counted_BT
+        added_BTD, routing = self.feed_forward.routed(*of)
+        return middle_BTD + added_BTD, routing
 
     def attend(
         self, x_BTD: Array, context: Context, kind, store=lambda key, value: (key, value)

@@ -14,7 +14,7 @@ from distill_jax.models.storage import layout
 from distill_jax.types import UserError
 from tests.models.conftest import CASES, SIZES
 
-AXES = {"fsdp", "tensor", None}
+AXES = {"fsdp", "tensor", "expert", None}
 
 
 def test_every_parameter_has_a_sharding_rule(checkpoint):
@@ -26,8 +26,10 @@ def test_every_parameter_has_a_sharding_rule(checkpoint):
         assert set(rule) <= AXES
         named = [axis for axis in rule if axis]
         assert len(named) == len(set(named))
-        matrix = len(shape) - path.startswith("blocks/") == 2
-        assert (set(named) == {"fsdp", "tensor"}) == matrix
+        axes = len(shape) - path.startswith("blocks/")
+        is_of_expert = path.rsplit("/", 1)[-1].startswith("expert_")
+        assert ("expert" in named) == is_of_expert
+        assert ({"fsdp", "tensor"} <= set(named)) == (axes - is_of_expert == 2)
 
 
 def test_a_config_json_round_trip_is_the_identity(checkpoint):
@@ -103,3 +105,12 @@ def test_the_window_of_mistral_is_that_of_its_config_json(entries, window, local
     assert (config.sliding_window, config.local_blocks) == (window, local)
     assert (config.kv_heads, config.head_width) == (8, 2)
     assert family.from_hf(family.to_hf(config)) == config
+
+
+@pytest.mark.parametrize("where", [{"decoder_sparse_step": 2}, {"mlp_only_layers": [1]}])
+def test_blocks_with_and_without_experts_are_refused_together(where):
+    whole = transformers.AutoConfig.for_model("qwen3_moe", **{**SIZES, **where}).to_dict()
+    with pytest.raises(UserError, match=r"experts to [12] of 3 blocks .*must be alike"):
+        FAMILIES["qwen3_moe"].from_hf(whole)
+    alike = FAMILIES["qwen3_moe"].from_hf({**whole, "mlp_only_layers": [0, 1, 2]})
+    assert (alike.experts, alike.neurons) == (0, SIZES["intermediate_size"])

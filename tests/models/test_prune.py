@@ -11,6 +11,7 @@ from distill_jax.models.binding import bind
 from distill_jax.models.prune import PruneOptions, prune
 from distill_jax.models.prune_blocks import BLOCK_CRITERIA
 from distill_jax.models.refit import NEURON_CRITERIA
+from distill_jax.models.storage import flatten
 from distill_jax.types import UserError
 from tests import tiny
 
@@ -146,3 +147,14 @@ def test_padding_does_not_count(whole):
 def test_keeping_more_than_there_is_is_refused(whole, name, wanted):
     with pytest.raises(UserError, match=f"student.prune.{name} is {wanted}"):
         cut(whole, **{name: wanted})
+
+
+def test_a_model_with_experts_loses_blocks_and_no_neurons():
+    model = tiny.model(blocks=3, width=16, experts=4, experts_per_token=2)
+    whole = model, tiny.params(model, 5), [tiny.batch(0, rows=8)]
+    config, pruned, kept = cut(whole, blocks=2)
+    assert len(kept) == config.blocks == 2
+    experts = [flatten(params)["blocks/feed_forward/expert_up"] for params in (whole[1], pruned)]
+    np.testing.assert_array_equal(experts[0][np.array(kept)], experts[1])
+    with pytest.raises(UserError, match=r"prune\.neurons is 5, and the model has 4 experts"):
+        cut(whole, neurons=5)

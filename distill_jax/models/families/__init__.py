@@ -17,10 +17,12 @@ from distill_jax.models.families.gpt_neox import GPT_NEOX
 from distill_jax.models.families.granite import GRANITE
 from distill_jax.models.families.llama import LLAMA
 from distill_jax.models.families.mistral import MISTRAL
+from distill_jax.models.families.mixtral import MIXTRAL
 from distill_jax.models.families.olmo2 import OLMO2
 from distill_jax.models.families.phi3 import PHI3
 from distill_jax.models.families.qwen2 import QWEN2
 from distill_jax.models.families.qwen3 import QWEN3
+from distill_jax.models.families.qwen3_moe import QWEN3_MOE
 from distill_jax.models.families.smollm3 import SMOLLM3
 from distill_jax.models.family import Family
 from distill_jax.types import UserError
@@ -55,6 +57,8 @@ FAMILIES = {
     "mistral": MISTRAL,
     "qwen2": QWEN2,
     "qwen3": QWEN3,
+    "mixtral": MIXTRAL,
+    "qwen3_moe": QWEN3_MOE,
     "gemma": GEMMA,
     "gemma2": GEMMA2,
     "gemma3_text": GEMMA3,
