@@ -112,12 +112,24 @@ def test_only_matrices_decay(name):
     assert float(jnp.abs(updates["final_norm"]).max()) == 0
 
 
-def test_stacked_norms_and_biases_are_not_matrices():
-    params = tiny.params(tiny.model(qkv_bias=True, query_key_norm="head"))
-    kinds = is_matrix(params)["blocks"]["attention"]
-    assert [name for name, matrix in sorted(kinds.items()) if matrix] == [
-        "key", "output", "query", "value",
-    ]  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"qkv_bias": True, "query_key_norm": "head"},
+        {
+            "norm": "layer", "norm_bias": True, "gated": False, "feed_forward_bias": True,
+            "qkv_bias": True, "output_bias": True, "learned_positions": True,
+        },
+    ],
+)  # fmt: skip
+def test_stacked_norms_and_biases_are_not_matrices(fields):
+    params = tiny.params(tiny.model(**fields))
+    for path, matrix in jax.tree_util.tree_leaves_with_path(is_matrix(params)):
+        leaf = params
+        for key in path:
+            leaf = leaf[key.key]
+        assert matrix == (leaf.ndim - (path[0].key == "blocks") == 2), path
+    assert sum(jax.tree.leaves(is_matrix(params))) == 8
 
 
 @pytest.mark.parametrize(

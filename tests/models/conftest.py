@@ -33,6 +33,8 @@ CASES = {
     for name, family in FAMILIES.items()
     for variant, entries in family.variants.items()
 }
+# The first case of each family.
+FIRST = [next(name for name in CASES if name.startswith(f"{family}-")) for family in FAMILIES]
 TOKENS_BT = np.random.default_rng(0).integers(0, SIZES["vocab_size"], (2, 24))
 
 

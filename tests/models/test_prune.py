@@ -14,6 +14,7 @@ from distill_jax.models.refit import NEURON_CRITERIA
 from distill_jax.models.storage import flatten
 from distill_jax.types import UserError
 from tests import tiny
+from tests.models.conftest import FIRST
 
 
 def summed_nll(hidden_BTD, unembed, batch):
@@ -130,6 +131,20 @@ def test_local_flags_follow_their_blocks():
         model, tiny.params(model), [tiny.batch()], OPTIONS._replace(blocks=2), summed_nll
     )
     assert config.local_blocks == tuple(model.config.local_blocks[i] for i in kept)
+
+
+@pytest.mark.parametrize("case", FIRST, indirect=True)
+def test_pruning_fits_every_family(checkpoint):
+    """Neurons that do nothing go, the rest is refitted to what it was; or one line refuses."""
+    model, params = bound(checkpoint.config), jax.tree.map(jnp.asarray, checkpoint.params)
+    half = dict(params["blocks"]["feed_forward"])
+    dead = np.arange(0, checkpoint.config.neurons, 3)
+    half["down"] = half["down"].at[:, dead].set(0.0)
+    params["blocks"] = {**params["blocks"], "feed_forward": half}
+    batches = [tiny.batch(seed, rows=8, vocab=checkpoint.config.vocab) for seed in range(2)]
+    of = (model, params, batches)
+    wanted = checkpoint.config.neurons - len(dead)
+    assert error(of, neurons=wanted, neuron_criterion="contribution") < 1e-6
 
 
 def test_padding_does_not_count(whole):

@@ -1,0 +1,84 @@
+"""Every family on eight devices: the loss and the gradients of one device."""
+
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import transformers
+
+from distill_jax.models.binding import bind
+from distill_jax.models.families import FAMILIES
+from distill_jax.models.storage import flatten
+from distill_jax.sharding import batch_sharding, make_mesh, parameter_shardings
+from tests import tiny
+from tests.cli import ROOT, environment
+from tests.models.conftest import CASES, FIRST, SIZES
+
+eight = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices: see the last test")
+
+
+def made(name):
+    """The bound model of a case, and parameters of which none is trivial."""
+    family, entries = CASES[name]
+    raw = transformers.AutoConfig.for_model(family, **{**SIZES, **entries}).to_dict()
+    config = FAMILIES[family].from_hf(raw)
+    model = bind(config, param_dtype="float32", compute_dtype="float32", remat="none")
+    r = np.random.default_rng(0)
+    draw = lambda leaf: r.normal(0.0, 0.3, leaf.shape).astype(np.float32)
+    return model, jax.tree.map(draw, model.abstract())
+
+
+@eight
+@pytest.mark.parametrize("name", FIRST)
+def test_gradients_are_those_of_one_device(name):
+    model, params = made(name)
+    batch = tiny.batch(rows=8, vocab=model.config.vocab)
+
+    def loss(params, tokens_BT, segment_BT, position_BT):
+        hidden = model.apply(params, tokens_BT, segment_BT, position_BT)
+        return jnp.mean((hidden.last_BTD @ model.unembed(params).weight_DV) ** 2)
+
+    run = jax.jit(jax.value_and_grad(loss))
+    of = (batch.tokens_BT, batch.segment_BT, batch.position_BT)
+    mesh = make_mesh(2, 2, 2)
+    rules = FAMILIES[model.config.family].sharding
+    shardings = parameter_shardings(params, rules, mesh)
+    split = {
+        path
+        for path, sharding in flatten(shardings).items()
+        if any(axis == "tensor" for axis in sharding.spec)
+    }
+    placed = jax.device_put(params, shardings)
+    with jax.default_device(jax.devices()[0]):
+        wanted = run(params, *of)
+    found = run(placed, *jax.device_put(of, batch_sharding(mesh)))
+    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-5)
+    found, wanted = flatten(found[1]), flatten(wanted[1])
+    largest = max(np.abs(leaf).max() for leaf in wanted.values())
+    for path, leaf in found.items():
+        # Where it is 0 but for rounding, as of a key's bias without rotary positions.
+        scale = max(np.abs(wanted[path]).max(), 1e-3 * largest)
+        np.testing.assert_allclose(leaf, wanted[path], rtol=0, atol=1e-5 * scale, err_msg=path)
+    # A bias goes with the outputs of its matrix.
+    for path in flatten(params):
+        matrix = path.removesuffix("_bias")
+        if matrix != path and matrix in split:
+            outputs = flatten(shardings)[matrix].spec[-1]
+            assert tuple(flatten(shardings)[path].spec)[1:] in {(outputs,), ()}, path
+
+
+@pytest.mark.skipif(jax.device_count() == 8, reason="runs in the process that it starts")
+def test_on_eight_simulated_devices():
+    """The tests above, in a process of eight devices."""
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | environment(8), capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) == len(FIRST)
