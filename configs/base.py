@@ -76,6 +76,8 @@ def get_config(variant: str = "train") -> ConfigDict:
     # held-out text, given in the same way; empty: see data.held_out_fraction
     c.data.eval_source = ""
     c.data.format = ""  # of the files of both: text | jsonl | parquet; empty: by their suffix
+    # directory of the tokenised text; empty: distill_jax/tokens in the user's cache directory
+    c.data.store = ""
     c.data.template = "plain"  # of prompt + completion: plain (joined) | chat (as two turns)
     # [0, or 1e-6 to 0.999999] share of documents that is held out without eval_source
     c.data.held_out_fraction = 0.05

@@ -16,5 +16,8 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # Programs run for milliseconds and are compiled for seconds; XLA_FLAGS="" optimizes as for a user.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Tokenised texts: not those of whoever runs the tests.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="distill_jax_tests_")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 # One core for each of the two workers.
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -62,8 +62,12 @@ class Fingerprint:
 
     def add(self, document: Document) -> None:
         """One more document."""
-        self._digest.update(content_hash(document))
-        self._digest.update(hashlib.sha256(document.label.encode()).digest())
+        self.add_hash(content_hash(document), document.label)
+
+    def add_hash(self, content: bytes, label: str) -> None:
+        """The same by the content_hash of a document."""
+        self._digest.update(content)
+        self._digest.update(hashlib.sha256(label.encode()).digest())
 
     def hexdigest(self) -> str:
         """sha256 in hex of the documents so far."""

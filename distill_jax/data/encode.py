@@ -20,16 +20,18 @@ _BATCH = 256  # documents encoded at a time; only limits memory
 class Tokenized(NamedTuple):
     """All documents, concatenated.
 
-    tokens   uint32 [n], token ids
-    trained  uint8 [n], 1 where the token is trained
+    tokens   uint32 [n] or uint16 [n], token ids: an array, or what gives slices of one (store.py)
+    trained  uint8 [n], 1 where the token is trained; as tokens
     offsets  int64 [documents + 1], document d is tokens[offsets[d]:offsets[d + 1]]
     labels   the domain label of each document
+    trained_tokens  how many tokens are predicted and trained; None: not counted yet
     """
 
-    tokens: np.ndarray
-    trained: np.ndarray
+    tokens: Any
+    trained: Any
     offsets: np.ndarray
-    labels: tuple[str, ...]
+    labels: Sequence[str]
+    trained_tokens: int | None = None
 
 
 class Encoded(NamedTuple):
@@ -163,13 +165,10 @@ def _close_pair(
     return ids, np.concatenate([np.zeros(len(before)), marks, [1]]).astype(np.uint8)
 
 
-def check_vocabulary(tokenized: Tokenized, tokenizer: Tokenizer, *, vocab_size: int) -> None:
-    """Raises UserError if the documents hold a token that the model's embedding lacks."""
-    highest = int(tokenized.tokens.max(initial=0))
+def check_vocabulary(highest: int, tokenizer: Tokenizer, *, vocab_size: int) -> None:
+    """Raises UserError if the highest token of some documents is one that an embedding lacks."""
     if highest >= vocab_size:
-        place = int(np.argmax(tokenized.tokens >= vocab_size))
-        token = int(tokenized.tokens[place])
         raise UserError(
-            f"token {token} ({tokenizer.backend.id_to_token(token)!r}) of the data is outside the "
-            f"model's vocabulary of {vocab_size}: use the tokenizer of this model"
+            f"token {highest} ({tokenizer.backend.id_to_token(highest)!r}) of the data is outside"
+            f" the model's vocabulary of {vocab_size}: use the tokenizer of this model"
         )

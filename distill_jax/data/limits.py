@@ -42,6 +42,17 @@ def characters_of(document: Document) -> int:
     return len(document.text) if document.text is not None else sum(map(len, document.pair))
 
 
+def size_of(document: Document) -> int:
+    """Bytes of its content in UTF-8, without what a template adds."""
+    if document.messages is not None:
+        return sum(_bytes(turn["content"] or "") for turn in document.messages)
+    return sum(map(_bytes, (document.text,) if document.text is not None else document.pair))
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
 def batches(
     documents: Iterable[Document], most: int, left: Callable[[], float]
 ) -> Iterator[list[tuple[Document, Document]]]:

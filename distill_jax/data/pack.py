@@ -161,11 +161,17 @@ class Epoch(NamedTuple):
 def describe(rows: Rows) -> Epoch:
     """The size of one pass over the rows."""
     tokens = int(rows.piece_lengths.sum())
-    offsets, trained = rows.tokenized.offsets, rows.tokenized.trained
-    first_tokens = offsets[:-1][np.diff(offsets) > 0]  # these are never predicted
     return Epoch(
         rows=len(rows),
         fill=tokens / (len(rows) * rows.seq_len),
         tokens=tokens,
-        trained_tokens=int(np.count_nonzero(trained) - np.count_nonzero(trained[first_tokens])),
+        trained_tokens=_trained(rows.tokenized),
     )
+
+
+def _trained(tokenized: Tokenized) -> int:
+    if tokenized.trained_tokens is not None:
+        return tokenized.trained_tokens
+    offsets, trained = tokenized.offsets, tokenized.trained
+    first_tokens = offsets[:-1][np.diff(offsets) > 0]  # these are never predicted
+    return int(np.count_nonzero(trained) - np.count_nonzero(trained[first_tokens]))

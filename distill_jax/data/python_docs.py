@@ -5,6 +5,7 @@ import importlib.util
 import sysconfig
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from distill_jax.data.documents import Document
@@ -24,6 +25,15 @@ def read_python_docs() -> Iterator[Document]:
     paragraph is kept only in the first document that has it, the longest topics first, so that no
     held-out document repeats a training one. The order is the same on every run of the same Python.
     """
+    yield from _documents()
+
+
+@cache  # parsing takes seconds, and the documents are two megabytes
+def _documents() -> tuple[Document, ...]:
+    return tuple(_read())
+
+
+def _read() -> Iterator[Document]:
     seen: set[str] = set()
     topics = sorted(_topics().items(), key=lambda item: (-len(item[1]), item[0]))
     for name, text in topics:
@@ -55,14 +65,27 @@ def _topics() -> dict[str, str]:
     return topics
 
 
-def _modules() -> Iterator[tuple[str, str]]:
-    root = Path(sysconfig.get_path("stdlib"))
+def python_docs_files() -> list[Path]:
+    """The files that the documents are read from."""
+    found = importlib.util.find_spec("pydoc_data.topics")
+    return [*([Path(found.origin)] if found else []), *(_root() / file for file in _files())]
+
+
+def _root() -> Path:
+    return Path(sysconfig.get_path("stdlib"))
+
+
+def _files() -> list[Path]:
+    root = _root()
     files = sorted((path.relative_to(root) for path in root.rglob("*.py")), key=lambda p: p.parts)
-    for file in files:
-        if _SKIPPED_FOLDERS.isdisjoint(file.parts):
-            docstrings = _docstrings((root / file).read_bytes())
-            name = ".".join(part for part in file.with_suffix("").parts if part != "__init__")
-            yield name, "\n\n".join(docstrings)
+    return [file for file in files if _SKIPPED_FOLDERS.isdisjoint(file.parts)]
+
+
+def _modules() -> Iterator[tuple[str, str]]:
+    for file in _files():
+        docstrings = _docstrings((_root() / file).read_bytes())
+        name = ".".join(part for part in file.with_suffix("").parts if part != "__init__")
+        yield name, "\n\n".join(docstrings)
 
 
 def _docstrings(source: bytes) -> list[str]:

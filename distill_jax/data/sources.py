@@ -1,16 +1,16 @@
 """Where documents come from: one entry of SOURCES for each kind of source."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from distill_jax.data.documents import Document
 from distill_jax.data.files import files_of, read_all, read_files
 from distill_jax.data.formats import FORMATS, OF_SUFFIX, format_of
-from distill_jax.data.python_docs import read_python_docs
+from distill_jax.data.python_docs import python_docs_files, read_python_docs
 from distill_jax.data.records import document_from_record
 from distill_jax.types import UserError
 from distill_jax.words import first_line
@@ -32,12 +32,24 @@ def read_documents(source: str, form: str = "") -> Iterator[Document]:
     Raises UserError if the source does not exist, is malformed, or holds no document.
     """
     kind, _, address = source.partition(":")
-    read, empty = SOURCES.get(kind), True
-    for document in read_files(source, form) if read is None else read(address, form):
+    known, empty = SOURCES.get(kind), True
+    for document in read_files(source, form) if known is None else known.read(address, form):
         empty = False
         yield document
     if empty:
         raise UserError(f"data source {source!r} holds no document: check that it is not empty")
+
+
+def files_of_source(source: str, form: str = "") -> list[Path]:
+    """The files that its documents come from, in the same order on every run.
+
+    Raises UserError as read_documents does where there are none.
+    """
+    kind, _, address = source.partition(":")
+    known = SOURCES.get(kind)
+    found = files_of(source) if known is None else known.files(address, form)
+    inside = lambda path: sorted(p for p in path.rglob("*") if p.is_file())
+    return [file for path in found for file in (inside(path) if path.is_dir() else [path])]
 
 
 def check_source(source: str, form: str = "") -> None:
@@ -48,12 +60,33 @@ def check_source(source: str, form: str = "") -> None:
 
 
 def _read_python_docs(address: str, form: str) -> Iterator[Document]:
-    if address:
-        raise UserError(f"'python_docs:{address}' is not a data set: write python_docs alone")
+    _check_python_docs(address)
     return read_python_docs()
 
 
+def _files_python_docs(address: str, form: str) -> list[Path]:
+    _check_python_docs(address)
+    return python_docs_files()
+
+
+def _check_python_docs(address: str) -> None:
+    if address:
+        raise UserError(f"'python_docs:{address}' is not a data set: write python_docs alone")
+
+
 def _read_tfds(address: str, form: str) -> Iterator[Document]:
+    name, records = _tfds(address)
+    for number, record in enumerate(records):
+        where = f"tfds:{address}:{number}"
+        yield document_from_record(_plain(record, where), where=where, label=name)
+
+
+def _files_tfds(address: str, form: str) -> list[Path]:
+    return [Path(_tfds(address)[1].dataset_info.data_dir)]
+
+
+def _tfds(address: str) -> tuple[str, Any]:
+    """The name of a data set, and its records."""
     # A colon before a version (name:1.2.3) belongs to the name.
     match = re.fullmatch(r"([^:@]+(?::\d+\.\d+\.\d+)?)(?::([^@]+))?(?:@(.+))?", address)
     if match is None:
@@ -71,9 +104,7 @@ def _read_tfds(address: str, form: str) -> Iterator[Document]:
             f"'tfds:{address}': {reason}: check name and split, and prepare the data set with "
             "file_format='array_record'"
         ) from error
-    for number, record in enumerate(records):
-        where = f"tfds:{address}:{number}"
-        yield document_from_record(_plain(record, where), where=where, label=name)
+    return name, records
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -102,6 +133,10 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def _read_hub(address: str, form: str) -> Iterator[Document]:
+    yield from read_all(_files_hub(address, form), form)
+
+
+def _files_hub(address: str, form: str) -> list[Path]:
     match = re.fullmatch(r"([^:@]+)(?::([^@]+))?(?:@(.+))?", address)
     if match is None:
         raise UserError(f"'hub:{address}' is not a data set: write hub:owner/name[:split]")
@@ -134,7 +169,7 @@ def _read_hub(address: str, form: str) -> Iterator[Document]:
             f"'hub:{address}': no file of {[str(file) for file in files][:20]} is of split "
             f"{split!r}: name a split that is a word of a file's path"
         )
-    yield from read_all([root / file for file in chosen or files], form)
+    return [root / file for file in chosen or files]
 
 
 def _hub_suffixes(form: str) -> tuple[str, ...]:
@@ -144,8 +179,18 @@ def _hub_suffixes(form: str) -> tuple[str, ...]:
     return {"jsonl": (*FORMATS["jsonl"], ".json"), "text": (".txt",)}.get(form, FORMATS[form])
 
 
+class Source(NamedTuple):
+    """A kind of source. read: its documents. files: those they come from, or their directories.
+
+    Both are given what follows the kind and its colon, and the format of config.data.format.
+    """
+
+    read: Callable[[str, str], Iterator[Document]]
+    files: Callable[[str, str], list[Path]]
+
+
 SOURCES = {
-    "python_docs": _read_python_docs,
-    "tfds": _read_tfds,
-    "hub": _read_hub,
+    "python_docs": Source(_read_python_docs, _files_python_docs),
+    "tfds": Source(_read_tfds, _files_tfds),
+    "hub": Source(_read_hub, _files_hub),
 }

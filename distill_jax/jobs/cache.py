@@ -25,7 +25,7 @@ from distill_jax.losses.fused import linear_divergence
 from distill_jax.losses.terms import Term
 from distill_jax.objective import live_teacher, partial_teacher
 from distill_jax.progress import COMPILE, Progress, Stage, say
-from distill_jax.setup import data, reading, teachers
+from distill_jax.setup import data, reading, storing, teachers
 from distill_jax.setup.early import check_read
 from distill_jax.setup.loss import terms_of
 from distill_jax.setup.models import Loaded, check_length, load_teacher, mesh_of, size_line
@@ -70,7 +70,8 @@ def cache_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
     say(size_line("teacher", teacher))
     of = (teacher.tokenizer, teacher.model.config.vocab)
     with progress.stage("tokenise", "tokenising") as stage:
-        texts = [reading.tokenized(some, *of, stage.advance) for some in (documents, held_out)]
+        hear = storing.Hear(stage.tell, say)
+        texts = [storing.tokenized(some, *of, hear) for some in (documents, held_out)]
         parts = [data.packed(c, text, seed=None) for text in texts]
     for name, part in zip(("training", "held-out"), parts, strict=True):
         say(f"{name} text: {data.description(part)}")

@@ -19,7 +19,7 @@ from distill_jax.report.headline import diagnose_answer
 from distill_jax.report.page import page
 from distill_jax.report.run import report_json, study_command
 from distill_jax.report.tables import ModelRow, text_table
-from distill_jax.setup import data, reading, teachers
+from distill_jax.setup import data, reading, storing, teachers
 from distill_jax.setup.evaluator import (
     Evaluator,
     advice_inputs,
@@ -34,7 +34,7 @@ from distill_jax.setup.owner import Question
 from distill_jax.setup.provenance import provenance
 from distill_jax.setup.steps import with_steps
 from distill_jax.setup.teachers import Teachers
-from distill_jax.types import Advance, UserError
+from distill_jax.types import UserError
 from distill_jax.words import named, plural
 
 
@@ -55,7 +55,9 @@ def diagnose_job(asked: Question, progress: Progress) -> None:
     for name, loaded in models.items():
         say(size_line(name, loaded))
     with progress.stage("tokenise", "tokenising") as stage:
-        evaluator = evaluator_of(c, _inputs(asked, mesh, models, documents, stage.advance))
+        evaluator = evaluator_of(
+            c, _inputs(asked, mesh, models, documents, storing.Hear(stage.tell, say))
+        )
     say(f"text: {data.description(evaluator.held_out)}")
     records, written = {}, {}
     for name, loaded in models.items():
@@ -77,17 +79,17 @@ def diagnose_job(asked: Question, progress: Progress) -> None:
 
 
 def _inputs(
-    asked: Question, mesh: Mesh, models: dict[str, Loaded], documents, advance: Advance
+    asked: Question, mesh: Mesh, models: dict[str, Loaded], documents, hear: storing.Hear
 ) -> Inputs:
     """The evaluation text, and where token frequencies come from: data.source, or else it."""
     c = asked.config
     student = models["student"]
     vocab = min(loaded.model.config.vocab for loaded in models.values())
-    text = reading.tokenized(documents, student.tokenizer, vocab, advance)
+    text = storing.tokenized(documents, student.tokenizer, vocab, hear)
     training = text
     if asked.own_text or (c.data.eval_source and c.data.source):
         read = reading.training_documents(c)[0]
-        training = reading.tokenized(read, student.tokenizer, vocab, advance)
+        training = storing.tokenized(read, student.tokenizer, vocab, hear)
     found = Teachers((models["teacher"],), None, None, False)
     return Inputs(
         mesh, found, Source(student.model.config, None), student.tokenizer, training, text

@@ -8,7 +8,7 @@ from distill_jax.evals.likelihood import evaluate, make_eval_step
 from distill_jax.objective import live_teacher
 from distill_jax.progress import Progress, say
 from distill_jax.report.tables import ModelRow, text_table
-from distill_jax.setup import data, reading
+from distill_jax.setup import data, reading, storing
 from distill_jax.setup.evaluator import task_scores
 from distill_jax.setup.models import count, load_measured, mesh_of, size_line
 from distill_jax.setup.owner import Question
@@ -29,7 +29,8 @@ def evaluate_job(asked: Question, progress: Progress) -> None:
     subject, teacher = models["student"], models.get("teacher")
     vocab = min(loaded.model.config.vocab for loaded in models.values())
     with progress.stage("tokenise", "tokenising") as stage:
-        tokens = reading.tokenized(documents, subject.tokenizer, vocab, stage.advance)
+        hear = storing.Hear(stage.tell, say)
+        tokens = storing.tokenized(documents, subject.tokenizer, vocab, hear)
         text = data.packed(c, tokens, seed=None)
     say(f"text: {data.description(text)}")
     eval_step = make_eval_step(

@@ -27,6 +27,7 @@ from distill_jax.setup.loss import terms_of
 from distill_jax.setup.models import count, size_line, student_source
 from distill_jax.setup.owner import check_owner, claim
 from distill_jax.setup.provenance import check_texts, provenance
+from distill_jax.setup.storing import Hear
 from distill_jax.setup.training import (
     CompiledSteps,
     abstract_state,
@@ -114,7 +115,8 @@ def read_inputs(
     for one in found.loaded:
         say(size_line("teacher", one))
     with progress.stage("tokenise", "tokenising") as stage:
-        return inputs_of(c, mesh, found, source, documents, held_out, stage.advance)
+        hear = Hear(stage.tell, say)
+        return inputs_of(c, mesh, found, source, documents, held_out, hear)
 
 
 def train_student(

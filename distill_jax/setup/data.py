@@ -15,7 +15,7 @@ from distill_jax.data.pack import Rows, describe, empty_row, pack
 from distill_jax.data.pipeline import batch_at, eval_batches, train_batches, train_rows
 from distill_jax.data.tokenizer import Tokenizer
 from distill_jax.setup.models import Loaded
-from distill_jax.setup.reading import Text
+from distill_jax.setup.storing import Text
 from distill_jax.sharding import local_rows, to_global
 from distill_jax.types import Batch, UserError
 

@@ -92,7 +92,7 @@ def evaluator_of(c: ConfigDict, inputs: Inputs) -> Evaluator:
         counts_V,
         registered(text, training_counts_V=counts_V, with_teacher=taught),
         prompts,
-        index_ngrams(training.tokens, training.offsets),
+        index_ngrams(np.asarray(training.tokens), training.offsets),
         load_scorer(c.study.scorer) if c.study.scorer else None,
         {},
     )

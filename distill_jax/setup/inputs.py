@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from distill_jax.data.tokenizer import Tokenizer
-from distill_jax.setup import data, early, reading, samples, student, teachers, writing
+from distill_jax.setup import data, early, reading, samples, storing, student, teachers, writing
 from distill_jax.setup.loss import Recipe, make_recipe
 from distill_jax.setup.models import (
     Source,
@@ -16,8 +16,8 @@ from distill_jax.setup.models import (
     student_tokenizer,
 )
 from distill_jax.setup.steps import Fit, describe_steps, fit_to_steps, with_steps
+from distill_jax.setup.storing import DEAF
 from distill_jax.setup.teachers import Teachers
-from distill_jax.types import Advance, silent
 
 
 class Inputs(NamedTuple):
@@ -27,8 +27,8 @@ class Inputs(NamedTuple):
     teachers: Teachers
     source: Source  # of the student
     tokenizer: Tokenizer
-    training: reading.Text
-    held_out: reading.Text
+    training: storing.Text
+    held_out: storing.Text
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -75,11 +75,11 @@ def inputs_of(
     source: Source,
     documents: reading.Chosen,
     held_out: reading.Chosen,
-    advance: Advance = silent,
+    hear: storing.Hear = DEAF,
 ) -> Inputs:
     """Reads the student's tokenizer, checks all models, tokenizes the text.
 
-    advance: told how far the tokenizing is.
+    hear: told how far the tokenizing is.
     """
     student.check_pruned(c, source)
     tokenizer = student_tokenizer(c, found.first and found.first.tokenizer)
@@ -88,7 +88,7 @@ def inputs_of(
     for one in found.loaded[1:]:
         check_tokenizers(tokenizer, one.tokenizer)
     vocab = min(m.vocab for m in (source.config, *(t.model.config for t in found.loaded)))
-    texts = [reading.tokenized(some, tokenizer, vocab, advance) for some in (documents, held_out)]
+    texts = [storing.tokenized(some, tokenizer, vocab, hear) for some in (documents, held_out)]
     return Inputs(mesh, found, source, tokenizer, *texts)
 
 

@@ -18,7 +18,7 @@ from distill_jax.setup.teachers import AVERAGE
 from distill_jax.types import UserError
 
 # Patterns of keys that change what is shown and guarded, not what is computed.
-UNCOUNTED = ("log.*", "distributed.*", "watchdog_s", "data.prefetch", "replay.*")
+UNCOUNTED = ("log.*", "distributed.*", "watchdog_s", "data.prefetch", "data.store", "replay.*")
 # The same for what trains: when it evaluates, what it keeps, how often it may go back to that, and
 # what it writes.
 KEPT = ("checkpoint.*", "optim.max_rollbacks")

@@ -12,7 +12,7 @@ from distill_jax import __version__
 from distill_jax.data.tokenizer import Tokenizer
 from distill_jax.files import read_sealed
 from distill_jax.setup.data import Data, template_hash
-from distill_jax.setup.reading import Text
+from distill_jax.setup.storing import Text
 from distill_jax.types import UserError
 from distill_jax.workdir import PROVENANCE
 

@@ -1,54 +1,54 @@
-"""The documents of a config: read by format, split, limited, put through a template, tokenized."""
+"""The documents of a config: read by format, split, limited, put through a template.
 
-import hashlib
+storing.py tokenises them. They are read as streams, once to count them and to see what is wrong
+with any, and again to be tokenised; neither is done for files that are as they were the last time.
+"""
+
 import itertools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
 from ml_collections import ConfigDict
 
-from distill_jax.config import choose
-from distill_jax.data.documents import (
-    Document,
-    Fingerprint,
-    as_chat,
-    border_of,
-    place_of,
-)
-from distill_jax.data.encode import Tokenized, check_vocabulary, encode_documents, joined
+from distill_jax import __version__
+from distill_jax.config import choose, flatten
+from distill_jax.data.documents import Document, as_chat, border_of, place_of
 from distill_jax.data.formats import FORMATS
-from distill_jax.data.limits import Limits, filled_by
-from distill_jax.data.sources import read_documents
-from distill_jax.data.tokenizer import Tokenizer
-from distill_jax.types import Advance, UserError, silent
+from distill_jax.data.limits import Limits, filled_by, size_of
+from distill_jax.data.sources import files_of_source, read_documents
+from distill_jax.data.store_place import contents, remembered, states, store_root
+from distill_jax.seals import hash_of
+from distill_jax.types import UserError
 
 TEMPLATES = {"plain": lambda document: document, "chat": as_chat}  # data.template
 
 # Fixed: every seed of a study holds out the same documents.
 SPLIT_SEED = 0
+# Keys of data.* that do not change what the documents of a source are: what is made of their
+# tokens, and what a Part says by itself.
+_OF_ROWS = ("seq_len", "batch_size", "microbatches", "prefetch", "weights")
+_OF_PARTS = (
+    "store", "source", "eval_source", "template", "held_out_fraction",
+    "max_documents", "max_tokens", "eval_max_documents", "eval_max_tokens",
+)  # fmt: skip
 
 
 class Chosen(NamedTuple):
     """The documents of a text, and how many of their tokens are predicted at most (0: all).
 
-    documents: gives them, from the first one on at every call. count: their number. key: of the
-    limit of tokens, for errors.
+    documents: gives them, from the first one on at every call. count: their number. size: of their
+    content in bytes. key: of the limit of tokens, for errors. identity: gives what identifies the
+    documents by the files as they are now. root: the directory of stores.
     """
 
     documents: Callable[[], Iterator[Document]]
     count: int
+    size: int
     max_tokens: int
     key: str
-
-
-class Text(NamedTuple):
-    """Tokenized documents, what identifies them, and what should be known of how they were read."""
-
-    tokenized: Tokenized
-    documents: int
-    fingerprint: str
-    note: str
+    identity: Callable[[], str]
+    root: Path
 
 
 def training_documents(c: ConfigDict) -> tuple[Chosen, Chosen]:
@@ -63,19 +63,16 @@ def training_documents(c: ConfigDict) -> tuple[Chosen, Chosen]:
         )
     limits, eval_limits = _limits(c)
     if c.data.eval_source:
-        train = _chosen(c, c.data.source, _whole(c, c.data.source, limits), limits, "")
-        whole = _whole(c, c.data.eval_source, eval_limits)
-        held = _chosen(c, c.data.eval_source, whole, eval_limits, "eval_")
+        [train] = _parts(c, c.data.source, {"": limits})
+        [held] = _parts(c, c.data.eval_source, {"eval_": eval_limits})
     else:
-        train, held = _split(c, limits, eval_limits)
-    if c.data.template == "chat" and not any(
-        document.messages for one in (train, held) for document in one.documents()
-    ):
+        train, held = _parts(c, c.data.source, {"": limits, "eval_": eval_limits})
+    if c.data.template == "chat" and train.texts_only and held.texts_only:
         raise UserError(
             "config.data.template is chat and every record is a text, which has no turns: give"
             " records with prompt and completion, or leave the template out"
         )
-    return train, held
+    return train.chosen, held.chosen
 
 
 def evaluation_documents(c: ConfigDict, *, own: bool) -> Chosen:
@@ -89,7 +86,7 @@ def evaluation_documents(c: ConfigDict, *, own: bool) -> Chosen:
     if not source:
         raise UserError("config.data.eval_source is empty: give a path or glob, or python_docs")
     _, limits = _limits(c)
-    return _chosen(c, source, _whole(c, source, limits), limits, "eval_")
+    return _parts(c, source, {"eval_": limits})[0].chosen
 
 
 def _limits(c: ConfigDict) -> tuple[Limits, Limits]:
@@ -101,90 +98,89 @@ def _limits(c: ConfigDict) -> tuple[Limits, Limits]:
 
 
 class _Part(NamedTuple):
-    """Which documents of a source: so many of the first ones that belong to it."""
-
-    count: int
-    belongs: Callable[[Document], bool]
+    chosen: Chosen
+    texts_only: bool  # no record has turns, or a prompt and a completion
 
 
-def _chosen(c: ConfigDict, source: str, part: _Part, limits: Limits, name: str) -> Chosen:
-    # After the split, so that what is held out does not depend on the template.
+def _parts(c: ConfigDict, source: str, limits: dict[str, Limits]) -> list[_Part]:
+    """The documents of a source: all of them, or those to train on and those that are held out.
+
+    limits: those of each part, by how its keys begin.
+    """
+    root = store_root(c.data.store)
     template = TEMPLATES[choose("data.template", c.data.template, TEMPLATES)]
-    count = min(part.count, limits.documents or part.count)
+    # What does not read all of a source should not hash all of it.
+    whole = not all(map(any, limits.values()))
+    fraction = c.data.held_out_fraction if len(limits) > 1 else None
+    of = lambda: [_files(c, source, root, whole=whole), _settings(c), fraction]
+    scan = remembered(
+        root / "scans" / f"{hash_of([of(), *limits.values()])}.json",
+        lambda: _scan(c, source, fraction, [*limits.values()]),
+    )
+    border, found = scan["border"], []
+    for number, (name, limit) in enumerate(limits.items()):
+        belongs = lambda document, number=number: _part_of(document, border) == number
+        count, size, texts_only = (scan[key][number] for key in ("counts", "sizes", "texts_only"))
 
-    def documents() -> Iterator[Document]:
-        found = filter(part.belongs, _read(c, source))
-        return map(template, itertools.islice(found, count))
+        def documents(belongs=belongs, count=count) -> Iterator[Document]:
+            kept = itertools.islice(filter(belongs, _read(c, source)), count)
+            # After the split, so that what is held out does not depend on the template.
+            return map(template, kept)
 
-    return Chosen(documents, count, limits.tokens, f"config.data.{name}max_tokens")
-
-
-def _whole(c: ConfigDict, source: str, limits: Limits) -> _Part:
-    """A source, read once until there is enough."""
-    [count] = _counts(_read(c, source), lambda document: 0, limits)
-    return _Part(count, lambda document: True)
-
-
-def _split(c: ConfigDict, *limits: Limits) -> list[Chosen]:
-    """data.source, read once until there is enough for training and for evaluation, and split."""
-    source = c.data.source
-    places = (place_of(document, SPLIT_SEED) for document in _read(c, source))
-    border = border_of(places, c.data.held_out_fraction)
-    held_out = lambda document: place_of(document, SPLIT_SEED) < border
-    counts = _counts(_read(c, source), held_out, *limits)
-    belong = (lambda document: not held_out(document), held_out)
-    parts = [_Part(*part) for part in zip(counts, belong, strict=True)]
-    names = zip(parts, limits, ("", "eval_"), strict=True)
-    return [_chosen(c, source, part, limit, name) for part, limit, name in names]
+        identity = lambda number=number, limit=limit: hash_of(
+            [of(), number, limit, c.data.template]
+        )
+        key = f"config.data.{name}max_tokens"
+        chosen = Chosen(documents, count, size, limit.tokens, key, identity, root)
+        found.append(_Part(chosen, texts_only))
+    return found
 
 
-def _counts(
-    documents: Iterator[Document], part_of: Callable[[Document], int], *limits: Limits
-) -> list[int]:
-    """The documents of each part, up to the one with which every limit of a part is reached."""
-    counts, full = [0] * len(limits), [False] * len(limits)
+def _files(c: ConfigDict, source: str, root: Path, *, whole: bool) -> list[list[Any]]:
+    files = files_of_source(source, c.data.format)
+    memory = root / "files" / f"{hash_of([source, c.data.format])}.json"
+    return contents(files, memory) if whole else states(files)
+
+
+def _settings(c: ConfigDict) -> dict[str, Any]:
+    """What else the documents of a source depend on; a key that nobody thought of is among it."""
+    keys = {f"data.{name}" for name in (*_OF_ROWS, *_OF_PARTS)}
+    data = {k: v for k, v in flatten(c).items() if k.startswith("data.") and k not in keys}
+    return {"version": __version__, **data}
+
+
+def _scan(
+    c: ConfigDict, source: str, fraction: float | None, limits: list[Limits]
+) -> dict[str, Any]:
+    """Reads a source up to the document with which the limits of all parts are reached, if any.
+
+    Gives the number of documents of each part, cut at its limit, their bytes, and whether all are
+    texts, and the border between the parts.
+    """
+    border = None
+    if fraction is not None:
+        places = (place_of(document, SPLIT_SEED) for document in _read(c, source))
+        border = border_of(places, fraction)
+    counts, sizes = [0] * len(limits), [0] * len(limits)
+    texts_only, full = [True] * len(limits), [False] * len(limits)
     filled = [filled_by(some) for some in limits]
-    for document in documents:
-        part = int(part_of(document))
-        counts[part] += 1
+    for document in _read(c, source):
+        part = _part_of(document, border)
         full[part] = filled[part](document)
+        if not 0 < limits[part].documents <= counts[part]:
+            counts[part] += 1
+            sizes[part] += size_of(document)
+            texts_only[part] &= document.text is not None
         if all(full):
             break
-    return counts
+    return {"border": border, "counts": counts, "sizes": sizes, "texts_only": texts_only}
+
+
+def _part_of(document: Document, border: float | None) -> int:
+    """0, or 1 where it is held out."""
+    return 0 if border is None else int(place_of(document, SPLIT_SEED) < border)
 
 
 def _read(c: ConfigDict, source: str) -> Iterator[Document]:
     form = c.data.format and choose("data.format", c.data.format, FORMATS)
     return read_documents(source, form)
-
-
-def tokenized(chosen: Chosen, tokenizer: Tokenizer, vocab: int, advance: Advance = silent) -> Text:
-    """Tokenizes; `vocab` is the smallest number of embedding rows among the models.
-
-    Raises UserError where no token within the limit would be trained.
-    """
-    limit, digest, pairs, encoded, predicted = chosen.max_tokens, Fingerprint(), False, [], 0
-    for one in encode_documents(chosen.documents(), tokenizer, max_tokens=limit):
-        digest.add(one.document)
-        pairs |= one.document.pair is not None
-        encoded.append((one.ids, one.marks, one.document.label))
-        predicted += max(len(one.ids) - 1, 0)
-        if limit:
-            advance("tokens", predicted, limit)
-        else:
-            advance("documents", len(encoded), chosen.count)
-    tokens, identity = joined(encoded), digest.hexdigest()
-    check_vocabulary(tokens, tokenizer, vocab_size=vocab)
-    starts = tokens.offsets[:-1][np.diff(tokens.offsets) > 0]
-    marks = np.delete(tokens.trained, starts)
-    if limit and len(marks) and not marks.any():
-        raise UserError(
-            f"{chosen.key} is {limit}: all of these tokens are of prompts, which are not trained:"
-            " use more"
-        )
-    if predicted == limit:  # the last document may be cut
-        identity = hashlib.sha256(f"{identity}:{limit}".encode()).hexdigest()
-    note = ""
-    if tokenizer.chat_template and pairs:
-        note = "prompts and completions are joined as they are (data.template=chat: as turns)"
-    return Text(tokens, len(encoded), identity, note)

@@ -61,6 +61,6 @@ def test_padding_that_equals_end_of_text_does_not_unmark_it(smollm_like):
 def test_a_token_outside_the_vocabulary_is_named(smollm_like):
     tokenized = tokenize_documents([Document("n", "x", text="zz")], smollm_like)
     highest = int(tokenized.tokens.max())
-    check_vocabulary(tokenized, smollm_like, vocab_size=highest + 1)
+    check_vocabulary(highest, smollm_like, vocab_size=highest + 1)
     with pytest.raises(UserError, match=rf"token {highest} \('.*'\) .* of {highest}: "):
-        check_vocabulary(tokenized, smollm_like, vocab_size=highest)
+        check_vocabulary(highest, smollm_like, vocab_size=highest)

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from configs.base import get_config
-from distill_jax.setup.reading import evaluation_documents, tokenized, training_documents
+from distill_jax.setup.reading import evaluation_documents, training_documents
+from distill_jax.setup.storing import tokenized
 from distill_jax.types import UserError
 from tests import cli
 

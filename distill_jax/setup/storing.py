@@ -1,0 +1,155 @@
+"""The documents of a config as tokens, from a store that is written once."""
+
+import hashlib
+import itertools
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+from distill_jax.data.encode import Tokenized, check_vocabulary, encode_documents
+from distill_jax.data.limits import size_of
+from distill_jax.data.store import Damaged, Store, open_store, token_type
+from distill_jax.data.store_place import check_root, written_by_one
+from distill_jax.data.store_writer import StoreWriter
+from distill_jax.data.tokenizer import Tokenizer
+from distill_jax.files import remove
+from distill_jax.report.number_formats import FORMATS, THIN
+from distill_jax.seals import hash_of
+from distill_jax.setup.reading import Chosen
+from distill_jax.types import UserError
+
+TELL_S = 0.5  # between two words on how far it is
+LARGE = 10**8  # bytes of a store that are worth a line
+
+
+class Hear(NamedTuple):
+    """Who is told. how_far: as Stage.tell of progress.py. line: prints one."""
+
+    how_far: Callable[..., None] = lambda note, left_s=None, pace_s=None, more="": None
+    line: Callable[[str], None] = lambda text: None
+
+
+DEAF = Hear()
+
+
+class Text(NamedTuple):
+    """Tokenized documents, what identifies them, and what should be known of how they were read."""
+
+    tokenized: Tokenized
+    documents: int
+    fingerprint: str
+    note: str
+
+
+def tokenized(chosen: Chosen, tokenizer: Tokenizer, vocab: int, hear: Hear = DEAF) -> Text:
+    """The tokens of documents; `vocab` is the smallest number of embedding rows among the models.
+
+    Raises UserError where no token within the limit would be trained.
+    """
+    store, limit = _stored(chosen, tokenizer, hear), chosen.max_tokens
+    index = store.index
+    check_vocabulary(index["highest"], tokenizer, vocab_size=vocab)
+    if limit and index["predicted"] and not index["trained"]:
+        raise UserError(
+            f"{chosen.key} is {limit}: all of these tokens are of prompts, which are not trained:"
+            " use more"
+        )
+    identity, note = index["sha256"], ""
+    if index["predicted"] == limit:  # the last document may be cut
+        identity = hashlib.sha256(f"{identity}:{limit}".encode()).hexdigest()
+    if tokenizer.chat_template and index["pairs"]:
+        note = "prompts and completions are joined as they are (data.template=chat: as turns)"
+    return Text(store.tokenized, index["documents"], identity, note)
+
+
+def _stored(chosen: Chosen, tokenizer: Tokenizer, hear: Hear) -> Store:
+    """The store of some documents; it is written where there is none, or one that is not whole."""
+    identity = chosen.identity()
+    made_by = [tokenizer.fingerprint, tokenizer.chat_template, metadata.version("tokenizers")]
+    directory = chosen.root / hash_of([identity, *made_by])[:32]
+    damaged = None
+    try:
+        if store := open_store(directory):
+            return store
+    except Damaged as error:
+        damaged = error
+    check_root(chosen.root)
+    began = time.monotonic()
+    waiting = lambda: hear.how_far(
+        f"waits {time.monotonic() - began:.0f} s for another process that writes {directory}"
+    )
+    with written_by_one(directory, waiting):
+        try:
+            if store := open_store(directory):  # the other one has written it
+                return store
+        except Damaged:
+            hear.line(f"the tokenised text in {directory} is written again: {damaged}")
+            remove(directory)
+        _write(chosen, tokenizer, directory, hear)
+        if chosen.identity() != identity:
+            remove(directory)
+            raise UserError(
+                "the files of the text have changed while they were read: run again once nothing"
+                " writes to them"
+            )
+        return open_store(directory)
+
+
+def _write(chosen: Chosen, tokenizer: Tokenizer, directory: Path, hear: Hear) -> None:
+    writer = StoreWriter(directory, token_type(tokenizer.vocab_size))
+    counts, began = writer.counts, time.monotonic()
+    before = done = counts["documents"]
+    if before:
+        hear.line(f"tokenising goes on after {before:,} of {chosen.count:,} documents")
+    left = chosen.max_tokens - counts["predicted"] if chosen.max_tokens else 0
+    told, size, tokens = began, 0, counts["tokens"]
+    documents = chosen.documents()
+    skipped = sum(map(size_of, itertools.islice(documents, before)))
+    try:
+        if left or not chosen.max_tokens:
+            for one in encode_documents(documents, tokenizer, max_tokens=left):
+                writer.add(one)
+                size += size_of(one.document)
+                if (now := time.monotonic()) - told > TELL_S:
+                    told = now
+                    _tell(hear, chosen, skipped, size, counts, tokens, now - began)
+        done = counts["documents"]
+        if done < chosen.count and not chosen.max_tokens:
+            raise UserError("the text has become shorter while it was read: run again")
+        writer.finish()
+    finally:
+        writer.close()
+    written = sum(file.stat().st_size for file in directory.iterdir())
+    if written >= LARGE:
+        every = sum(file.stat().st_size for file in chosen.root.rglob("*") if file.is_file())
+        hear.line(
+            f"tokenised text: {_bytes(written)} in {directory}, of {_bytes(every)} of all texts in"
+            f" {chosen.root}, which may be removed at any time"
+        )
+
+
+def _tell(
+    hear: Hear,
+    chosen: Chosen,
+    skipped: int,
+    size: int,
+    counts: dict[str, int],
+    tokens: int,
+    seconds: float,
+) -> None:
+    """How far it is, by the bytes of the text, or by its tokens where there is a limit of them."""
+    more = f"{size / seconds / 1e6:,.1f} MB/s"
+    rate = (counts["tokens"] - tokens) / seconds
+    if chosen.max_tokens:
+        done, total = counts["predicted"], chosen.max_tokens
+        note, left_s = f"{done:,}/{total:,} tokens", (total - done) / max(rate, 1e-9)
+    else:
+        note = f"{(skipped + size) / 1e6:,.0f}/{chosen.size / 1e6:,.0f} MB"
+        left_s = (chosen.size - skipped - size) / (size / seconds)
+    hear.how_far(f"{note}  {rate:,.0f} tokens/s", left_s, None, more)
+
+
+def _bytes(size: int) -> str:
+    return FORMATS["bytes"](size).replace(THIN, " ")
