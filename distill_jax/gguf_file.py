@@ -1,4 +1,4 @@
-"""Reads GGUF files within bounds; data are dequantized by the gguf package.
+"""Reads GGUF files within bounds, and writes them; the gguf package knows the types of tensors.
 
 Its own reader follows whatever a file says: counts up to 2**64, arrays in arrays, tensors over each
 other; and it makes an array of every number.
@@ -7,13 +7,21 @@ Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 import math
 import mmap
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import (
+    GGML_QUANT_SIZES,
+    GGML_QUANT_VERSION,
+    GGMLQuantizationType,
+    GGUFValueType,
+    GGUFWriter,
+)
 from gguf.quants import quant_shape_to_byte_shape
 
+from distill_jax.files import lack_of, written_whole
 from distill_jax.types import UserError
 from distill_jax.untrusted import check_file
 
@@ -28,6 +36,13 @@ _DIMENSIONS = 4
 _SCALARS = dict(enumerate(("u1", "i1", "<u2", "<i2", "<u4", "<i4", "<f4", "?")))
 _SCALARS |= {10: "<u8", 11: "<i8", 12: "<f8"}
 _TEXT, _ARRAY = 8, 9
+_VALUE_TYPES = {
+    bool: GGUFValueType.BOOL,
+    int: GGUFValueType.UINT32,
+    float: GGUFValueType.FLOAT32,
+    str: GGUFValueType.STRING,
+}
+_VERSION = {"general.quantization_version": GGML_QUANT_VERSION}
 # Tensors that are numbers, not blocks of them.
 _PLAIN = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I8": "i1", "I16": "<i2", "I32": "<i4"}
 
@@ -52,6 +67,19 @@ class File(NamedTuple):
     tensors: dict[str, Tensor]
 
 
+class NewTensor(NamedTuple):
+    """A tensor to be written.
+
+    shape   the slowest dimension first, in numbers
+    values  makes the data: float32, float16, or the bytes of blocks
+    """
+
+    name: str
+    kind: GGMLQuantizationType
+    shape: tuple[int, ...]
+    values: Callable[[], np.ndarray]
+
+
 class _Bad(Exception):
     """What is wrong with a file."""
 
@@ -73,6 +101,44 @@ def read_gguf(path: Path) -> File:
     except (_Bad, ValueError, OSError) as error:  # ValueError: an empty file
         raise UserError(f"{path} is not a complete GGUF file ({error}): copy it again") from None
     return File(metadata, {i.name: _tensor(i, data[start + i.offset :]) for i in infos})
+
+
+def write_gguf(
+    path: Path, architecture: str, metadata: Mapping[str, Any], tensors: Sequence[NewTensor]
+) -> None:
+    """Writes a file, completely or not at all, with one tensor's data in memory at a time.
+
+    metadata: whole numbers are written as uint32, others as float32, those of a list as int32 and
+    float32; an empty list is left out. Raises UserError where it cannot be written.
+    """
+    try:
+        with written_whole(path) as part:
+            _write(GGUFWriter(part, architecture), metadata, tensors)
+    except OSError as error:
+        if lack_of(error, path.parent):
+            raise
+        raise UserError(f"cannot write {path} ({error.strerror}): choose another place") from None
+
+
+def _write(writer, metadata, tensors):
+    try:
+        for key, value in {**metadata, **_VERSION}.items():
+            if not isinstance(value, list):
+                writer.add_key_value(key, value, _VALUE_TYPES[type(value)])
+            elif value:
+                writer.add_array(key, value)
+        for tensor in tensors:
+            per_block, size = GGML_QUANT_SIZES[tensor.kind]
+            size = math.prod(tensor.shape) // per_block * size
+            of = (tensor.name, tensor.shape, np.dtype(np.float32), size)
+            writer.add_tensor_info(*of, raw_dtype=tensor.kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for tensor in tensors:
+            writer.write_tensor_data(tensor.values())
+    finally:
+        writer.close()
 
 
 class _Info(NamedTuple):

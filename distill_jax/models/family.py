@@ -1,6 +1,7 @@
 """The description of a model family, with defaults that most families share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -87,20 +88,45 @@ ALTERNATING = {
 }
 
 
-class Gguf(NamedTuple):
-    """The conventions of a family's GGUF files.
+# Metadata keys of GGUF files, without the architecture's prefix, and their names in a config.json.
+GGUF_KEYS = {
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+}
 
-    entries(metadata without the architecture's prefix, common config.json dict) -> further entries
-        of the family's config.json.
-    hf_array(parameter path, stored array, config) -> array as Hugging Face stores it.
-    variants: as in Family, those that such a file can express.
+
+class Gguf(NamedTuple):
+    """The conventions of a family's GGUF files, each in both directions; they are llama.cpp's.
+
+    architecture  its name in the file, and the prefix of its metadata keys
+    keys          metadata key -> name in config.json, of what every file says
+    more_keys     the same of what a file may leave out
+    entries       (metadata without the prefix, config.json of all keys) -> further entries of it
+    metadata      config -> further metadata: the inverse of entries
+    order         (parameter path, config) -> for each row of a file's array, which row of Hugging
+                  Face's array it is; None: the same one. The path is that of the first parameter
+    swapped       regular expression of paths whose last two axes lie the other way round
+    norm_offset   what files add to the weights of norms, which rounds them to 2**-24
+    lacks         config -> what llama.cpp lacks of it for this architecture, in words; "": nothing
+    is_own        metadata without the prefix -> whether such a file is of this family, where
+                  several have one architecture
+    variants      as in Family, those that such a file can express
     """
 
     architecture: str
+    keys: dict[str, str] = GGUF_KEYS
+    more_keys: Mapping[str, str] = MappingProxyType({})
     entries: Callable[[dict, dict], dict] = lambda metadata, raw: {}
-    hf_array: Callable[[str, np.ndarray, ModelConfig], np.ndarray] = lambda path, array, config: (
-        array
-    )
+    metadata: Callable[[ModelConfig], dict] = lambda config: {}
+    order: Callable[[str, ModelConfig], np.ndarray | None] = lambda path, config: None
+    swapped: str = ""
+    norm_offset: float = 0.0
+    lacks: Callable[[ModelConfig], str] = lambda config: ""
+    is_own: Callable[[dict], bool] = lambda metadata: True
     variants: dict[str, dict] = TIED_AND_UNTIED
 
 

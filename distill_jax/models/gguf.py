@@ -1,30 +1,39 @@
-"""GGUF files, dequantized on the host by the gguf package."""
+"""GGUF files: read, and written; the gguf package quantizes and dequantizes, on the host."""
 
+import re
+from collections.abc import Mapping
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from gguf import dequantize
+from gguf import GGMLQuantizationType, LlamaFileType, dequantize, quantize
 
-from distill_jax.gguf_file import read_gguf
-from distill_jax.models import config_json
-from distill_jax.models.config_values import check_values
+from distill_jax.gguf_file import NewTensor, read_gguf, write_gguf
+from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.families import FAMILIES
-from distill_jax.models.family import Family
-from distill_jax.models.rope import RopeScaling, inverse_frequencies
+from distill_jax.models.family import Gguf
+from distill_jax.models.gguf_metadata import (
+    ROPE_DIVISORS,
+    Tensors,
+    check_same,
+    read_config,
+    write_metadata,
+)
+from distill_jax.models.storage import Place, flatten, gather, places
 from distill_jax.models.weights import Checkpoint, check_names, stack_weights
-from distill_jax.types import Advance, UserError, silent
+from distill_jax.types import Advance, Params, UserError, silent
 
-# Metadata keys, without the architecture's prefix, and their names in a config.json.
-METADATA_KEYS = {
-    "block_count": "num_hidden_layers",
-    "context_length": "max_position_embeddings",
-    "embedding_length": "hidden_size",
-    "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+# What weights may be written as, and the name of such a file.
+KINDS = {
+    "float32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
+    "float16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
+    "bfloat16": (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
+    "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
 }
-ROPE_DIVISORS = "rope_freqs.weight"  # divisors of the rotary frequencies, [H/2]
+Q8_BLOCK = 32  # numbers of a row that share a scale
+# Matrices that llama.cpp wants in float32, as it does vectors.
+_PRECISE = re.compile(r"position_embd\..*|blk\.\d+\.ffn_gate_inp\..*")
 _gguf_name = attrgetter("gguf")  # of a family.Weight
 
 
@@ -34,84 +43,95 @@ def read(path: Path, *, dtype, advance: Advance = silent) -> Checkpoint:
     Raises UserError for a truncated GGUF file, an unknown architecture or quantization, incomplete
     metadata, missing, extra or misshapen weights.
     """
-    metadata, tensors = read_gguf(path)
-    architecture = metadata.get("general.architecture")
-    family = _family(architecture, path)
-    raw = _config_json(metadata, tensors, family, path)
-    _check(raw, path)
-    config = family.from_hf(raw)
-    present = [tensor for tensor in tensors if tensor != ROPE_DIVISORS]
+    metadata, stored = read_gguf(path)
+    embedding, divisors = stored.get("token_embd.weight"), stored.get(ROPE_DIVISORS)
+    tensors = Tensors(
+        stored,
+        None if embedding is None else int(embedding.shape[-1]),
+        None if divisors is None else _values(divisors, path),
+    )
+    config = read_config(metadata, tensors, path)
+    present = [tensor for tensor in stored if tensor != ROPE_DIVISORS]
     check_names(config, present, _gguf_name, source=path)
+    conventions = FAMILIES[config.family].gguf
 
     def fetch(parameter, tensor_name):
-        return family.gguf.hf_array(parameter, _values(tensors[tensor_name], path), config)
+        return hf_array(conventions, parameter, _values(stored[tensor_name], path), config)
 
     params = stack_weights(config, fetch, _gguf_name, lambda _: path, dtype=dtype, advance=advance)
     return Checkpoint(config, params, path)
 
 
-def _family(architecture, path) -> Family:
-    known = {f.gguf.architecture: f for f in FAMILIES.values() if f.gguf}
-    if not isinstance(architecture, str) or architecture not in known:
-        names = ", ".join(sorted(known))
-        raise UserError(
-            f"{path} has GGUF architecture '{str(architecture)[:60]}': use one of {names}"
+def write(
+    path: Path,
+    config: ModelConfig,
+    params: Params,
+    *,
+    metadata: Mapping[str, Any],
+    kind: str,
+) -> None:
+    """Writes a .gguf file, completely or not at all.
+
+    kind: of KINDS. Vectors, norms among them, routers and positions stay float32; matrices whose
+    rows Q8_BLOCK does not divide are float16 in a file of q8_0. metadata: of the tokenizer.
+    Raises UserError for a config that such a file cannot say.
+    """
+    flat, held = flatten(params), places(config, _gguf_name)
+    own, divisors = write_metadata(config)
+    check_same(config, own, Tensors(held, config.vocab, divisors))
+    conventions = FAMILIES[config.family].gguf
+    quantization, file_type = KINDS[kind]
+    tensors = [_new(conventions, name, held[name], flat, config, quantization) for name in held]
+    if divisors is not None:
+        values = divisors.astype(np.float32)
+        tensors.append(
+            NewTensor(ROPE_DIVISORS, GGMLQuantizationType.F32, values.shape, lambda: values)
         )
-    return known[architecture]
+    write_gguf(
+        path,
+        conventions.architecture,
+        {"general.file_type": int(file_type), **own, **metadata},
+        tensors,
+    )
 
 
-def _check(raw, path):
-    try:
-        check_values(raw)
-    except UserError as error:
-        raise UserError(f"{path}: its metadata as a {error}") from None
+def hf_array(gguf: Gguf, path: str, array: np.ndarray, config: ModelConfig) -> np.ndarray:
+    """A file's array as Hugging Face stores it; path: of its first parameter."""
+    order = gguf.order(path, config)
+    if order is not None and len(order) == len(array):  # else the loader names its shape
+        array, stored = np.empty_like(array), array
+        array[order] = stored
+    array = array.swapaxes(-1, -2) if re.fullmatch(gguf.swapped, path) else array
+    return array - np.float32(gguf.norm_offset) if _offset(gguf, path) else array
 
 
-def _config_json(metadata, tensors, family, path):
-    """The config.json that this metadata stands for."""
-    prefix = family.gguf.architecture + "."
-    own = {key.removeprefix(prefix): v for key, v in metadata.items() if key.startswith(prefix)}
-    missing = [prefix + key for key in METADATA_KEYS if key not in own]
-    missing += [] if "token_embd.weight" in tensors else ["token_embd.weight"]
-    if missing:
-        raise UserError(f"{path} has no {missing[0]}: use a complete GGUF file")
-    raw = {theirs: own[key] for key, theirs in METADATA_KEYS.items()}
-    heads = raw["num_attention_heads"]
-    if not isinstance(heads, int) or not isinstance(own.get("attention.head_count_kv", heads), int):
-        raise UserError(f"{path} has different numbers of heads in its blocks: use a uniform model")
-    _check(raw, path)
-    raw |= {
-        "vocab_size": int(tensors["token_embd.weight"].shape[-1]),
-        "num_key_value_heads": own.get("attention.head_count_kv", heads),
-        "head_dim": own.get("attention.key_length")
-        or own.get("rope.dimension_count")
-        or raw["hidden_size"] // heads,
-        "num_local_experts": own.get("expert_count", 0),
-        "rope_theta": own.get("rope.freq_base"),
-        "tie_word_embeddings": "output.weight" not in tensors,
-        "attention_bias": "blk.0.attn_q.bias" in tensors,
-        # Stored as float32: back to the decimal number that was meant.
-        "rms_norm_eps": float(str(np.float32(raw["rms_norm_eps"]))),
-    }
-    kind = own.get("rope.scaling.type", "none")
-    if kind != "none":
-        raw["rope_scaling"] = {"rope_type": kind, "factor": own.get("rope.scaling.factor")}
-    if ROPE_DIVISORS in tensors:
-        raw["rope_scaling"] = _llama3_scaling(_values(tensors[ROPE_DIVISORS], path), raw, path)
-    return raw | family.gguf.entries(own, raw)
+def gguf_array(gguf: Gguf, path: str, array: np.ndarray, config: ModelConfig) -> np.ndarray:
+    """The inverse of hf_array."""
+    array = array + np.float32(gguf.norm_offset) if _offset(gguf, path) else array
+    array = array.swapaxes(-1, -2) if re.fullmatch(gguf.swapped, path) else array
+    order = gguf.order(path, config)
+    return np.ascontiguousarray(array if order is None else array[order])
 
 
-def _llama3_scaling(divisors, raw, path):
-    """GGUF stores Llama 3's scaling as divisors; its models differ only in the factor."""
-    scaling = RopeScaling("llama3", float(divisors.max()), 1.0, 4.0, 8192)
-    theta = raw["rope_theta"] or 10_000.0
-    plain = inverse_frequencies(raw["head_dim"], theta, None)
-    scaled = inverse_frequencies(raw["head_dim"], theta, scaling)
-    if divisors.shape != plain.shape or not np.allclose(plain / divisors, scaled, rtol=1e-4):
-        raise UserError(
-            f"{path} has {ROPE_DIVISORS} unlike Llama 3's: use a safetensors checkpoint"
-        )
-    return config_json.write_rope_scaling(scaling)
+def _offset(gguf, path):
+    return gguf.norm_offset and path.endswith("norm")
+
+
+def _new(
+    gguf: Gguf, name: str, place: Place, flat: Mapping, config: ModelConfig, kind
+) -> NewTensor:
+    path, shape = place.paths[0], place.shape
+    shape = (*shape[:-2], shape[-1], shape[-2]) if re.fullmatch(gguf.swapped, path) else shape
+    if len(shape) == 1 or _PRECISE.fullmatch(name):
+        kind = GGMLQuantizationType.F32
+    elif kind == GGMLQuantizationType.Q8_0 and shape[-1] % Q8_BLOCK:
+        kind = GGMLQuantizationType.F16
+
+    def values():
+        array = gguf_array(gguf, path, gather(flat, place, np.float32), config)
+        return quantize(array, kind)
+
+    return NewTensor(name, kind, shape, values)
 
 
 def _values(tensor, path):

@@ -1,4 +1,9 @@
-"""GGUF in: files written from transformers models, and the real SmolLM2."""
+"""GGUF in and out: files written from transformers models, by us, and the real SmolLM2.
+
+What `write_gguf` knows of conventions is llama.cpp's, written down here once more.
+"""
+
+from dataclasses import replace
 
 import gguf
 import jax
@@ -16,14 +21,28 @@ from distill_jax.models.families import FAMILIES
 from distill_jax.models.storage import flatten
 from distill_jax.types import UserError
 
-INTERLEAVED = ("llama",)  # architectures whose query and key rows are stored in pairs
-OFFSET_NORMS = ("gemma3",)  # architectures whose norms are stored with 1 added
+# Architectures whose query and key rows are stored in pairs.
+INTERLEAVED = ("llama", "granite", "smollm3")
+OFFSET_NORMS = ("gemma", "gemma2", "gemma3")  # architectures whose norms are stored with 1 added
+OPTIONAL = {  # attributes of a config, and the writer's methods for them
+    "attn_logit_softcapping": "add_attn_logit_softcapping",
+    "final_logit_softcapping": "add_final_logit_softcapping",
+}
 FLOAT = gguf.GGMLQuantizationType.F32
 GGUF_CASES = {
     f"{name}-{variant}": (name, entries)
     for name, family in FAMILIES.items()
     if family.gguf
     for variant, entries in family.gguf.variants.items()
+}
+QWEN_WINDOW = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
+SHORT_LLAMA3 = {  # another context than that of all models of Llama 3
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
 }
 
 
@@ -59,8 +78,9 @@ def write_gguf(path, oracle, architecture, *, kind=FLOAT, without=(), **metadata
         writer.add_sliding_window(config.sliding_window)
         local = [kind == "sliding_attention" for kind in config.layer_types]
         writer.add_sliding_window_pattern(local)
-    if getattr(config, "final_logit_softcapping", None):
-        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    for name, method in OPTIONAL.items():
+        if getattr(config, name, None) is not None:
+            getattr(writer, method)(getattr(config, name))
     for name, value in metadata.items():
         writer.add_array(f"{architecture}.{name}", value)
     writer.add_bos_token_id(1)
@@ -115,6 +135,108 @@ def test_the_same_model_as_from_safetensors(name, by, tmp_path):
     assert read.config.norm_eps == oracle.config.rms_norm_eps
 
 
+def tensors_of(path):
+    """The arrays of a file, by name, and its metadata, both by the package's own reader."""
+    read = gguf.GGUFReader(path)
+    values = {key: field.contents() for key, field in read.fields.items()}
+    return {t.name: gguf.dequantize(t.data, t.tensor_type) for t in read.tensors}, values
+
+
+def written(path, checkpoint, kind="float32"):
+    of = (checkpoint.config, checkpoint.params)
+    reading.write(path, *of, metadata={"general.name": "student"}, kind=kind)
+    return path
+
+
+@pytest.mark.parametrize("name", GGUF_CASES)
+def test_what_is_written_is_what_a_converter_writes_and_reads_back(name, by, tmp_path):
+    family, entries = GGUF_CASES[name]
+    oracle = by.tiny(family, entries)
+    oracle.save_pretrained(tmp_path)
+    checkpoint = huggingface.read(tmp_path, dtype="float32")
+    path = written(tmp_path / "ours.gguf", checkpoint)
+    arrays, metadata = tensors_of(path)
+    architecture = FAMILIES[family].gguf.architecture
+    theirs, said = tensors_of(write_gguf(tmp_path / "theirs.gguf", oracle, architecture))
+    assert arrays.keys() == theirs.keys()
+    for tensor, array in arrays.items():
+        rounded = 1e-6 if tensor == "rope_freqs.weight" else 0  # theirs are a quotient in float64
+        np.testing.assert_allclose(array, theirs[tensor], rtol=rounded, err_msg=tensor)
+    for key in said.keys() & metadata.keys() - {"GGUF.kv_count"}:
+        assert metadata[key] == said[key], key
+    again = reading.read(path, dtype=None)
+    assert again.config == replace(checkpoint.config, init_std=again.config.init_std)
+    offset = FAMILIES[family].gguf.norm_offset
+    for parameter, leaf in flatten(again.params).items():
+        wanted = flatten(checkpoint.params)[parameter]
+        if offset and parameter.endswith("norm"):  # bit-equal to what the file can hold of it
+            wanted = (wanted + np.float32(1)) - np.float32(1)
+        np.testing.assert_array_equal(leaf, wanted, err_msg=parameter)
+
+
+@pytest.mark.parametrize("kind", sorted(reading.KINDS))
+@pytest.mark.parametrize("case", ["llama-untied"], indirect=True)
+def test_written_weights_are_what_the_package_quantizes(checkpoint, kind, tmp_path):
+    """Vectors stay float32, and of q8_0 matrices whose rows 32 does not divide are float16."""
+    read = gguf.GGUFReader(written(tmp_path / "m.gguf", checkpoint, kind))
+    exact, _ = tensors_of(written(tmp_path / "exact.gguf", checkpoint))
+    wanted = reading.KINDS[kind][0]
+    for tensor in read.tensors:
+        matrix, fits = len(tensor.shape) > 1, tensor.shape[0] % 32 == 0
+        of = wanted if fits or kind != "q8_0" else gguf.GGMLQuantizationType.F16
+        assert tensor.tensor_type == (of if matrix else FLOAT), tensor.name
+        stored = gguf.quantize(exact[tensor.name], tensor.tensor_type)
+        np.testing.assert_array_equal(tensor.data, stored, err_msg=tensor.name)
+    assert read.fields["general.file_type"].contents() == reading.KINDS[kind][1]
+    assert read.fields["general.name"].contents() == "student"
+
+
+def test_rows_that_32_does_not_divide_are_float16_in_a_file_of_q8_0(by, tmp_path):
+    oracle = by.tiny("llama", {"intermediate_size": 40})
+    oracle.save_pretrained(tmp_path)
+    checkpoint = huggingface.read(tmp_path, dtype="float32")
+    read = gguf.GGUFReader(written(tmp_path / "m.gguf", checkpoint, "q8_0"))
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in read.tensors}
+    assert (kinds["blk.0.ffn_up.weight"], kinds["blk.0.ffn_down.weight"]) == ("Q8_0", "F16")
+
+
+INEXPRESSIBLE = {
+    "window": ("mistral", {"sliding_window": 5}, "cannot say sliding_window=5"),
+    "window of some blocks": ("qwen2", QWEN_WINDOW, "cannot say sliding_window=5"),
+    "activation": ("llama", {"hidden_act": "gelu"}, "cannot say activation=gelu, which would be"),
+    "scaling": (
+        "llama",
+        {"rope_parameters": SHORT_LLAMA3},
+        "the file has rope_freqs.weight unlike",
+    ),
+    "matrix": ("gemma", {"tie_word_embeddings": False}, "no gemma with an output matrix of its"),
+    "bias": ("qwen3", {"attention_bias": True}, "llama.cpp has no qwen3 with biases"),
+}
+
+
+@pytest.mark.parametrize("case", INEXPRESSIBLE)
+def test_what_a_file_cannot_say_is_refused_before_anything_is_written(case, by, tmp_path):
+    family, entries, says = INEXPRESSIBLE[case]
+    oracle = by.tiny(family, entries)
+    oracle.save_pretrained(tmp_path)
+    checkpoint = huggingface.read(tmp_path, dtype="float32")
+    with pytest.raises(UserError) as error:
+        written(tmp_path / "m.gguf", checkpoint)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.glob("*.gguf*"))
+
+
+def test_a_student_of_mistral_is_written_as_llama(by, tmp_path):
+    oracle = by.tiny("mistral", {"sliding_window": None})
+    oracle.save_pretrained(tmp_path)
+    checkpoint = huggingface.read(tmp_path, dtype="float32")
+    again = reading.read(written(tmp_path / "m.gguf", checkpoint), dtype=None)
+    assert again.config.family == "llama"
+    for name, leaf in flatten(again.params).items():
+        np.testing.assert_array_equal(leaf, flatten(checkpoint.params)[name])
+
+
 def test_a_file_of_mistral_is_read_as_llama_and_refused_with_a_window(by, tmp_path):
     oracle = by.tiny("mistral", {"sliding_window": None})
     read = reading.read(write_gguf(tmp_path / "m.gguf", oracle, "llama"), dtype=None)
@@ -162,7 +284,7 @@ BAD = {
     "truncated": ({}, truncate, "is not a complete GGUF file"),
     "empty": ({}, lambda path: path.write_bytes(b""), "is not a complete GGUF file"),
     "other": ({}, lambda path: path.write_text("x" * 99), "is not a complete GGUF file"),
-    "architecture": ({}, another_architecture, "architecture 'falcon': use one of gemma3, llama"),
+    "architecture": ({}, another_architecture, "architecture 'falcon': use one of gemma, gemma2, "),
     "metadata": ({"without": ("embedding_length",)}, None, "has no llama.embedding_length"),
     "weight": (
         {"without": ("blk.1.ffn_up.weight",)},

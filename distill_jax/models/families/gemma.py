@@ -1,9 +1,7 @@
 """Gemma 1: Llama with norms that add 1 to their weight, a scaled embedding and a GELU gate."""
 
-import numpy as np
-
 from distill_jax.models.config_json import read_common, required, write_common
-from distill_jax.models.family import TIED_AND_UNTIED, Family
+from distill_jax.models.family import TIED_AND_UNTIED, Family, Gguf
 
 
 def read_gemma(raw, **own):
@@ -19,9 +17,14 @@ def read_gemma(raw, **own):
     )
 
 
-def gguf_array(path: str, array: np.ndarray, config) -> np.ndarray:
-    """Gemma's GGUF files hold 1 + weight for every norm."""
-    return array - np.float32(1.0) if path.endswith("norm") else array
+def no_output_matrix(config):
+    """Of Gemma 1 and 2, llama.cpp reads models whose output matrix is the embedding."""
+    return biases(config) or ("" if config.tied else "an output matrix of its own")
+
+
+def biases(config):
+    """Of no Gemma, llama.cpp reads the bias of an output projection."""
+    return "biases" if config.output_bias else ""
 
 
 def _from_hf(raw):
@@ -43,6 +46,12 @@ def _to_hf(config):
 GEMMA = Family(
     from_hf=_from_hf,
     to_hf=_to_hf,
+    gguf=Gguf(
+        "gemma",
+        norm_offset=1.0,
+        lacks=no_output_matrix,
+        variants={"tied": {"tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh"}},
+    ),
     variants={
         **TIED_AND_UNTIED,
         "bias": {"attention_bias": True},

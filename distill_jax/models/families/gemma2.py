@@ -1,12 +1,18 @@
 """Gemma 2: Gemma with soft caps, a window on every other block, and a norm after each half too."""
 
-from distill_jax.models.config_json import read_local_blocks, write_common, write_layer_types
-from distill_jax.models.families.gemma import read_gemma
+from distill_jax.models.config_json import (
+    read_local_blocks,
+    required,
+    write_common,
+    write_layer_types,
+)
+from distill_jax.models.families.gemma import no_output_matrix, read_gemma
 from distill_jax.models.family import (
     ALTERNATING,
     DEFAULT_WEIGHTS,
     TIED_AND_UNTIED,
     Family,
+    Gguf,
     block_weight,
 )
 
@@ -16,6 +22,11 @@ _DEFAULTS = {
     "sliding_window": 4096,
     "attn_logit_softcapping": 50.0,
     "final_logit_softcapping": 30.0,
+}
+
+GGUF_CAPS = {
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
 }
 
 FOUR_NORMS = {
@@ -57,15 +68,64 @@ def write_gemma2(config, **own):
     )
 
 
+def gguf_entries(metadata, raw, *, every, wide):
+    """What GGUF files of Gemma 2 and 3 say of windows, and what they leave to the number of blocks.
+
+    Without a pattern, one block in `every` is global. Only the model of `wide` blocks scales scores
+    by width / heads, the others by the width of a head.
+    """
+    blocks = raw["num_hidden_layers"]
+    pattern = metadata.get("attention.sliding_window_pattern", every)
+    of_number = lambda: [bool((i + 1) % pattern) for i in range(blocks)]
+    local = pattern if isinstance(pattern, list) else of_number()
+    wide_heads = raw["hidden_size"] // raw["num_attention_heads"]
+    return {
+        "sliding_window": required(metadata, "attention.sliding_window"),
+        "layer_types": ["sliding_attention" if flag else "full_attention" for flag in local],
+        "query_pre_attn_scalar": wide_heads if blocks == wide else raw["head_dim"],
+    }
+
+
+def gguf_metadata(config):
+    """The inverse of gguf_entries, for what is said."""
+    local = list(config.local_blocks or (False,) * config.blocks)
+    window = config.sliding_window
+    return {"attention.sliding_window": window, "attention.sliding_window_pattern": local}
+
+
+def _gguf_entries(metadata, raw):
+    """Absent caps are Gemma 2's own to llama.cpp."""
+    caps = {name: metadata.get(key, _DEFAULTS[name]) for key, name in GGUF_CAPS.items()}
+    return caps | gguf_entries(metadata, raw, every=2, wide=46)
+
+
+_CAPPED = {**ALTERNATING, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
+
 GEMMA2 = Family(
     from_hf=lambda raw: read_gemma2(
         {**_DEFAULTS, **raw}, family="gemma2", pattern=lambda i: (i + 1) % 2
     ),
     to_hf=lambda config: write_gemma2(config, architecture="Gemma2ForCausalLM"),
     weights=FOUR_NORMS,
+    gguf=Gguf(
+        "gemma2",
+        more_keys=GGUF_CAPS,
+        entries=_gguf_entries,
+        metadata=gguf_metadata,
+        norm_offset=1.0,
+        lacks=no_output_matrix,
+        variants={
+            "tied": {**_CAPPED, "query_pre_attn_scalar": 16},
+            "global": {
+                **_CAPPED,
+                "query_pre_attn_scalar": 16,
+                "layer_types": ["full_attention"] * 3,
+            },
+        },
+    ),
     variants={
         # Caps low enough to be seen.
-        name: {**ALTERNATING, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, **own}
+        name: {**_CAPPED, **own}
         for name, own in {
             **TIED_AND_UNTIED,
             "uncapped": {"attn_logit_softcapping": None, "final_logit_softcapping": None},

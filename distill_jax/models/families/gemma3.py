@@ -1,8 +1,15 @@
 """Gemma 3, text: local and global blocks with separate rotary tables; norms after each half."""
 
-from distill_jax.models.config_json import read_rope, required
-from distill_jax.models.families.gemma import gguf_array
-from distill_jax.models.families.gemma2 import FOUR_NORMS, read_gemma2, write_gemma2
+from distill_jax.models.config_json import read_rope
+from distill_jax.models.families.gemma import biases
+from distill_jax.models.families.gemma2 import (
+    FOUR_NORMS,
+    GGUF_CAPS,
+    gguf_entries,
+    gguf_metadata,
+    read_gemma2,
+    write_gemma2,
+)
 from distill_jax.models.family import ALTERNATING, TIED_AND_UNTIED, Family, Gguf
 from distill_jax.types import UserError
 
@@ -43,25 +50,12 @@ def _to_hf(config):
 
 
 def _gguf_entries(metadata, raw):
-    # Not in the files, but the same for the whole family: one block in six is global, and local
-    # blocks have base 10,000. Only the 62-block model scales scores by width / heads.
-    wide = raw["num_hidden_layers"] == 62
-    pattern = metadata.get("attention.sliding_window_pattern", 6)
-    local = (
-        pattern
-        if isinstance(pattern, list)
-        else [bool((i + 1) % pattern) for i in range(raw["num_hidden_layers"])]
-    )
-    return {
-        "sliding_window": required(metadata, "attention.sliding_window"),
-        "layer_types": ["sliding_attention" if flag else "full_attention" for flag in local],
-        "rope_local_base_freq": metadata.get("rope.freq_base_swa", 10_000.0),
-        "query_pre_attn_scalar": (
-            raw["hidden_size"] // raw["num_attention_heads"] if wide else raw["head_dim"]
-        ),
-        "attn_logit_softcapping": metadata.get("attn_logit_softcapping"),
-        "final_logit_softcapping": metadata.get("final_logit_softcapping"),
-    }
+    own = gguf_entries(metadata, raw, every=6, wide=62)
+    return {**own, "rope_local_base_freq": metadata.get("rope.freq_base_swa", 10_000.0)}
+
+
+def _lacks(config):
+    return biases(config) or ("a soft cap on scores" if config.attention_softcap else "")
 
 
 _LINEAR_ROPE = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000.0}
@@ -82,6 +76,14 @@ GEMMA3 = Family(
     from_hf=_from_hf,
     to_hf=_to_hf,
     weights=FOUR_NORMS,
-    gguf=Gguf("gemma3", entries=_gguf_entries, hf_array=gguf_array, variants=_GGUF_VARIANTS),
+    gguf=Gguf(
+        "gemma3",
+        more_keys={**GGUF_CAPS, "rope.freq_base_swa": "rope_local_base_freq"},
+        entries=_gguf_entries,
+        metadata=gguf_metadata,
+        norm_offset=1.0,
+        lacks=_lacks,
+        variants=_GGUF_VARIANTS,
+    ),
     variants=_VARIANTS,
 )

@@ -1,5 +1,7 @@
 """Llama 2 and 3, SmolLM2."""
 
+import numpy as np
+
 from distill_jax.models.config_json import read_common, write_common
 from distill_jax.models.family import TIED_AND_UNTIED, Family, Gguf
 from distill_jax.types import UserError
@@ -31,15 +33,15 @@ def _gguf_entries(metadata, raw):
     return {}
 
 
-def _hf_array(path, array, config):
-    """Llama's GGUF files interleave the rows of a head, (0, H/2, 1, H/2+1, ..); undo it."""
+def interleaved(path, config):
+    """Files of Llama interleave the rows of a head's queries and keys: 0, H/2, 1, H/2 + 1, ..."""
     heads = {"query": config.heads, "key": config.kv_heads}.get(
         path.removeprefix("blocks/attention/").removesuffix("_bias")
     )
-    if heads is None or len(array) != heads * config.head_width:  # the loader names its shape
-        return array
-    pairs = array.reshape(heads, config.head_width // 2, 2, *array.shape[1:])
-    return pairs.swapaxes(1, 2).reshape(array.shape)
+    if heads is None:
+        return None
+    rows = np.arange(heads * config.head_width)
+    return rows.reshape(heads, 2, config.head_width // 2).swapaxes(1, 2).reshape(-1)
 
 
 _BIAS = {"attention_bias": True}
@@ -67,7 +69,7 @@ LLAMA = Family(
     gguf=Gguf(
         "llama",
         entries=_gguf_entries,
-        hf_array=_hf_array,
+        order=interleaved,
         variants={**TIED_AND_UNTIED, "bias": _BIAS, "rope3": _REAL_LLAMA3_ROPE},
     ),
     variants={

@@ -2,7 +2,8 @@
 
 With layer_types in config.json, which transformers calls Ministral, only some blocks have a window.
 GGUF files of Mistral carry the architecture "llama" and no window: they are read as Llama, which
-is the same model for texts up to the length of the window.
+is the same model for texts up to the length of the window. A student without a window is written
+as such a file.
 """
 
 from distill_jax.models.config_json import (
@@ -11,6 +12,7 @@ from distill_jax.models.config_json import (
     write_common,
     write_layer_types,
 )
+from distill_jax.models.families.llama import LLAMA
 from distill_jax.models.family import TIED_AND_UNTIED, Family
 
 
@@ -36,9 +38,15 @@ def _to_hf(config):
     )
 
 
+def _gguf_entries(metadata, raw):
+    """Files of the architecture say no window."""
+    return {"sliding_window": None}
+
+
 MISTRAL = Family(
     from_hf=_from_hf,
     to_hf=_to_hf,
+    gguf=LLAMA.gguf._replace(is_own=lambda metadata: False, entries=_gguf_entries, variants={}),
     variants={
         **TIED_AND_UNTIED,
         "window": {"sliding_window": 5},

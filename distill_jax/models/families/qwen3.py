@@ -17,6 +17,6 @@ def _to_hf(config):
 QWEN3 = Family(
     from_hf=_from_hf,
     to_hf=_to_hf,
-    gguf=Gguf("qwen3"),
+    gguf=Gguf("qwen3", lacks=lambda config: "biases" if config.output_bias else ""),
     variants=TIED_AND_UNTIED,
 )
