@@ -71,14 +71,22 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.model.block_tokens = 256  # [1 to 1e9] tokens whose logits exist at a time, per device
 
     c.data = ConfigDict()  # the text and its batches
-    # path or glob of jsonl, parquet or text | tfds:name | hub:name | python_docs
+    # path or glob of records or texts | tfds:name | hub:name | python_docs
     c.data.source = ""
     # held-out text, given in the same way; empty: see data.held_out_fraction
     c.data.eval_source = ""
     c.data.format = ""  # of the files of both: text | jsonl | parquet; empty: by their suffix
     # directory of the tokenised text; empty: distill_jax/tokens in the user's cache directory
     c.data.store = ""
-    c.data.template = "plain"  # of prompt + completion: plain (joined) | chat (as two turns)
+    # which fields of a record make a document; empty: seen by their names. Parts as PART=FIELD,...:
+    # text | prompt,completion | messages | instruction,output,input | chosen,rejected,prompt; more
+    # than one such shape, tried in their order, with ; between them. Alone a part names its field:
+    # text=content | prompt=title,completion=abstract | instruction,input=context,output=response
+    c.data.fields = ""
+    # fail: stop at a bad record | skip: leave it out and count it, and stop above 1% of them
+    c.data.on_error = "fail"
+    # of prompt + completion: plain (joined, Alpaca's in its words) | chat (as two turns)
+    c.data.template = "plain"
     # [0, or 1e-6 to 0.999999] share of documents that is held out without eval_source
     c.data.held_out_fraction = 0.05
     # [0 to 1e15] documents to train on: the first that are not held out; 0: all

@@ -22,6 +22,10 @@ class Document(NamedTuple):
               string, or None in a turn that calls tools
     given     the first so many of the turns are a prompt, of which nothing is trained
     tools     JSON schemas of the tools that the chat template shows
+    input     of a pair in Alpaca's form, what its prompt ends in after the instruction and a new
+              line; empty where there is none. None: of another form
+    rejected  of a preference pair the answer, (prompt, answer) or turns that were not chosen. They
+              are not trained, and no part of what identifies a document
     """
 
     name: str
@@ -31,6 +35,8 @@ class Document(NamedTuple):
     messages: tuple[dict[str, Any], ...] | None = None
     given: int = 0
     tools: tuple[dict[str, Any], ...] | None = None
+    input: str | None = None
+    rejected: str | tuple[Any, ...] | None = None
 
 
 def as_chat(document: Document) -> Document:
@@ -42,7 +48,7 @@ def as_chat(document: Document) -> Document:
         {"role": "user", "content": prompt},
         {"role": "assistant", "content": completion},
     )
-    return document._replace(pair=None, messages=turns, given=1)
+    return document._replace(pair=None, input=None, messages=turns, given=1)
 
 
 def content_hash(document: Document) -> bytes:
@@ -51,6 +57,8 @@ def content_hash(document: Document) -> bytes:
     # Left out where there is none of it: the hash of most documents is older than these fields.
     if document.given or document.tools:
         content += [document.given, document.tools]
+    if document.input is not None:
+        content += [{"input": document.input}]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
 
 

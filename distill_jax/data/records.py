@@ -1,111 +1,158 @@
-"""Records as documents, and what to rename in records of other shapes."""
+"""Records as documents, each by its shape."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from distill_jax.data.documents import Document
-from distill_jax.data.turns import (
-    checked_text,
-    checked_tools,
-    checked_turns,
-    is_turns,
-    kind,
-    rename_turn,
-)
+from distill_jax.data.shapes import KINDS, Shape, Unclear, recognised, shown
+from distill_jax.data.sharegpt import from_sharegpt, is_sharegpt
+from distill_jax.data.turns import checked_text, checked_tools, checked_turns, kind
 from distill_jax.types import UserError
-
-# What other data sets call the parts of a record.
-_PROMPTS = ("prompt", "instruction", "question", "query", "input", "problem", "user")
-_COMPLETIONS = (
-    "completion", "output", "response", "answer", "chosen", "target", "solution", "assistant",
-)  # fmt: skip
-_TEXTS = ("content", "body", "document", "article", "passage", "story", "code", "raw")
-_TURNS = ("conversations", "conversation", "dialogue", "dialog", "turns", "chat")
-_SHAPES = "'text', 'prompt' + 'completion' or 'messages'"
 
 
 def document_from_record(record: Any, *, where: str, label: str) -> Document:
-    """Reads a record with `messages`, `prompt` + `completion` or `text`, tried in this order.
+    """The document of a record that stands alone, of whatever shape.
 
-    Prompt and completion are both text, or both turns of one conversation. `tools` goes to the chat
-    template. An optional field `label` (or `domain`) replaces the given label. Null fields count as
-    absent. Raises UserError naming `where` if the record has none of the known fields, or one of
-    the wrong type.
+    Raises UserError naming `where` if the record has none, or a field of the wrong type.
     """
+    check_object(record, where)
+    shape = recognised(record)
+    if isinstance(shape, Unclear):
+        remedy = shape.remedy or "give its parts the names 'prompt', 'text' or 'messages'"
+        raise UserError(f"{where}: {shape.says}: {remedy}")
+    return document_of(shape, record, where=where, label=label)
+
+
+def check_object(record: Any, where: str) -> None:
+    """Raises UserError for a record that is no object."""
     if not isinstance(record, dict):
         raise UserError(
             f"{where}: the record is {kind(record)}, not an object: "
             'write records such as {"text": "..."}'
         )
+
+
+def document_of(shape: Shape, record: Mapping[str, Any], *, where: str, label: str) -> Document:
+    """The document of a record of a known shape.
+
+    Prompt and completion are both text, or both turns of one conversation. `tools` goes to the chat
+    template. An optional field `label` (or `domain`) replaces the given label. Null fields count as
+    absent. Raises UserError naming `where` if a field is absent or of the wrong type.
+    """
     present = {name: value for name, value in record.items() if value is not None}
-    label = str(present.get("label", present.get("domain", label)))
+    for part in KINDS[shape.kind].needed:
+        if (field := shape.field(part)) in present:
+            continue
+        if field in record:
+            raise UserError(f"{where}: its {field!r} is null: remove the record, or give it one")
+        raise UserError(
+            f"{where}: no {field!r} among the fields {shown(record)}: add it, or see"
+            " config.data.fields"
+        )
+    label = str(present.get(shape.field("label"), present.get("domain", label)))
     checked_text(label, "label", where)
-    if "messages" in present:
-        messages = checked_turns(present["messages"], "messages", where)
-        tools = checked_tools(present.get("tools"), where)
-        return Document(where, label, messages=messages, tools=tools)
-    if "completion" in present:
-        if "prompt" not in present:
-            raise UserError(f"{where}: 'completion' without 'prompt': add the field 'prompt'")
-        return _of_pair(present, where, label)
-    if "text" in present:
-        return Document(where, label, text=checked_text(present["text"], "text", where))
-    if null := [name for name in ("messages", "completion", "text") if name in record]:
-        raise UserError(f"{where}: its {null[0]!r} is null: remove the record, or give it one")
-    raise UserError(f"{where}: {_what_to_rename(present, _shown(record))}")
+    tools = None if shape.kind == "text" else present.get(shape.field("tools"))
+    parts = {part: (field, present.get(field)) for part, field in shape.fields}
+    return READERS[shape.kind](Document(where, label, tools=checked_tools(tools, where)), parts)
 
 
-def _shown(record: dict[str, Any]) -> list[str]:
-    """The names of fields as a line has room for them."""
-    return [name[:40] for name in sorted(record)[:20]]
+# Of each function the arguments are a document without content, and (field, value) by part.
+Parts = Mapping[str, tuple[str, Any]]
 
 
-def _of_pair(present: dict[str, Any], where: str, label: str) -> Document:
-    prompt, completion = present["prompt"], present["completion"]
-    tools = checked_tools(present.get("tools"), where)
+def _of_text(document: Document, parts: Parts) -> Document:
+    field, value = parts["text"]
+    return document._replace(text=checked_text(value, field, document.name))
+
+
+def _of_turns(document: Document, parts: Parts) -> Document:
+    field, turns = parts["messages"]
+    messages = _turns(turns, field, document.name)
+    field, system = parts.get("system", ("system", None))
+    if system and messages[0]["role"] != "system":
+        content = checked_text(system, field, document.name)
+        messages = ({"role": "system", "content": content}, *messages)
+    return document._replace(messages=messages)
+
+
+def _of_pair(document: Document, parts: Parts) -> Document:
+    (prompt_field, prompt), (field, completion) = parts["prompt"], parts["completion"]
+    where = document.name
     if not isinstance(prompt, list) and not isinstance(completion, list):
-        pair = tuple(checked_text(present[name], name, where) for name in ("prompt", "completion"))
-        return Document(where, label, pair=pair, tools=tools)
-    turns = checked_turns(prompt, "prompt", where)
+        pair = (checked_text(prompt, prompt_field, where), checked_text(completion, field, where))
+        return document._replace(pair=pair)
+    given = _given(prompt, prompt_field, field, where)
+    messages = (*given, *_turns(completion, field, where))
+    return document._replace(messages=messages, given=len(given))
+
+
+def _of_alpaca(document: Document, parts: Parts) -> Document:
+    instruction, completion = (
+        checked_text(parts[part][1], parts[part][0], document.name)
+        for part in ("instruction", "output")
+    )
+    field, value = parts.get("input", ("input", None))
+    context = checked_text(value, field, document.name) if value else ""
+    prompt = f"{instruction}\n{context}" if context else instruction
+    return document._replace(pair=(prompt, completion), input=context)
+
+
+def _of_preference(document: Document, parts: Parts) -> Document:
+    """The chosen answer, or conversation; the other is kept beside it."""
+    field, value = parts.get("prompt", ("prompt", None))
+    chosen, rejected = (
+        _answered(document, field, value, *parts[part]) for part in ("chosen", "rejected")
+    )
+    other = rejected.text if rejected.text is not None else rejected.pair or rejected.messages
+    return chosen._replace(rejected=other)
+
+
+def _answered(
+    document: Document, prompt_field: str, prompt: Any, field: str, answer: Any
+) -> Document:
+    """A prompt, if any, with one of its answers: a text, a turn, turns, or all of them."""
+    where = document.name
+    answer = [answer] if isinstance(answer, dict) else answer
+    if not isinstance(answer, list):
+        if prompt is None:
+            return document._replace(text=checked_text(answer, field, where), tools=None)
+        if not isinstance(prompt, list):
+            return _of_pair(
+                document, {"prompt": (prompt_field, prompt), "completion": (field, answer)}
+            )
+        answer = [{"role": "assistant", "content": checked_text(answer, field, where)}]
+    turns = _turns(answer, field, where)
+    if prompt is None or turns[0]["role"] != "assistant":
+        return document._replace(messages=turns)  # with the prompt in it
+    if isinstance(prompt, list):
+        given = _given(prompt, prompt_field, field, where)
+    else:
+        given = ({"role": "user", "content": checked_text(prompt, prompt_field, where)},)
+    return document._replace(messages=(*given, *turns), given=len(given))
+
+
+def _given(prompt: Any, field: str, completion: str, where: str) -> tuple[dict[str, Any], ...]:
+    """The turns of a prompt."""
+    turns = _turns(prompt, field, where)
     if turns[-1]["role"] == "assistant":
         raise UserError(
-            f"{where}: 'prompt' ends in an assistant's turn, which 'completion' would go on with:"
-            " begin 'completion' with that turn"
+            f"{where}: {field!r} ends in an assistant's turn, which {completion!r} would go on"
+            f" with: begin {completion!r} with that turn"
         )
-    messages = (*turns, *checked_turns(completion, "completion", where))
-    return Document(where, label, messages=messages, given=len(turns), tools=tools)
+    return turns
 
 
-def _what_to_rename(present: dict[str, Any], fields: list[str]) -> str:
-    """What is wrong with a record of none of the known shapes, and the remedy for its own shape."""
-    for name in _TURNS:
-        turns = present.get(name)
-        if is_turns(turns):
-            inner = rename_turn(turns[0])
-            tail = f", and in each turn {inner}" if inner else ""
-            return f"no 'messages' among the fields {fields}: rename {name!r} to 'messages'{tail}"
-    completion = next((name for name in _COMPLETIONS if name in present), None)
-    prompt = next((name for name in _PROMPTS if name in present and name != completion), None)
-    if completion and prompt:
-        if is_turns(present[completion]) and not is_turns(present[prompt]):
-            return f"no 'messages' among the fields {fields}: rename {completion!r} to 'messages'"
-        found = {prompt: "prompt", completion: "completion"}
-        renames = [f"{old!r} to {new!r}" for old, new in found.items() if old != new]
-        more = [name for name in ("input", "context") if name in present and name != prompt]
-        tail = (
-            f", and put {more[0]!r}, where there is any, at the end of the prompt" if more else ""
-        )
-        return (
-            f"no 'prompt' + 'completion' among the fields {fields}: rename"
-            f" {' and '.join(renames)}{tail}"
-        )
-    text = next((name for name in _TEXTS if isinstance(present.get(name), str)), None)
-    if text:
-        return f"no 'text' among the fields {fields}: rename {text!r} to 'text'"
-    if "prompt" in present:
-        return (
-            f"'prompt' without 'completion' among the fields {fields}: add the field 'completion'"
-        )
-    return (
-        f"no value for {_SHAPES} among the fields {fields}: "
-        "give the fields that hold the text these names"
-    )
+def _turns(value: Any, field: str, where: str) -> tuple[dict[str, Any], ...]:
+    """Turns in either form."""
+    if is_sharegpt(value):
+        value = from_sharegpt(value, field, where)
+    return checked_turns(value, field, where)
+
+
+READERS = {
+    "text": _of_text,
+    "turns": _of_turns,
+    "preference": _of_preference,
+    "pair": _of_pair,
+    "alpaca": _of_alpaca,
+}

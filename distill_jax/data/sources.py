@@ -1,7 +1,7 @@
 """Where documents come from: one entry of SOURCES for each kind of source."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,15 +11,24 @@ from distill_jax.data.documents import Document
 from distill_jax.data.files import files_of, read_all, read_files
 from distill_jax.data.formats import FORMATS, OF_SUFFIX, format_of
 from distill_jax.data.python_docs import python_docs_files, read_python_docs
-from distill_jax.data.records import document_from_record
+from distill_jax.data.rows import AS_NAMED, How, Read, Row, Tell, check_share, documents_of, line
 from distill_jax.types import UserError
 from distill_jax.words import first_line
 
+# Fields of tfds records that may hold turns.
+_TURNS = ("messages", "prompt", "completion", "conversations", "chosen", "rejected")
 
-def read_documents(source: str, form: str = "") -> Iterator[Document]:
+
+def read_documents(
+    source: str,
+    form: str = "",
+    how: How = AS_NAMED,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Generator[Document]:
     """The documents of a source, in the same order on every run. form: of files, see FORMATS.
 
-    They are read as they are asked for, and not all held at once.
+    They are read as they are asked for, and not all held at once. how: records. tell: called with a
+    line about what was read, and as what, when all are, or when the iterator is closed.
 
     `python_docs`                        the documentation of the running Python
     `tfds:name[:split][@directory]`      a TensorFlow dataset stored as ArrayRecord; the split is
@@ -29,15 +38,22 @@ def read_documents(source: str, form: str = "") -> Iterator[Document]:
                                          word ("train" unless given)
     anything else                        a path or a glob: jsonl, parquet, or one document per file
 
-    Raises UserError if the source does not exist, is malformed, or holds no document.
+    Raises UserError if the source does not exist, is malformed, holds no document, or has more bad
+    records than may be left out.
     """
     kind, _, address = source.partition(":")
-    known, empty = SOURCES.get(kind), True
-    for document in read_files(source, form) if known is None else known.read(address, form):
-        empty = False
-        yield document
-    if empty:
+    known, reads = SOURCES.get(kind), []
+    read, of = (known.read, address) if known else (read_files, source)
+    try:
+        yield from read(of, form, how, reads.append)
+    except GeneratorExit:  # no more are wanted; of few records no share can be told
+        if reads:
+            tell(line(source, reads))
+        raise
+    check_share(reads, source)
+    if not reads:
         raise UserError(f"data source {source!r} holds no document: check that it is not empty")
+    tell(line(source, reads))
 
 
 def files_of_source(source: str, form: str = "") -> list[Path]:
@@ -59,9 +75,15 @@ def check_source(source: str, form: str = "") -> None:
             format_of(path, form)
 
 
-def _read_python_docs(address: str, form: str) -> Iterator[Document]:
+def _read_python_docs(address: str, form: str, how: How, tell: Tell) -> Iterator[Document]:
     _check_python_docs(address)
-    return read_python_docs()
+    number = 0
+    try:
+        for document in read_python_docs():
+            number += 1
+            yield document
+    finally:
+        tell(Read("text", number))
 
 
 def _files_python_docs(address: str, form: str) -> list[Path]:
@@ -74,11 +96,11 @@ def _check_python_docs(address: str) -> None:
         raise UserError(f"'python_docs:{address}' is not a data set: write python_docs alone")
 
 
-def _read_tfds(address: str, form: str) -> Iterator[Document]:
+def _read_tfds(address: str, form: str, how: How, tell: Tell) -> Iterator[Document]:
     name, records = _tfds(address)
-    for number, record in enumerate(records):
-        where = f"tfds:{address}:{number}"
-        yield document_from_record(_plain(record, where), where=where, label=name)
+    named = ((f"tfds:{address}:{number}", record) for number, record in enumerate(records))
+    rows = (Row(where, _plain(record, where)) for where, record in named)
+    yield from documents_of(rows, name, how, tell)
 
 
 def _files_tfds(address: str, form: str) -> list[Path]:
@@ -123,7 +145,7 @@ def _plain(value: Any, where: str) -> Any:
             return [_plain(item, where) for item in value]
         case dict():
             plain = {key: _plain(item, where) for key, item in value.items()}
-            for name in ("messages", "prompt", "completion"):
+            for name in _TURNS:
                 turns = plain.get(name)
                 if isinstance(turns, dict):
                     rows = zip(*turns.values(), strict=True)
@@ -132,8 +154,8 @@ def _plain(value: Any, where: str) -> Any:
     return value
 
 
-def _read_hub(address: str, form: str) -> Iterator[Document]:
-    yield from read_all(_files_hub(address, form), form)
+def _read_hub(address: str, form: str, how: How, tell: Tell) -> Iterator[Document]:
+    yield from read_all(_files_hub(address, form), form, how, tell)
 
 
 def _files_hub(address: str, form: str) -> list[Path]:
@@ -182,10 +204,11 @@ def _hub_suffixes(form: str) -> tuple[str, ...]:
 class Source(NamedTuple):
     """A kind of source. read: its documents. files: those they come from, or their directories.
 
-    Both are given what follows the kind and its colon, and the format of config.data.format.
+    Both are given what follows the kind and its colon, and the format of config.data.format; read
+    also how records are read, and what is told of each file.
     """
 
-    read: Callable[[str, str], Iterator[Document]]
+    read: Callable[[str, str, How, Tell], Iterator[Document]]
     files: Callable[[str, str], list[Path]]
 
 

@@ -21,12 +21,13 @@ from distill_jax.types import Batch, UserError
 
 
 class Data(NamedTuple):
-    """Packed rows and what identifies the documents they come from."""
+    """Packed rows, what identifies the documents they come from, and a line on each source."""
 
     rows: Rows
     documents: int
     fingerprint: str
     note: str
+    read: tuple[str, ...]
 
 
 def packed(c: ConfigDict, text: Text, *, seed: int | None) -> Data:
@@ -34,7 +35,7 @@ def packed(c: ConfigDict, text: Text, *, seed: int | None) -> Data:
     if c.data.seq_len < 1:
         raise UserError(f"config.data.seq_len is {c.data.seq_len}: use at least 1")
     rows = pack(text.tokenized, seq_len=c.data.seq_len, seed=seed)
-    return Data(rows, text.documents, text.fingerprint, text.note)
+    return Data(rows, text.documents, text.fingerprint, text.note, text.read)
 
 
 def with_cache(
@@ -136,12 +137,12 @@ def held_out_batches(c: ConfigDict, rows: Rows, mesh: Mesh) -> Iterator[Batch]:
 
 
 def description(part: Data) -> str:
-    """One line about packed text."""
+    """A line about packed text, and one on each of its sources."""
     epoch = describe(plain(part.rows))
     trained = f" ({epoch.trained_tokens:,} of them trained)"
     return (
         f"{part.documents:,} documents, {epoch.tokens:,} tokens"
         f"{trained if epoch.trained_tokens < epoch.tokens else ''},"
         f" {epoch.rows:,} rows of {part.rows.seq_len} ({epoch.fill:.1%} filled)"
-        f"{part.note and f'; {part.note}'}"
+        f"{part.note and f'; {part.note}'}" + "".join(f"\n  {line}" for line in part.read)
     )

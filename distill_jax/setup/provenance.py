@@ -35,6 +35,7 @@ def provenance(
         **teachers,
         **{f"data.{name}.sha256": part.fingerprint for name, part in data.items()},
         **{f"data.{name}.documents": part.documents for name, part in data.items()},
+        **{f"data.{name}.read": " | ".join(part.read) for name, part in data.items() if part.read},
     }
 
 

@@ -5,7 +5,8 @@ with any, and again to be tokenised; neither is done for files that are as they 
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,15 +14,18 @@ from ml_collections import ConfigDict
 
 from distill_jax import __version__
 from distill_jax.config import choose, flatten
+from distill_jax.data.alpaca import as_plain
 from distill_jax.data.documents import Document, as_chat, border_of, place_of
 from distill_jax.data.formats import FORMATS
 from distill_jax.data.limits import Limits, filled_by, size_of
+from distill_jax.data.rows import ON_ERROR, How
+from distill_jax.data.shapes import parse_fields
 from distill_jax.data.sources import files_of_source, read_documents
 from distill_jax.data.store_place import contents, remembered, states, store_root
 from distill_jax.seals import hash_of
 from distill_jax.types import UserError
 
-TEMPLATES = {"plain": lambda document: document, "chat": as_chat}  # data.template
+TEMPLATES = {"plain": as_plain, "chat": as_chat}  # data.template
 
 # Fixed: every seed of a study holds out the same documents.
 SPLIT_SEED = 0
@@ -39,7 +43,8 @@ class Chosen(NamedTuple):
 
     documents: gives them, from the first one on at every call. count: their number. size: of their
     content in bytes. key: of the limit of tokens, for errors. identity: gives what identifies the
-    documents by the files as they are now. root: the directory of stores.
+    documents by the files as they are now. root: the directory of stores. read: a line on what the
+    source was read as, where it was not said of another part.
     """
 
     documents: Callable[[], Iterator[Document]]
@@ -49,6 +54,7 @@ class Chosen(NamedTuple):
     key: str
     identity: Callable[[], str]
     root: Path
+    read: tuple[str, ...]
 
 
 def training_documents(c: ConfigDict) -> tuple[Chosen, Chosen]:
@@ -131,7 +137,8 @@ def _parts(c: ConfigDict, source: str, limits: dict[str, Limits]) -> list[_Part]
             [of(), number, limit, c.data.template]
         )
         key = f"config.data.{name}max_tokens"
-        chosen = Chosen(documents, count, size, limit.tokens, key, identity, root)
+        read = (*scan["read"],) if number == 0 else ()
+        chosen = Chosen(documents, count, size, limit.tokens, key, identity, root, read)
         found.append(_Part(chosen, texts_only))
     return found
 
@@ -155,25 +162,27 @@ def _scan(
     """Reads a source up to the document with which the limits of all parts are reached, if any.
 
     Gives the number of documents of each part, cut at its limit, their bytes, and whether all are
-    texts, and the border between the parts.
+    texts, the border between the parts, and a line on what the source was read as.
     """
-    border = None
+    border, read = None, []
     if fraction is not None:
         places = (place_of(document, SPLIT_SEED) for document in _read(c, source))
         border = border_of(places, fraction)
     counts, sizes = [0] * len(limits), [0] * len(limits)
     texts_only, full = [True] * len(limits), [False] * len(limits)
     filled = [filled_by(some) for some in limits]
-    for document in _read(c, source):
-        part = _part_of(document, border)
-        full[part] = filled[part](document)
-        if not 0 < limits[part].documents <= counts[part]:
-            counts[part] += 1
-            sizes[part] += size_of(document)
-            texts_only[part] &= document.text is not None
-        if all(full):
-            break
-    return {"border": border, "counts": counts, "sizes": sizes, "texts_only": texts_only}
+    with closing(_read(c, source, read.append)) as documents:
+        for document in documents:
+            part = _part_of(document, border)
+            full[part] = filled[part](document)
+            if not 0 < limits[part].documents <= counts[part]:
+                counts[part] += 1
+                sizes[part] += size_of(document)
+                texts_only[part] &= document.text is not None
+            if all(full):
+                break
+    found = {"border": border, "counts": counts, "sizes": sizes, "texts_only": texts_only}
+    return found | {"read": read}
 
 
 def _part_of(document: Document, border: float | None) -> int:
@@ -181,6 +190,14 @@ def _part_of(document: Document, border: float | None) -> int:
     return 0 if border is None else int(place_of(document, SPLIT_SEED) < border)
 
 
-def _read(c: ConfigDict, source: str) -> Iterator[Document]:
+def _read(
+    c: ConfigDict, source: str, tell: Callable[[str], None] = lambda line: None
+) -> Generator[Document]:
     form = c.data.format and choose("data.format", c.data.format, FORMATS)
-    return read_documents(source, form)
+    return read_documents(source, form, how_of(c), tell)
+
+
+def how_of(c: ConfigDict) -> How:
+    """How the records of a config's sources are read. Raises UserError for what is no shape."""
+    skip = choose("data.on_error", c.data.on_error, ON_ERROR) == "skip"
+    return How(parse_fields(c.data.fields), skip)

@@ -35,12 +35,16 @@ DEAF = Hear()
 
 
 class Text(NamedTuple):
-    """Tokenized documents, what identifies them, and what should be known of how they were read."""
+    """Tokenized documents, what identifies them, and what should be known of how they were read.
+
+    read: as that of Chosen.
+    """
 
     tokenized: Tokenized
     documents: int
     fingerprint: str
     note: str
+    read: tuple[str, ...]
 
 
 def tokenized(chosen: Chosen, tokenizer: Tokenizer, vocab: int, hear: Hear = DEAF) -> Text:
@@ -61,7 +65,7 @@ def tokenized(chosen: Chosen, tokenizer: Tokenizer, vocab: int, hear: Hear = DEA
         identity = hashlib.sha256(f"{identity}:{limit}".encode()).hexdigest()
     if tokenizer.chat_template and index["pairs"]:
         note = "prompts and completions are joined as they are (data.template=chat: as turns)"
-    return Text(store.tokenized, index["documents"], identity, note)
+    return Text(store.tokenized, index["documents"], identity, note, chosen.read)
 
 
 def _stored(chosen: Chosen, tokenizer: Tokenizer, hear: Hear) -> Store:

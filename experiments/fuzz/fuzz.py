@@ -50,7 +50,7 @@ def targets(place: Path) -> dict[str, tuple[Path, object]]:
     file = seeds.write_gguf(place / "model.gguf")
     read = lambda path: fingerprint(list(read_all([path])))
     found = {
-        "jsonl": (texts["jsonl"], lambda: read(texts["jsonl"])),
+        **{name: (texts[name], lambda name=name: read(texts[name])) for name in seeds.RECORDS},
         "prompts": (texts["jsonl"], lambda: read_prompts([f"@{texts['jsonl']}"])),
         "config": (model / "config.json", lambda: huggingface.read(model, dtype=None)),
         "index": (sharded / seeds.INDEX, lambda: huggingface.read(sharded, dtype=None)),

@@ -19,17 +19,29 @@ CONFIG = {
         "original_max_position_embeddings": 16,
     },
 }  # fmt: skip
-RECORDS = [
-    {"text": "the quick fox"},
-    {"prompt": "the", "completion": " lazy dog", "label": "a"},
-    {
+# Of every file of records, one.
+RECORDS = {
+    "pairs": {"prompt": "the", "completion": " lazy dog", "label": "a"},
+    "jsonl": {
         "messages": [
             {"role": "user", "content": "hi", "name": "x"},
             {"role": "assistant", "content": [{"type": "text", "text": "a"}]},
         ],
         "tools": [{"type": "function", "function": {"name": "f"}}],
     },
-]
+    "sharegpt": {
+        "conversations": [
+            {"from": "human", "value": "hi"},
+            {"from": "function_call", "value": '{"name": "f", "arguments": {}}'},
+        ],
+        "tools": '[{"name": "f"}]',
+    },
+    "preference": {
+        "prompt": [{"role": "user", "content": "a"}],
+        "chosen": [{"role": "assistant", "content": "b"}],
+        "rejected": "c",
+    },
+}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # As Hugging Face and as GGUF name them, with [out, in].
 _ENDS = {
@@ -106,8 +118,10 @@ def write_gguf(path: Path) -> Path:
 def write_texts(directory: Path) -> dict[str, Path]:
     """A data file of every format."""
     directory.mkdir(parents=True, exist_ok=True)
-    files = {kind: directory / f"data.{kind}" for kind in ("jsonl", "parquet", "txt")}
-    files["jsonl"].write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    files = {kind: directory / f"data.{kind}" for kind in ("parquet", "txt")}
+    for name, record in RECORDS.items():
+        files[name] = directory / f"{name}.jsonl"
+        files[name].write_text(f"{json.dumps(record)}\n" * 3)
     files["txt"].write_text("the quick fox\nthe lazy dog\n")
     table = pa.Table.from_pylist([{"text": f"the fox {i}", "label": "a"} for i in range(20)])
     pq.write_table(table, files["parquet"], compression="zstd", write_page_checksum=True)

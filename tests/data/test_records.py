@@ -74,51 +74,6 @@ def test_bad_records_are_named_in_one_line(record, says):
     assert "\n" not in message
 
 
-TURN = {"from": "human", "value": "q"}
-
-
-@pytest.mark.parametrize(
-    ("record", "says", "silent"),
-    [
-        (
-            {"instruction": "a", "input": "", "output": "b"},
-            "rename 'instruction' to 'prompt' and 'output' to 'completion', and put 'input'",
-            "messages",
-        ),
-        ({"question": "a", "answer": "b"}, "'question' to 'prompt' and 'answer' to", "at the end"),
-        ({"prompt": "a", "response": "b"}, "rename 'response' to 'completion'", "'prompt' to"),
-        ({"input": "a", "output": "b"}, "'input' to 'prompt' and 'output' to", "at the end"),
-        (
-            {"id": "1", "conversations": [TURN]},
-            "rename 'conversations' to 'messages', and in each turn rename 'from' to 'role'"
-            " (human to user, gpt to assistant) and 'value' to 'content'",
-            "completion",
-        ),
-        (
-            {"conversation": [{"role": "user", "content": "a"}]},
-            "rename 'conversation' to 'messages'",
-            "turn",
-        ),
-        ({"messages": [TURN]}, "messages[0] has the fields ['from', 'value']", "null"),
-        (
-            {"prompt": "a", "chosen": [{"role": "user", "content": "a"}]},
-            "rename 'chosen' to 'messages'",
-            "completion",
-        ),
-        ({"content": "a", "id": 1}, "rename 'content' to 'text'", "messages"),
-        ({"prompt": "a"}, "add the field 'completion'", "messages"),
-        ({"id": 1}, "among the fields ['id']", "rename"),
-        ({"prompt": "a", "completion": None}, "its 'completion' is null: remove", "fields"),
-    ],
-)
-def test_records_of_other_shapes_are_told_what_to_rename_in_them(record, says, silent):
-    with pytest.raises(UserError) as caught:
-        read(record)
-    assert says in str(caught.value)
-    assert silent not in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("turn", "read_as"),
     [
