@@ -134,7 +134,7 @@ def line(source: str, reads: Sequence[Read]) -> str:
         return f"{source}{files}: {'; '.join(parts)}"
     places = [place for read in reads for place in read.places][:_PLACES]
     return (
-        f"{source}{files}: {'; '.join(parts)}; {bad:,} bad records left out:"
+        f"{source}{files}: {'; '.join(parts)}; {bad:,} left out as bad:"
         f" {' | '.join(place[:200] for place in places)}"
     )
 

@@ -279,7 +279,7 @@ def test_bad_records_are_counted_where_they_may_be_left_out(tmp_path, name):
         return read_documents(str(path), how=How(skip=skip), tell=lines.append)
 
     assert len(read()) == 100
-    assert f"100 records read as text: text; 1 bad records left out: {path}:1: " in lines[0]
+    assert f"100 records read as text: text; 1 left out as bad: {path}:1: " in lines[0]
     good += [BAD[name]]
     with pytest.raises(UserError, match=r"2 of 102 records are bad, more than 1%.*a.jsonl:1: "):
         read()
@@ -294,7 +294,7 @@ def test_an_assistant_that_says_nothing_is_a_bad_record(tmp_path):
     )
     lines = []
     assert len(read_documents(path, how=How(skip=True), tell=lines.append)) == 200
-    assert "2 bad records left out" in lines[0]
+    assert "2 left out as bad" in lines[0]
     assert "a.jsonl:201: the assistant says nothing" in lines[0]
 
 
