@@ -27,8 +27,8 @@ KEYS = """
 cache.batch_size cache.dtype cache.shard_tokens checkpoint.every checkpoint.keep_best
 checkpoint.keep_last checkpoint.metric data.batch_size data.eval_max_documents data.eval_max_tokens
 data.eval_source data.fields data.format data.held_out_fraction data.max_documents data.max_tokens
-data.microbatches data.on_error data.prefetch data.seq_len data.source data.store data.template diagnose.baseline
-distributed.timeout_s
+data.microbatches data.on_error data.prefetch data.seq_len data.source data.store data.template
+diagnose.baseline distributed.timeout_s
 epochs eval.batch_size eval.every eval.task_limit eval.task_path eval.tasks
 export.checkpoint export.dtype
 generate.batch_size generate.chat generate.max_new_tokens generate.messages generate.prompts
