@@ -207,7 +207,7 @@ INEXPRESSIBLE = {
     "scaling": (
         "llama",
         {"rope_parameters": SHORT_LLAMA3},
-        "the file has rope_freqs.weight unlike",
+        "(it has rope_freqs.weight unlike Llama 3's)",
     ),
     "matrix": ("gemma", {"tie_word_embeddings": False}, "no gemma with an output matrix of its"),
     "bias": ("qwen3", {"attention_bias": True}, "llama.cpp has no qwen3 with biases"),
