@@ -138,6 +138,9 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.optim.muon_momentum = 0.95  # [0 to 0.999999] share of the mean gradient that is kept per step
     c.optim.muon_iterations = 5  # [1 to 100] Newton-Schulz iterations per step
     c.optim.frozen = ()  # parameters that stay, as patterns over paths such as "embedding"
+    # [0, or 1 to 1e9] times the median gradient norm of the last 64 updates, above which an update
+    # whose loss is over twice the largest of theirs is refused; 0: none is
+    c.optim.spike_factor = 6.0
     # [0 to 2e9] refused updates in a row before the run goes back or gives up; 0: it goes on
     c.optim.max_skipped = 20
     # [0 to 1e6] times that it goes back to a checkpoint of checkpoint.every from before them, and

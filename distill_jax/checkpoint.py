@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
@@ -32,6 +33,7 @@ from distill_jax.types import TrainState, UserError
 
 CheckpointManager = ocp.CheckpointManager
 NONE_LEFT = -1  # in place of a step
+LATER = ("spikes", "recent")  # fields of a state that former versions did not keep; zeros at first
 
 
 class Kept(NamedTuple):
@@ -117,13 +119,14 @@ def restore(
 ) -> TrainState:
     """The state of `step`, verified, in the shapes and shardings of `abstract`.
 
-    All processes call it. tell(text): gets a line where a former version wrote no fingerprints.
-    Raises Damaged, on all processes.
+    Fields that a former version did not keep are None: completed() makes them. All processes call
+    it. tell(text): gets a line where a former version wrote no fingerprints. Raises Damaged, on all
+    processes.
     """
     path, reason = place(Path(manager.directory), step), None
     try:
         seal = seal_of(path)
-        state = read_arrays(path / STATE, abstract)
+        state = TrainState(**read_arrays(path / STATE, _as_kept(seal, abstract)))
     except Damaged as error:
         reason = str(error)
     if not _everywhere(reason is None):
@@ -139,6 +142,18 @@ def restore(
         more = f" and {len(other) - 1} more arrays" if other[1:] else ""
         raise Damaged(f"{other[0] if other else 'an array'}{more}: not as saved")
     return state
+
+
+def absent(state: TrainState) -> list[str]:
+    """The fields that the version which saved a state did not keep."""
+    return [name for name in LATER if getattr(state, name) is None]
+
+
+def completed(state: TrainState, abstract: TrainState) -> TrainState:
+    """The state with what a former version did not keep: as before the first update."""
+    zeros = lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding)
+    new = {name: jax.tree.map(zeros, getattr(abstract, name)) for name in absent(state)}
+    return state._replace(**new)
 
 
 def restore_good(
@@ -157,7 +172,7 @@ def restore_good(
     directory, damaged = Path(manager.directory), {}
     while (step := _next(manager, damaged, among)) != NONE_LEFT:
         try:
-            state = restore(manager, abstract, step, tell)
+            state = completed(restore(manager, abstract, step, tell), abstract)
         except Damaged as error:
             damaged[step] = str(error)
             continue
@@ -185,6 +200,13 @@ def good_steps(manager: ocp.CheckpointManager, abstract: Any) -> list[int]:
             continue
         good.append(step)
     return good
+
+
+def _as_kept(seal, abstract):
+    """Without the fields of which a seal names no array; one without names none of them."""
+    named = {name.split("/")[0] for name in (seal or {"arrays": ()})["arrays"]}
+    gone = lambda name, value: name in LATER and name not in named and value is not None
+    return {name: value for name, value in abstract._asdict().items() if not gone(name, value)}
 
 
 def _known(values):

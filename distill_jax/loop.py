@@ -34,9 +34,9 @@ BATCH_HASH = "train/batch"  # of a step's tokens: identifies, measures nothing
 def train(run: Run, progress: Progress) -> TrainState:
     """Trains from the step of the run's state to the last.
 
-    Where updates stay non-finite it goes back to a checkpoint, and on with the batches after them.
-    Raises Stopped after a signal and a save, NumbersBrokeDown when it cannot go back, or when not
-    one update was finite up to the last step.
+    Where updates stay refused it goes back to a checkpoint, and on with the batches after them.
+    Raises Stopped after a signal and a save, NumbersBrokeDown when it cannot go back, or when every
+    update up to the last step was refused.
     """
     state = run.state
     start = int(state.step)
@@ -211,7 +211,7 @@ class _Log:
         in_a_row, options = int(values["train/skipped_in_a_row"]), self.run.options
         # A run may be shorter than max_skipped; where nothing was learnt there is no student.
         if in_a_row >= options.max_skipped > 0 or in_a_row == step == options.steps:
-            raise Streak(step, in_a_row, options.steps)
+            raise Streak(step, in_a_row, options.steps, _refusal(values))
 
     def line(self, step: int, values: dict[str, float], seconds: float) -> None:
         """Writes and shows an evaluation. seconds: what it took, without compiling."""
@@ -252,6 +252,14 @@ class _Log:
         shown = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         more = f"{speed:,.0f} tokens/s  {shown}"
         stage.tell(f"step {step}/{options.steps}", left, pace, more)
+
+
+def _refusal(values):
+    """Why the update of a step was refused, by its numbers."""
+    loss, norm = values["train/loss"], values["train/gradient_norm"]
+    if loss is None or norm is None:
+        return "its numbers are not finite"
+    return f"it is a spike (loss {loss:.4g}, gradient norm {norm:.4g})"
 
 
 def batch_hash(host: Batch) -> int:

@@ -9,6 +9,7 @@ import optax
 
 from distill_jax.losses.terms import Plan
 from distill_jax.optim import frozen_parameters
+from distill_jax.spikes import followed, is_spike, no_updates
 from distill_jax.types import Array, Batch, Mean, Params, TrainState
 
 Objective = Callable[..., tuple[Array, dict[str, Mean]]]
@@ -25,11 +26,20 @@ def init_state(
     keep_average: bool = False,
 ) -> TrainState:
     """The state before the first update. keep_average: keep a running average as a teacher."""
-    # Three separate arrays: a donated buffer may occur in the state only once.
+    # Separate arrays: a donated buffer may occur in the state only once.
     zero = lambda: jnp.zeros((), jnp.int32)
-    average = jax.tree.map(jnp.copy, params) if keep_average else None
-    opt_state = optimizer.init(params)
-    return TrainState(zero(), params, opt_state, zero(), zero(), plan.init(), average)
+    adaptive = plan.init()
+    return TrainState(
+        step=zero(),
+        params=params,
+        opt_state=optimizer.init(params),
+        skipped=zero(),
+        skipped_in_a_row=zero(),
+        adaptive=adaptive,
+        average=jax.tree.map(jnp.copy, params) if keep_average else None,
+        spikes=zero(),
+        recent=no_updates(plan.at(zero(), adaptive)),
+    )
 
 
 def make_train_step(
@@ -40,16 +50,18 @@ def make_train_step(
     microbatches: int,
     frozen: tuple[str, ...] = (),
     average_decay: float = 0.0,
+    spike_factor: float = 0.0,
     state_shardings: TrainState | None = None,
 ) -> TrainStep:
     """Builds train_step(state, teacher_params, batch, key) -> (state, metrics), jitted.
 
     The state is donated; the teachers are an argument, so that they are neither constants of the
     program nor donated. The rows of the batch are split into `microbatches`, over which gradients
-    are accumulated by a scan. A non-finite update is refused inside the program and counted. `plan`
-    gives the terms of the loss at each step; `key` is folded with the step. frozen: patterns over
-    parameter paths. average_decay: decay per step of the running average of the parameters, where
-    the state has one. The new state has `state_shardings`.
+    are accumulated by a scan. A non-finite update, and a spike (spikes.py), is refused inside the
+    program and counted. `plan` gives the terms of the loss at each step; `key` is folded with the
+    step. frozen: patterns over parameter paths. average_decay: decay per step of the running
+    average of the parameters, where the state has one. spike_factor: of the median gradient norm.
+    The new state has `state_shardings`.
     """
 
     @partial(jax.jit, donate_argnums=0, out_shardings=(state_shardings, None))
@@ -78,14 +90,27 @@ def make_train_step(
             loss, metrics, gradient = part(batch)
         else:
             loss, metrics, gradient = _accumulate(part, _split(batch, microbatches))
-        new, good, norm = _update(state, optimizer, loss, gradient)
+        norm = optax.tree.norm(gradient)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        spike = finite & is_spike(state.recent, norm, metrics, terms, spike_factor)
+        good = finite & ~spike
         keep = partial(_keep, good)
+        new = _update(state, optimizer, gradient, keep)
         adaptive = keep(plan.follow(state.step, state.adaptive, metrics), state.adaptive)
         average = keep(_averaged(state.average, new.params, average_decay), state.average)
-        return new._replace(adaptive=adaptive, average=average), {
+        new = new._replace(
+            skipped=state.skipped + ~finite,
+            skipped_in_a_row=(state.skipped_in_a_row + 1) * ~good,
+            adaptive=adaptive,
+            average=average,
+            spikes=state.spikes + spike,
+            recent=keep(followed(state.recent, norm, metrics), state.recent),
+        )
+        return new, {
             "loss": loss,
             "gradient_norm": norm,
             "skipped": new.skipped,
+            "spikes": new.spikes,
             "skipped_in_a_row": new.skipped_in_a_row,
             **_moving(terms),
             **metrics,
@@ -123,25 +148,18 @@ def _accumulate(part, batches):
     return jax.lax.scan(add, zero, batches)[0]
 
 
-def _update(state, optimizer, loss, gradient):
-    """(state, whether the update was finite, gradient norm). A non-finite update is refused.
+def _update(state, optimizer, gradient, keep):
+    """The state after one more step; `keep` refuses what is not good.
 
     Not optax.apply_if_finite, which applies bad updates once its limit is reached.
     """
-    norm = optax.tree.norm(gradient)
-    good = jnp.isfinite(loss) & jnp.isfinite(norm)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    keep = partial(_keep, good)
-    bad = (~good).astype(jnp.int32)
-    new = state._replace(
+    return state._replace(
         step=state.step + 1,
         params=keep(params, state.params),
         opt_state=keep(opt_state, state.opt_state),
-        skipped=state.skipped + bad,
-        skipped_in_a_row=(state.skipped_in_a_row + 1) * bad,
     )
-    return new, good, norm
 
 
 def _keep(good, new, old):

@@ -5,7 +5,8 @@ Shape legend, used in every name of this package:
   L blocks             N query heads K key/value heads      H head width
   F feed-forward neurons             S cache slots          E known entries of a partial target,
                                                             or experts
-  M temperatures, draws or teachers  x any leading shape
+  M temperatures, draws or teachers  W updates of the recent past
+  x any leading shape
 """
 
 from collections.abc import Callable
@@ -170,13 +171,31 @@ class Mixture(NamedTuple):
 Targets = Projected | TopK | Sampled | Mixture
 
 
+class Recent(NamedTuple):
+    """The last W updates that were made, each at its number modulo W; zeros where none was yet.
+
+    made     int32, how many were made
+    norm_W   float32, gradient norms
+    means_W  float32, by the name of each term's metric: its mean in nats per token
+    """
+
+    made: Array
+    norm_W: Array
+    means_W: dict[str, Array]
+
+
 class TrainState(NamedTuple):
-    """Everything that training changes. The teacher is never part of it."""
+    """Everything that training changes. The teacher is never part of it.
+
+    The last two fields are None as they are read from a checkpoint of a former version.
+    """
 
     step: Array  # int32, updates tried, refused ones included
     params: Params
     opt_state: Any
     skipped: Array  # int32, updates refused because they were not finite
-    skipped_in_a_row: Array  # int32
+    skipped_in_a_row: Array  # int32, of these and of spikes
     adaptive: dict[str, dict[str, Array]]  # schedules that follow the loss (losses/terms.py)
     average: Params | None  # running average of params, where it serves as a teacher
+    spikes: Array | None = None  # int32, updates refused because they were spikes (spikes.py)
+    recent: Recent | None = None

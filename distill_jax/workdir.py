@@ -148,12 +148,19 @@ def exported(directory: Path) -> tuple[int, int] | None:
     return found if all(isinstance(step, int) for step in found) else None
 
 
-def check(directory: Path, resolved: dict[str, Any], free: Callable[[str], bool]) -> None:
+def check(
+    directory: Path,
+    resolved: dict[str, Any],
+    defaults: dict[str, Any],
+    free: Callable[[str], bool],
+) -> None:
     """Checks that what a directory keeps is of the same config.
 
-    free(key): whether it may differ on a rerun. Raises UserError with the differing keys.
+    defaults: of keys that a former version did not know, by which it did the same. free(key):
+    whether it may differ on a rerun. Raises UserError with the differing keys.
     """
     old = kept(directory)
+    old = old and {**{key: defaults[key] for key in resolved if key in defaults}, **old}
     changed = [
         f"{key} ({old.get(key, 'absent')} there, {resolved.get(key, 'absent')} here)"
         for key in sorted((old or resolved).keys() | resolved.keys())

@@ -34,7 +34,7 @@ ORDER = [
         "workdir",
         "writers",
     },
-    {"objective", "schema"},
+    {"objective", "schema", "spikes"},
     {"step"},
     {"sampling", "checkpoint", "export"},
     {"evals", "rollback", "run"},

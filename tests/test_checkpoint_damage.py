@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 from distill_jax import checkpoint
 from distill_jax.checkpoint_files import MARKER, SEAL, Damaged
 from distill_jax.files import set_aside
-from distill_jax.types import TrainState, UserError
+from distill_jax.types import Recent, TrainState, UserError
 
 LEAVES = {"matrix": (64, 48), "vector": (7,), "scalar": ()}
 
@@ -196,3 +197,38 @@ def test_the_last_whole_one_stays_while_the_newest_are_not(tmp_path):
             WHOLE["no marker"](tmp_path / f"step_{step}")
     manager.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_1", "step_4"]
+
+
+def test_what_a_former_version_did_not_keep_is_as_before_the_first_update(tmp_path):
+    """It is one of no spike window; the rest is as it was saved."""
+    whole = state_of(6)._replace(spikes=jnp.int32(3), recent=window(6))
+    former = NamedTuple("Former", [(name, object) for name in whole._fields[:-2]])
+    manager, said = opened(tmp_path), []
+    checkpoint.save(manager, former(*whole[:-2]), None)
+    manager.wait_until_finished()
+    assert checkpoint.absent(checkpoint.restore(manager, whole, 6)) == ["spikes", "recent"]
+    state = checkpoint.restore_good(manager, whole, said.append)
+    manager.close()
+    zero = jax.tree.map(jnp.zeros_like, (whole.spikes, whole.recent))
+    expected = whole._replace(spikes=zero[0], recent=zero[1])
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+    assert said == []
+
+
+def test_the_window_of_a_checkpoint_is_verified(tmp_path):
+    whole = state_of(6)._replace(spikes=jnp.int32(3), recent=window(6))
+    manager = opened(tmp_path)
+    checkpoint.save(manager, whole, None)
+    manager.close()
+    marker = tmp_path / "step_6" / MARKER
+    written = json.loads(marker.read_text())
+    written[SEAL]["arrays"]["recent/norm_W"] += 1
+    marker.write_text(json.dumps(written))
+    manager = opened(tmp_path)
+    with pytest.raises(Damaged, match="recent/norm_W: not as saved"):
+        checkpoint.restore(manager, whole, 6)
+    manager.close()
+
+
+def window(step):
+    return Recent(jnp.int32(step), jnp.full(64, 0.5), {"nll": jnp.full(64, 3.0)})

@@ -38,6 +38,7 @@ model.compute_dtype model.remat optim.beta1 optim.beta2 optim.clip_norm optim.de
 optim.epsilon optim.final_fraction optim.frozen optim.learning_rate optim.max_rollbacks
 optim.max_skipped
 optim.muon_iterations optim.muon_learning_rate optim.muon_momentum optim.name optim.schedule
+optim.spike_factor
 optim.warmup_steps optim.weight_decay replay.step seed steps student.dtype student.init
 student.path
 student.prune.attention_ridge student.prune.block_criterion student.prune.blocks

@@ -148,7 +148,7 @@ def test_updates_that_were_refused_are_counted_at_the_end(flags, tmp_path, monke
     monkeypatch.setattr("distill_jax.command_line.check_values", lambda _: None)
     result = cli.run(f"--workdir={tmp_path}", *flags, "--config.optim.learning_rate=1e30")
     assert result.returncode == 0, result.stderr
-    assert " of 6 updates were not finite and skipped\n" in result.stdout
+    assert "5 of 6 updates were refused: 5 were not finite, 0 were spikes\n" in result.stdout
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no foo"), AssertionError()])

@@ -1,4 +1,4 @@
-"""Where updates stay non-finite a run goes back, skips the stretch and goes on, or ends with 76.
+"""Where updates stay refused a run goes back, skips the stretch and goes on, or ends with 76.
 
 The numbers break down for real: the loss of some steps has a weight whose gradients float16 cannot
 hold.
@@ -24,8 +24,8 @@ from tests.test_workdir_damage import numbers
 
 # Updates 7 and 8 are refused. The checkpoint of step 6 has the very student that broke down.
 BACK = (
-    "the numbers of 2 updates in a row were not finite: back to the checkpoint of step 4,"
-    " and on from step 9 (batches of steps 5 to 8 are skipped)"
+    "2 updates in a row were refused, the last one because its numbers are not finite: back to the"
+    " checkpoint of step 4, and on from step 9 (batches of steps 5 to 8 are skipped)"
 )
 
 
@@ -132,15 +132,16 @@ def state_at(step):
 # By case: the end of two refused updates, after which steps the run went on already, how often it
 # may, steps between checkpoints, and the step that it goes back to.
 CASES = {
-    "the last before them": (9, [], 2, 2, 6),
+    "two updates before them": (10, [], 2, 2, 6),
     "not one that only they follow": (8, [], 2, 2, 4),
-    "not one of a stop": (8, [], 2, 4, 4),
-    "none before them": (4, [], 2, 2, None),
-    "trained since the last time": (9, [5], 2, 2, 6),
-    "nothing trained since": (9, [6], 2, 2, None),
-    "too often": (9, [1, 3], 2, 2, None),
-    "never": (9, [], 0, 2, None),
-    "no checkpoints on the way": (9, [], 2, 0, None),
+    "not one just before them": (9, [], 2, 2, 4),
+    "not one of a stop": (9, [], 2, 4, 4),
+    "none before them": (5, [], 2, 2, None),
+    "trained since the last time": (10, [5], 2, 2, 6),
+    "nothing trained since": (10, [6], 2, 2, None),
+    "too often": (10, [1, 3], 2, 2, None),
+    "never": (10, [], 0, 2, None),
+    "no checkpoints on the way": (10, [], 2, 0, None),
 }
 
 
@@ -154,7 +155,7 @@ def test_where_a_run_goes_back_to(case, damaged, saved, tmp_path):
         expected = {6: None if before else 4}.get(expected, expected)
     write_lines(tmp_path / "metrics.jsonl", [{"step": step, ROLLBACK: 1} for step in before])
     manager = checkpoint.open_manager(directory, keep_last=9, keep_best=0, metric="eval/nll")
-    told, streak = [], Streak(end, 2, 20)
+    told, streak = [], Streak(end, 2, 20, "of a test")
     limits = {"every": every, "most": most, "tell": told.append}
     go_back = lambda: restore_before(
         manager, state_at(0), streak, tmp_path / "metrics.jsonl", **limits

@@ -30,12 +30,16 @@ def test_a_directory_is_its_owners_from_the_first_product_on(tmp_path, job):
         directory = tmp_path / str(i)
         workdir.claim(directory, mine, "")
         assert workdir.kept(directory) is None
-        workdir.check(directory, other, no_key)  # nothing is lost by another config
+        workdir.check(directory, other, {}, no_key)  # nothing is lost by another config
         produced(directory, pattern)
-        workdir.check(directory, mine, no_key)
+        workdir.check(directory, mine, {}, no_key)
         with pytest.raises(UserError, match=r"seed \(0 there, 1 here\)"):
-            workdir.check(directory, other, no_key)
-        workdir.check(directory, other, lambda key: key == "seed")
+            workdir.check(directory, other, {}, no_key)
+        workdir.check(directory, other, {}, lambda key: key == "seed")
+        # A key of a later version has done what its default does.
+        workdir.check(directory, mine | {"later": 1}, {"later": 1}, no_key)
+        with pytest.raises(UserError, match=r"later \(1 there, 2 here\)"):
+            workdir.check(directory, mine | {"later": 2}, {"later": 1}, no_key)
 
 
 def test_a_checkpoint_counts_once_it_is_whole(tmp_path):
@@ -59,7 +63,7 @@ def test_only_another_config_removes_what_an_attempt_left(tmp_path):
 def test_a_model_is_no_workdir(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(UserError, match="something else, such as a model"):
-        workdir.check(tmp_path, TRAINED, no_key)
+        workdir.check(tmp_path, TRAINED, {}, no_key)
 
 
 EVALUATE = ("--config.job=evaluate", "--config.data.seq_len=32", "--config.model.block_tokens=64")

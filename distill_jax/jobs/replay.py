@@ -110,7 +110,7 @@ def _replay(
     compared = [f"{sum(first <= step <= last for step in lines)} losses"]
     if second is not None:
         found += _other_arrays(of, second, state)
-        compared.insert(0, f"{len(jax.tree.leaves(state))} arrays")
+        compared.insert(0, f"{len(jax.tree.leaves(second))} arrays")
     if twice:
         compared.append(f"step {last} with itself: nothing is recorded of it")
     steps = f"steps {first} to {last}" if first < last else f"step {last}"
@@ -124,7 +124,7 @@ def _before(
     saved = manager.all_steps()
     for step in sorted((step for step in saved if back <= step < last), reverse=True):
         try:
-            return checkpoint.restore(manager, abstract, step, say)
+            return checkpoint.completed(checkpoint.restore(manager, abstract, step, say), abstract)
         except Damaged as error:
             say(f"the checkpoint of step {step} is damaged ({error}): trying an older one")
     since = f" and after the rollback at step {back}" if back else ""
@@ -169,7 +169,11 @@ def _other_number(line: dict[str, Any], now: dict[str, float], host: Batch) -> l
 
 
 def _other_arrays(of: str, then: TrainState, now: TrainState) -> list[str]:
-    """A line where any bit of a state is other than it was, with the first array by name."""
+    """A line where any bit of a state is other than it was, with the first array by name.
+
+    Fields that a former version did not keep are not compared.
+    """
+    now = now._replace(**dict.fromkeys(checkpoint.absent(then)))
     paths, leaves = zip(*jax.tree.leaves_with_path(now), strict=True)
     apart = jax.device_get(_apart(jax.tree.leaves(then), leaves))
     other = [i for i, (count, _) in enumerate(apart) if count]

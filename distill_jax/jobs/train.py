@@ -276,7 +276,11 @@ def finish(
 
 def _refused(history: list[dict]) -> list[str]:
     """A line where a run has refused updates, from its metrics."""
-    refused = [int(line["train/skipped"]) for line in history if "train/skipped" in line]
-    if not refused or not refused[-1]:
+    steps = [line for line in history if "train/skipped_in_a_row" in line]
+    refused = [line for line in steps if line["train/skipped_in_a_row"]]
+    if not refused:
         return []
-    return [f"{refused[-1]} of {len(refused)} updates were not finite and skipped"]
+    finite = lambda line: None not in (line["train/loss"], line["train/gradient_norm"])
+    spikes = sum(map(finite, refused))
+    said = [f"{len(refused) - spikes} were not finite", f"{spikes} were spikes"]
+    return [f"{len(refused)} of {len(steps)} updates were refused: {', '.join(said)}"]

@@ -100,7 +100,7 @@ def rollback_words(history: Sequence[Mapping[str, Any]]) -> list[str]:
     """Where a run went back to a checkpoint, by the lines of its metrics.jsonl."""
     return [
         f"After step {line['step']}, training went back to the student of step"
-        f" {int(line[ROLLBACK])}, because updates were not finite any more, and left out the"
+        f" {int(line[ROLLBACK])}, because one update after another was refused, and left out the"
         " batches between."
         for line in history
         if ROLLBACK in line

@@ -90,5 +90,6 @@ def train_step_of(
         microbatches=c.data.microbatches,
         frozen=tuple(c.optim.frozen),
         average_decay=c.teacher.average_decay,
+        spike_factor=c.optim.spike_factor,
         state_shardings=shardings,
     )

@@ -66,7 +66,8 @@ def check_owner(c: ConfigDict, directory: Path, beside: Iterable[str] = ()) -> N
     beside: further keys that may differ.
     """
     free = (*MAY_CHANGE[c.job], *(OF_EPOCHS if c.epochs else ()), *beside)
-    workdir.check(directory, flatten(c), lambda key: matches(key, free))
+    defaults = flatten(load_base())
+    workdir.check(directory, flatten(c), defaults, lambda key: matches(key, free))
 
 
 def claim(c: ConfigDict, directory: Path) -> None:
