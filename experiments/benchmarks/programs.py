@@ -15,6 +15,7 @@ from distill_jax.losses.divergences import divergence
 from distill_jax.losses.fused import linear_divergence
 from distill_jax.losses.partial_targets import top_k
 from distill_jax.losses.terms import CROSS_ENTROPY, Term, make_plan
+from distill_jax.losses.tokens import weighted_mean
 from distill_jax.models.binding import Model
 from distill_jax.objective import cached_teacher, live_teacher, objective
 from distill_jax.step import init_state, make_train_step
@@ -95,7 +96,9 @@ def naive(pair: Pair) -> Setup:
         divergence_BT = divergence("forward_kl", log_q_BTV, log_p_BTV)
         nll_BT = -jnp.take_along_axis(log_q_BTV, batch.labels_BT[..., None], -1)[..., 0]
         total_BT = DIVERGENCE_WEIGHT * divergence_BT + LABEL_WEIGHT * nll_BT
-        return jnp.sum(total_BT * batch.weight_BT) / n_tokens, {}
+        means = {"forward_kl": divergence_BT, "nll": nll_BT}  # that steps remember
+        metrics = {name: weighted_mean(value, batch.weight_BT) for name, value in means.items()}
+        return jnp.sum(total_BT * batch.weight_BT) / n_tokens, metrics
 
     return Setup(loss, (pair.teacher_params,), pair.batch)
 

@@ -52,7 +52,7 @@ def test_a_sound_run_gives_the_same_bits_and_no_file_changes(done):
     before = hashes(done)
     again = replay(done)
     assert (again.returncode, again.stderr) == (0, "")
-    assert "\nsteps 5 to 6 again: nothing differs (38 arrays, 2 losses)\n" in again.stdout
+    assert "\nsteps 5 to 6 again: nothing differs (42 arrays, 2 losses)\n" in again.stdout
     assert hashes(done) == before
 
 
@@ -79,7 +79,7 @@ def test_a_number_that_was_wrong_before_it_was_saved_is_found_by_its_array(
     assert again.returncode == 76
     assert again.stderr.count("\n") == 1
     assert (
-        "checkpoint of step 6: 1 of 38 arrays differ, first params/embedding (1 of" in again.stdout
+        "checkpoint of step 6: 1 of 42 arrays differ, first params/embedding (1 of" in again.stdout
     )
     assert hashes(copy) == before
 
@@ -153,7 +153,7 @@ def test_a_step_that_is_recorded_nowhere_is_run_twice(copy):
     again = replay(copy, "--config.replay.step=5")
     assert again.returncode == 0, again.stderr
     assert (
-        "\nstep 5 again: nothing differs (38 arrays, 0 losses, step 5 with itself" in again.stdout
+        "\nstep 5 again: nothing differs (42 arrays, 0 losses, step 5 with itself" in again.stdout
     )
 
 
