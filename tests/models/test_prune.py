@@ -8,7 +8,7 @@ import pytest
 from distill_jax.losses.fused import linear_divergence
 from distill_jax.losses.terms import CROSS_ENTROPY, Term
 from distill_jax.models.binding import bind
-from distill_jax.models.prune import PruneOptions, prune
+from distill_jax.models.prune import PruneOptions, prune, pruned_config
 from distill_jax.models.prune_blocks import BLOCK_CRITERIA
 from distill_jax.models.refit import NEURON_CRITERIA
 from distill_jax.models.storage import flatten
@@ -137,6 +137,10 @@ def test_local_flags_follow_their_blocks():
 def test_pruning_fits_every_family(checkpoint):
     """Neurons that do nothing go, the rest is refitted to what it was; or one line refuses."""
     model, params = bound(checkpoint.config), jax.tree.map(jnp.asarray, checkpoint.params)
+    if checkpoint.config.experts:
+        with pytest.raises(UserError, match="experts, which cannot be pruned"):
+            pruned_config(checkpoint.config, OPTIONS)
+        return
     half = dict(params["blocks"]["feed_forward"])
     dead = np.arange(0, checkpoint.config.neurons, 3)
     half["down"] = half["down"].at[:, dead].set(0.0)
