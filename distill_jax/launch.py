@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from distill_jax import streams
+from distill_jax.visible import visible
 
 HELP = """\
 Start several processes of one run on this machine, and again where they fail.
@@ -75,7 +76,7 @@ def run() -> NoReturn:
     try:
         asked = parse(sys.argv[1:])
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _print(f"error: {error}")
         sys.exit(2)
     sys.exit(launch(asked, Signalled()))
 
@@ -152,7 +153,7 @@ def together(asked: Asked, signalled: Signalled) -> int:
         reader.join(timeout=2.0)
     if codes[0] <= 0:  # it has told nothing
         for line in dict.fromkeys(errors):
-            print(line, file=sys.stderr, flush=True)
+            _print(line)
     return code_of(codes, bool(signalled.received))
 
 
@@ -202,7 +203,7 @@ def _read(number, process, errors):
             if text.startswith("error: "):
                 errors.append(text)
             elif text:
-                print(f"process {number}: {text}", file=sys.stderr, flush=True)
+                _print(f"process {number}: {text}")
 
 
 def _free_port():
@@ -219,7 +220,11 @@ def _unread():
 
 
 def _say(text):
-    print(f"launch: {text}", file=sys.stderr, flush=True)
+    _print(f"launch: {text}")
+
+
+def _print(line):
+    print(visible(line), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

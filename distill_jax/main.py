@@ -10,6 +10,7 @@ import sys
 from typing import NoReturn
 
 from distill_jax import STARTED, signals, streams
+from distill_jax.visible import visible
 
 
 def run() -> NoReturn:
@@ -31,11 +32,11 @@ def run() -> NoReturn:
         if (error.name or "").startswith("distill_jax"):
             raise
         text = f"error: the package {error.name} is missing: pip install -r requirements.txt"
-        print(text, file=sys.stderr)
+        print(visible(text), file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         text = f"error: the program itself cannot be read ({error}): see ulimit -n, and run again"
-        print(text, file=sys.stderr)
+        print(visible(text), file=sys.stderr)
         sys.exit(70)
     code = main(sys.argv, STARTED)
     signals.ignore()

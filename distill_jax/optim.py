@@ -9,6 +9,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
 from distill_jax.types import Params, UserError, path_name
+from distill_jax.words import cut
 
 
 class OptimOptions(NamedTuple):
@@ -38,7 +39,8 @@ def make_schedule(options: OptimOptions, peak: float, steps: int) -> optax.Sched
     """
     if options.schedule not in SCHEDULES:
         raise UserError(
-            f"config.optim.schedule is {options.schedule!r}: use one of {', '.join(SCHEDULES)}"
+            f"config.optim.schedule is {cut(repr(options.schedule))}:"
+            f" use one of {', '.join(SCHEDULES)}"
         )
     warmup = options.warmup_steps
     if not 0 <= warmup < steps:
@@ -79,7 +81,7 @@ def make_optimizer(options: OptimOptions, steps: int) -> optax.GradientTransform
     """
     if options.name not in OPTIMIZERS:
         raise UserError(
-            f"config.optim.name is {options.name!r}: use one of {', '.join(OPTIMIZERS)}"
+            f"config.optim.name is {cut(repr(options.name))}: use one of {', '.join(OPTIMIZERS)}"
         )
     schedule = lambda peak: make_schedule(options, peak, steps)
     chain = [OPTIMIZERS[options.name](options, schedule)]

@@ -29,7 +29,7 @@ from distill_jax.peers import Group, Place
 from distill_jax.progress import Progress
 from distill_jax.types import Forbidden, NumbersBrokeDown, OutOfRoom, Stopped, UserError
 from distill_jax.visible import visible
-from distill_jax.words import cut, first_line
+from distill_jax.words import cut, first_line, shortened
 
 EXIT_CODES = {UserError: 2, Forbidden: 3, OutOfRoom: 70, Stopped: 75, NumbersBrokeDown: 76}
 
@@ -194,7 +194,7 @@ def _into_temporary(workdir, text):
 
 
 def _fail(code: int, message: str, group: Group | None) -> int:
-    line = visible("error: " + message.replace("\n", " "))
+    line = visible(shortened("error: " + message.replace("\n", " ")))
     if group:
         group.fail(code, line)
     print(line, file=sys.stderr, flush=True)

@@ -38,6 +38,15 @@ def cut(text: str) -> str:
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
+def shortened(line: str) -> str:
+    """A line in which no word, such as a path that somebody gave, is longer than 300 letters.
+
+    >>> len(shortened("no file " + "a/" * 2000 + " is there"))
+    317
+    """
+    return re.sub(r"\S{301,}", lambda found: f"{found[0][:297]}...", line)
+
+
 def named(name: str) -> str:
     """The words for a metric, measure, cause, trigger or slice, a teacher's metric included.
 

@@ -24,7 +24,7 @@ def test_examples_of_docstrings(name):
 @pytest.mark.parametrize(
     "name",
     ["losses.divergences", "losses.fused", "losses.terms", "losses.tokens", "study.verdict",
-     "study.arms", "study.flops", "study.uncertainty", "models.weights"],
+     "study.arms", "study.flops", "study.uncertainty", "models.storage"],
 )  # fmt: skip
 def test_what_is_called_from_outside_has_an_example(name):
     assert MODULES[f"distill_jax.{name}"]

@@ -1,6 +1,8 @@
 """What steers a terminal or turns the letters of a page is seen as a code; files keep it."""
 
 import json
+import subprocess
+import sys
 import unicodedata
 
 import pytest
@@ -50,6 +52,30 @@ def test_errors_steer_nothing(tmp_path, flags):
     assert done.returncode == 2
     assert done.stderr.rstrip("\n").isprintable()
     assert "\\x1b[2J" in done.stderr or "\\\\x1b[2J" in done.stderr
+
+
+def test_lines_of_the_launcher_steer_nothing():
+    command = [sys.executable, "-m", "distill_jax.launch", NASTY.replace("\0", ""), "--", "x"]
+    for words in (command, [*command[:3], "--processes=1", "--", f"--process={NASTY}"]):
+        done = subprocess.run(words, capture_output=True, text=True, cwd=cli.ROOT, check=False)
+        assert done.returncode == 2
+        assert done.stderr.rstrip("\n").isprintable()
+
+
+LONG = "/".join(["y" * 50] * 60)
+
+
+@pytest.mark.parametrize(
+    "key", ["optim.name", "optim.schedule", "teacher.path", "data.source", "teacher.cache"]
+)
+def test_errors_have_no_word_that_fills_a_screen(world, tmp_path, key):
+    paths = {"teacher.path": "teacher", "student.path": "student", "data.source": "text.jsonl"}
+    given = {k: world / name for k, name in paths.items()} | {key: LONG}
+    given["data.seq_len"] = 32
+    done = cli.run(*(f"--config.{k}={v}" for k, v in given.items()), f"--workdir={tmp_path / 'w'}")
+    assert done.returncode == 2
+    assert LONG[:50] in done.stderr
+    assert len(done.stderr) < 600, done.stderr
 
 
 def test_texts_of_a_run_are_seen_and_kept(world, tmp_path):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from distill_jax import words
 from distill_jax.losses.sparse import POLICIES
 from distill_jax.losses.tokens import block_length, cut, join
 from distill_jax.losses.vocabulary import EMPTY, entry_places, head_logits
@@ -139,7 +140,7 @@ def check_policy(key: str, policy: str) -> str:
     """Returns `policy` if it is in POLICIES. Raises UserError otherwise; there is no default."""
     if policy not in POLICIES:
         raise UserError(
-            f"config.{key} is {policy!r}: choose how to treat the mass outside the top k:"
-            f" {', '.join(POLICIES)}"
+            f"config.{key} is {words.cut(repr(policy))}: choose how to treat the mass outside the"
+            f" top k: {', '.join(POLICIES)}"
         )
     return policy

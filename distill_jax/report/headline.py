@@ -124,9 +124,10 @@ def nll_words(student: ModelRow, teacher: ModelRow) -> str:
         return "NLL not finite: the numbers broke down"
     if abs(gap) < ROUNDING:
         return "NLL equal to its teacher's within 0.01"
+    size = f"{abs(gap):.2f}" if abs(gap) >= 0.1 else f"{abs(gap):.3f}"
     if gap < 0:
-        return f"NLL {-gap:.2f} under its teacher, which is better"
-    return f"NLL +{gap:.2f} over its teacher"
+        return f"NLL {size} under its teacher, which is better"
+    return f"NLL +{size} over its teacher"
 
 
 def _way(before: ModelRow, after: ModelRow, teacher: ModelRow) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 MINUS = "\N{MINUS SIGN}"
+BROKEN = 1e5  # nats: no column of a page has room for more with all its decimals
 THIN = "\N{NARROW NO-BREAK SPACE}"
 
 
@@ -25,8 +26,13 @@ def parameters(number: int) -> str:
     return f"{number / 1e6:.1f} M" if number >= 1_000_000 else f"{number / 1e3:.1f} k"
 
 
+def _nats(value: float) -> str:
+    """Three decimals; four significant digits where numbers broke down."""
+    return f"{value:{'.3f' if abs(value) < BROKEN else '.4g'}}".replace("-", MINUS)
+
+
 def _signed(value: float) -> str:
-    return f"{value:+.4f}".replace("-", MINUS)
+    return f"{value:{'+.4f' if abs(value) < BROKEN else '+.4g'}}".replace("-", MINUS)
 
 
 def _general(value: float) -> str:
@@ -63,7 +69,7 @@ def _metric(value: float) -> str:
 
 
 FORMATS: dict[str, Callable[[float], str]] = {
-    "nats": lambda x: f"{x:.3f}".replace("-", MINUS),
+    "nats": _nats,
     "effect": _signed,
     "p": lambda x: f"{x:.1e}" if 0 < x < 0.001 else f"{x:.3f}",
     "share": _share,

@@ -46,7 +46,7 @@ def test_size_speed_and_likelihood_are_the_headline():
         (2.6172, "NLL equal to its teacher's within 0.01"),
         (2.6216, "NLL equal to its teacher's within 0.01"),
         (2.6132, "NLL equal to its teacher's within 0.01"),
-        (2.63, "NLL +0.01 over its teacher"),
+        (2.63, "NLL +0.013 over its teacher"),
         (2.5, "NLL 0.12 under its teacher, which is better"),
         (math.nan, "NLL not finite: the numbers broke down"),
     ],
