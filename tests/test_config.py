@@ -28,6 +28,7 @@ cache.batch_size cache.dtype cache.shard_tokens checkpoint.every checkpoint.keep
 checkpoint.keep_last checkpoint.metric data.batch_size data.eval_max_documents data.eval_max_tokens
 data.eval_source data.fields data.format data.held_out_fraction data.max_documents data.max_tokens
 data.microbatches data.on_error data.prefetch data.seq_len data.source data.store data.template
+data.weights
 diagnose.baseline distributed.timeout_s
 epochs eval.batch_size eval.every eval.task_limit eval.task_path eval.tasks
 export.checkpoint export.dtype

@@ -71,6 +71,7 @@ def run_of(workdir, *, batches=1, steps=4, every=2, bad=(), **options):
         train_step=step,
         batches=lambda start: ((tiny.batch(), jnp.ones(3)) for _ in range(start, steps)),
         evaluate=evaluate,
+        tokens_by_source=lambda host: {},
         learning_rate=lambda step: 0.1,
         on_start=lambda params: None,
         writers=(),

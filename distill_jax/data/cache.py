@@ -166,7 +166,7 @@ class CachedRows:
 
     def __init__(self, rows: Rows, cache: Cache):
         self.rows, self.cache = rows, cache
-        self.seq_len = rows.seq_len
+        self.seq_len, self.sizes, self.weights = rows.seq_len, rows.sizes, rows.weights
 
     def __len__(self) -> int:
         return len(self.rows)

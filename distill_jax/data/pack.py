@@ -8,11 +8,13 @@ start at 0.
 
 import bisect
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from distill_jax.data.encode import Tokenized
+from distill_jax.data.store import join
 from distill_jax.types import Batch, UserError
 
 
@@ -22,6 +24,8 @@ class Rows:
 
     Row r has the pieces row_starts[r] to row_starts[r + 1] - 1; a piece has its document, the index
     of its first input in tokenized.tokens, and its length in inputs. All int64.
+    sizes: how many rows each source has, one source after another. weights: how many rows of each
+    are trained on, in proportion; empty: as many as there are.
     """
 
     tokenized: Tokenized
@@ -30,6 +34,8 @@ class Rows:
     piece_documents: np.ndarray
     piece_starts: np.ndarray
     piece_lengths: np.ndarray
+    sizes: tuple[int, ...]
+    weights: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.row_starts) - 1
@@ -92,6 +98,32 @@ def pack(tokenized: Tokenized, *, seq_len: int, seed: int | None) -> Rows:
         piece_documents=documents[order],
         piece_starts=starts[order],
         piece_lengths=lengths[order],
+        sizes=(int(row_of_placed.max()) + 1,),
+    )
+
+
+def mixed(parts: Sequence[Rows], weights: Sequence[float] = ()) -> Rows:
+    """The rows of several sources, one source after another."""
+    if len(parts) == 1:
+        return parts[0]
+    texts = [part.tokenized for part in parts]
+    before = lambda sizes: np.cumsum([0, *sizes])[:-1]  # of all parts before each
+    documents = before(len(text.labels) for text in texts)
+    tokens = before(len(text.tokens) for text in texts)
+    pieces = before(len(part.piece_lengths) for part in parts)
+    shifted = lambda name, shifts: np.concatenate(
+        [getattr(part, name) + shift for part, shift in zip(parts, shifts, strict=True)]
+    )
+    inner = [part.row_starts[1:] + shift for part, shift in zip(parts, pieces, strict=True)]
+    return Rows(
+        tokenized=join(texts),
+        seq_len=parts[0].seq_len,
+        row_starts=np.concatenate([[0], *inner]),
+        piece_documents=shifted("piece_documents", documents),
+        piece_starts=shifted("piece_starts", tokens),
+        piece_lengths=np.concatenate([part.piece_lengths for part in parts]),
+        sizes=tuple(len(part) for part in parts),
+        weights=tuple(weights),
     )
 
 

@@ -27,11 +27,12 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Batches [B, T] of host arrays for the steps from start_step to stop_step - 1.
 
-    Every epoch has every row once, in its own order; a batch may span two epochs. `batch_size` is B
+    Every epoch has every row once, in its own order; a batch may span two epochs. With weights,
+    an epoch is one of a source, which begins again where its rows are used up. `batch_size` is B
     of the whole mesh; `row_slice` selects this process's rows. `prefetch` batches are loaded ahead
     by threads; 0 loads each on demand.
     """
-    order = _order(len(rows), seed)
+    order = _order(rows, seed)
     load = lambda step: _load(rows, _train_indices(order, step, batch_size)[row_slice])
     yield from _ahead(load, start_step, stop_step, prefetch)
 
@@ -40,12 +41,12 @@ def batch_at(
     rows: Rows, step: int, *, batch_size: int, seed: int, row_slice: slice = slice(None)
 ) -> Batch:
     """The batch of train_batches at a step, or its rows in `row_slice`."""
-    return _load(rows, _train_indices(_order(len(rows), seed), step, batch_size)[row_slice])
+    return _load(rows, _train_indices(_order(rows, seed), step, batch_size)[row_slice])
 
 
-def train_rows(n_rows: int, steps: int, *, batch_size: int, seed: int) -> list[int]:
+def train_rows(rows: Rows, steps: int, *, batch_size: int, seed: int) -> list[int]:
     """The indices of the rows in the first `steps` batches, sorted, each once."""
-    order = _order(n_rows, seed)
+    order = _order(rows, seed)
     return sorted({i for step in range(steps) for i in _train_indices(order, step, batch_size)})
 
 
@@ -59,13 +60,30 @@ def eval_batches(
     yield from _ahead(load, 0, n_batches, prefetch)
 
 
-def _order(n_rows: int, seed: int) -> grain.MapDataset:
-    """An endless sequence of row indices, shuffled in each epoch."""
-    # grain shuffles epoch e with seed + e: adjacent seeds must not share epochs.
-    mixed = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    order = grain.MapDataset.range(n_rows).shuffle(seed=mixed).repeat()
+def _order(rows: Rows, seed: int) -> grain.MapDataset:
+    """An endless sequence of row indices, shuffled in each epoch.
+
+    With weights, of each source by itself: which source a place is of depends on the weights and
+    the place alone, and after so many places each has had its share, to within a row. Shares are
+    grain's, exact to a hundredth of the smallest.
+    """
+    if rows.weights:
+        ends = np.cumsum(rows.sizes).tolist()
+        sources = [
+            _shuffled(end - size, end, [seed, i])
+            for i, (size, end) in enumerate(zip(rows.sizes, ends, strict=True))
+        ]
+        order = grain.MapDataset.mix(sources, rows.weights)
+    else:
+        order = _shuffled(0, len(rows), seed)
     order[0]  # grain initialises itself at the first access, which is not thread-safe
     return order
+
+
+def _shuffled(start: int, stop: int, seed: int | list[int]) -> grain.MapDataset:
+    # grain shuffles epoch e with seed + e: adjacent seeds must not share epochs.
+    mixed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    return grain.MapDataset.range(start, stop).shuffle(seed=mixed).repeat()
 
 
 def _train_indices(order: grain.MapDataset, step: int, batch_size: int) -> list[int]:

@@ -167,12 +167,13 @@ def join(texts: Sequence[Tokenized]) -> Tokenized:
     if len(texts) == 1:
         return texts[0]
     lengths = np.concatenate([np.diff(text.offsets) for text in texts])
-    names = list(dict.fromkeys(name for text in texts for name in text.labels.names))
-    codes = [np.array([names.index(n) for n in t.labels.names])[t.labels.codes] for t in texts]
+    names = {name: None for text in texts for name in text.labels.names}
+    number = {name: code for code, name in enumerate(names)}
+    codes = [np.array([number[n] for n in t.labels.names])[t.labels.codes] for t in texts]
     return Tokenized(
         tokens=Joined([text.tokens for text in texts]),
         trained=Joined([text.trained for text in texts]),
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
-        labels=Labels(names, np.concatenate(codes)),
+        labels=Labels([*names], np.concatenate(codes)),
         trained_tokens=sum(text.trained_tokens for text in texts),
     )

@@ -11,31 +11,36 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from distill_jax.data.cache import Cache, CachedRows, check_match
-from distill_jax.data.pack import Rows, describe, empty_row, pack
+from distill_jax.data.pack import Rows, describe, empty_row, mixed, pack
 from distill_jax.data.pipeline import batch_at, eval_batches, train_batches, train_rows
 from distill_jax.data.tokenizer import Tokenizer
 from distill_jax.setup.models import Loaded
-from distill_jax.setup.storing import Text
+from distill_jax.setup.storing import Part, Text
 from distill_jax.sharding import local_rows, to_global
 from distill_jax.types import Batch, UserError
 
 
 class Data(NamedTuple):
-    """Packed rows, what identifies the documents they come from, and a line on each source."""
+    """Packed rows, what identifies the documents they come from, and a line on each source.
+
+    parts: of each source.
+    """
 
     rows: Rows
     documents: int
     fingerprint: str
     note: str
     read: tuple[str, ...]
+    parts: tuple[Part, ...]
 
 
 def packed(c: ConfigDict, text: Text, *, seed: int | None) -> Data:
     """The rows of a text; without a seed in the order of its documents, for evaluation."""
     if c.data.seq_len < 1:
         raise UserError(f"config.data.seq_len is {c.data.seq_len}: use at least 1")
-    rows = pack(text.tokenized, seq_len=c.data.seq_len, seed=seed)
-    return Data(rows, text.documents, text.fingerprint, text.note, text.read)
+    parts = [pack(part.tokenized, seq_len=c.data.seq_len, seed=seed) for part in text.parts]
+    rows = mixed(parts, () if seed is None else c.data.weights)
+    return Data(rows, text.documents, text.fingerprint, text.note, text.read, text.parts)
 
 
 def with_cache(
@@ -70,7 +75,7 @@ def rows_read(c: ConfigDict, rows: Rows) -> list[int]:
     """The rows that config.steps updates read, each once."""
     if c.steps * c.data.batch_size >= len(rows):
         return list(range(len(rows)))
-    return train_rows(len(rows), c.steps, batch_size=c.data.batch_size, seed=c.seed)
+    return train_rows(rows, c.steps, batch_size=c.data.batch_size, seed=c.seed)
 
 
 def cache_hashes(teacher: Loaded | None, tokenizer: Tokenizer) -> dict[str, str | None]:
@@ -136,13 +141,32 @@ def held_out_batches(c: ConfigDict, rows: Rows, mesh: Mesh) -> Iterator[Batch]:
         yield to_global(host, mesh, size)
 
 
+def tokens_by_source(part: Data, host: Batch) -> dict[str, int]:
+    """How many trained tokens of a batch on the host are of each source; empty if there is one."""
+    if len(part.parts) == 1:
+        return {}
+    ends = np.cumsum([source.documents for source in part.parts])
+    document_n = np.asarray(host.document_BT)[np.asarray(host.weight_BT) > 0]
+    count_n = np.bincount(np.searchsorted(ends, document_n, "right"), minlength=len(ends))
+    names = (source.name for source in part.parts)
+    return dict(zip(names, count_n.tolist(), strict=True))
+
+
 def description(part: Data) -> str:
-    """A line about packed text, and one on each of its sources."""
-    epoch = describe(plain(part.rows))
+    """A line about packed text, and some on each of its sources."""
+    epoch, rows = describe(plain(part.rows)), part.rows
     trained = f" ({epoch.trained_tokens:,} of them trained)"
-    return (
+    line = (
         f"{part.documents:,} documents, {epoch.tokens:,} tokens"
         f"{trained if epoch.trained_tokens < epoch.tokens else ''},"
-        f" {epoch.rows:,} rows of {part.rows.seq_len} ({epoch.fill:.1%} filled)"
-        f"{part.note and f'; {part.note}'}" + "".join(f"\n  {line}" for line in part.read)
+        f" {epoch.rows:,} rows of {rows.seq_len} ({epoch.fill:.1%} filled)"
+        f"{part.note and f'; {part.note}'}"
     )
+    weights = rows.weights or rows.sizes
+    lines = [
+        f"  {source.name}: {source.documents:,} documents, {size:,} rows,"
+        f" {weight / sum(weights):.1%} of those that are read"
+        for source, size, weight in zip(part.parts, rows.sizes, weights, strict=True)
+    ]
+    of_reading = [f"  {line}" for line in part.read]
+    return "\n".join([line, *of_reading, *(lines if len(lines) > 1 else ())])

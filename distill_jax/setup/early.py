@@ -15,6 +15,7 @@ from distill_jax.evals.lm_eval_tasks import check_tasks
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.load import resolve
 from distill_jax.report.number_formats import FORMATS, THIN
+from distill_jax.setup.mixture import sources_of
 from distill_jax.setup.models import bind_config
 from distill_jax.setup.scorer import load_scorer
 from distill_jax.setup.teachers import AVERAGE
@@ -27,11 +28,11 @@ ONE_MODEL = ("generate", "export")  # jobs that read the student, or else the te
 def check_read(c: ConfigDict) -> None:
     """Raises UserError for a model, text, scorer or task that is not there."""
     paths = {"student.path": (c.student.path,), "teacher.path": (c.teacher.path,)}
-    sources = (c.data.source, c.data.eval_source)
+    sources = (*sources_of(c), c.data.eval_source)
     if c.job in ONE_MODEL:
         paths, sources = dict([*paths.items()][not c.student.path :][:1]), ()
     elif c.job == "evaluate":
-        sources = (c.data.eval_source or c.data.source,)
+        sources = (c.data.eval_source,) if c.data.eval_source else sources_of(c)
     elif c.job == "diagnose":
         paths["diagnose.baseline"] = (c.diagnose.baseline,)
     else:

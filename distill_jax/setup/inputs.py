@@ -1,5 +1,6 @@
 """What a training run reads: teachers, tokenizer and text. Runs of one study share it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,8 +74,8 @@ def inputs_of(
     mesh: Mesh,
     found: Teachers,
     source: Source,
-    documents: reading.Chosen,
-    held_out: reading.Chosen,
+    documents: Sequence[reading.Chosen],
+    held_out: Sequence[reading.Chosen],
     hear: storing.Hear = DEAF,
 ) -> Inputs:
     """Reads the student's tokenizer, checks all models, tokenizes the text.

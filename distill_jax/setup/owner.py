@@ -14,6 +14,7 @@ from distill_jax.files import sealed
 from distill_jax.key_names import OPEN
 from distill_jax.seals import changed, read_seal
 from distill_jax.setup.early import check_read
+from distill_jax.setup.mixture import sources_of
 from distill_jax.setup.teachers import AVERAGE
 from distill_jax.types import UserError
 
@@ -111,7 +112,7 @@ def question_of(c: ConfigDict, directory: Path) -> Question:
         else:
             refuse_study(directory)
     if run is not None and run["job"] == "train" and not c.data.eval_source:
-        own_text = c.data.source == run["data.source"]
+        own_text = flatten(c)["data.source"] == run["data.source"]
     if c.teacher.path == AVERAGE:  # a run's own, which is no model to be read
         c.teacher.path = ""
     check_read(c)
@@ -175,4 +176,5 @@ def _title(c: ConfigDict, own_text: bool) -> str:
         if first.startswith("@") and not first.startswith("@@"):
             return Path(first[1:]).stem
         return "conversation" if c.generate.messages else first
-    return "held-out" if own_text else Path(c.data.eval_source or c.data.source).stem
+    sources = (c.data.eval_source,) if c.data.eval_source else sources_of(c)
+    return "held-out" if own_text else "-".join(Path(source).stem for source in sources)

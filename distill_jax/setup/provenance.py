@@ -36,6 +36,17 @@ def provenance(
         **{f"data.{name}.sha256": part.fingerprint for name, part in data.items()},
         **{f"data.{name}.documents": part.documents for name, part in data.items()},
         **{f"data.{name}.read": " | ".join(part.read) for name, part in data.items() if part.read},
+        **{
+            f"data.{name}.{source.name}.{what}": value
+            for name, part in data.items()
+            if len(part.parts) > 1
+            for source in part.parts
+            for what, value in (
+                ("sha256", source.fingerprint),
+                ("documents", source.documents),
+                ("tokens", source.tokens),
+            )
+        },
     }
 
 

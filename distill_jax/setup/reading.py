@@ -23,6 +23,7 @@ from distill_jax.data.shapes import parse_fields
 from distill_jax.data.sources import files_of_source, read_documents
 from distill_jax.data.store_place import contents, remembered, states, store_root
 from distill_jax.seals import hash_of
+from distill_jax.setup.mixture import sources_of
 from distill_jax.types import UserError
 
 TEMPLATES = {"plain": as_plain, "chat": as_chat}  # data.template
@@ -39,14 +40,15 @@ _OF_PARTS = (
 
 
 class Chosen(NamedTuple):
-    """The documents of a text, and how many of their tokens are predicted at most (0: all).
+    """Documents of one source, and how many of their tokens are predicted at most (0: all).
 
-    documents: gives them, from the first one on at every call. count: their number. size: of their
-    content in bytes. key: of the limit of tokens, for errors. identity: gives what identifies the
-    documents by the files as they are now. root: the directory of stores. read: a line on what the
-    source was read as, where it was not said of another part.
+    source: as it is given. documents: gives them, from the first one on at every call. count: their
+    number. size: of their content in bytes. key: of the limit of tokens, for errors. identity:
+    gives what identifies the documents by the files as they are now. root: the directory of stores.
+    read: a line on what the source was read as, where it was not said of another part.
     """
 
+    source: str
     documents: Callable[[], Iterator[Document]]
     count: int
     size: int
@@ -57,42 +59,47 @@ class Chosen(NamedTuple):
     read: tuple[str, ...]
 
 
-def training_documents(c: ConfigDict) -> tuple[Chosen, Chosen]:
-    """Documents to train on and to evaluate on: two sources, or one source split by document.
+def training_documents(c: ConfigDict) -> tuple[tuple[Chosen, ...], tuple[Chosen, ...]]:
+    """Documents to train on and to evaluate on, source by source.
+
+    What is evaluated on is data.eval_source, or what is held out of each source of data.source.
 
     The split comes before the limits: what is held out does not depend on how much is trained on.
     """
-    if not c.data.source:
+    sources, eval_source = sources_of(c), c.data.eval_source
+    if not sources:
         raise UserError(
             "config.data.source is empty: give a path or glob of jsonl, parquet or text,"
             " tfds:name, hub:name or python_docs"
         )
     limits, eval_limits = _limits(c)
-    if c.data.eval_source:
-        [train] = _parts(c, c.data.source, {"": limits})
-        [held] = _parts(c, c.data.eval_source, {"eval_": eval_limits})
+    if eval_source:
+        train = [part for source in sources for part in _parts(c, source, {"": limits})]
+        held = _parts(c, eval_source, {"eval_": eval_limits})
     else:
-        train, held = _parts(c, c.data.source, {"": limits, "eval_": eval_limits})
-    if c.data.template == "chat" and train.texts_only and held.texts_only:
+        both = {"": limits, "eval_": eval_limits}
+        train, held = zip(*(_parts(c, source, both) for source in sources), strict=True)
+    if c.data.template == "chat" and all(part.texts_only for part in (*train, *held)):
         raise UserError(
             "config.data.template is chat and every record is a text, which has no turns: give"
             " records with prompt and completion, or leave the template out"
         )
-    return train.chosen, held.chosen
+    return tuple(part.chosen for part in train), tuple(part.chosen for part in held)
 
 
-def evaluation_documents(c: ConfigDict, *, own: bool) -> Chosen:
+def evaluation_documents(c: ConfigDict, *, own: bool) -> tuple[Chosen, ...]:
     """What a job that trains nothing measures: data.eval_source, or else data.source, limited.
 
     own: what a training run of this config holds out.
     """
     if own:
         return training_documents(c)[1]
-    source = c.data.eval_source or c.data.source
-    if not source:
+    sources = (c.data.eval_source,) if c.data.eval_source else sources_of(c)
+    if not sources:
         raise UserError("config.data.eval_source is empty: give a path or glob, or python_docs")
     _, limits = _limits(c)
-    return _parts(c, source, {"eval_": limits})[0].chosen
+    parts = [part for source in sources for part in _parts(c, source, {"eval_": limits})]
+    return tuple(part.chosen for part in parts)
 
 
 def _limits(c: ConfigDict) -> tuple[Limits, Limits]:
@@ -138,7 +145,8 @@ def _parts(c: ConfigDict, source: str, limits: dict[str, Limits]) -> list[_Part]
         )
         key = f"config.data.{name}max_tokens"
         read = (*scan["read"],) if number == 0 else ()
-        chosen = Chosen(documents, count, size, limit.tokens, key, identity, root, read)
+        of_part = (count, size, limit.tokens, key, identity, root, read)
+        chosen = Chosen(source, documents, *of_part)
         found.append(_Part(chosen, texts_only))
     return found
 

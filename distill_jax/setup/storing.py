@@ -3,20 +3,21 @@
 import hashlib
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 from distill_jax.data.encode import Tokenized, check_vocabulary, encode_documents
 from distill_jax.data.limits import size_of
-from distill_jax.data.store import Damaged, Store, open_store, token_type
+from distill_jax.data.store import Damaged, Store, join, open_store, token_type
 from distill_jax.data.store_place import check_root, written_by_one
 from distill_jax.data.store_writer import StoreWriter
 from distill_jax.data.tokenizer import Tokenizer
 from distill_jax.files import remove
 from distill_jax.report.number_formats import FORMATS, THIN
 from distill_jax.seals import hash_of
+from distill_jax.setup.mixture import names_of
 from distill_jax.setup.reading import Chosen
 from distill_jax.types import UserError
 
@@ -34,10 +35,21 @@ class Hear(NamedTuple):
 DEAF = Hear()
 
 
+class Part(NamedTuple):
+    """What a text has of one source. name: a short one of the source. tokens: predicted ones."""
+
+    name: str
+    tokenized: Tokenized
+    documents: int
+    tokens: int
+    fingerprint: str
+
+
 class Text(NamedTuple):
     """Tokenized documents, what identifies them, and what should be known of how they were read.
 
-    read: as that of Chosen.
+    read: a line on what each source was read as. parts: of each source, in their order; tokenized
+    has all of them, one after another.
     """
 
     tokenized: Tokenized
@@ -45,13 +57,29 @@ class Text(NamedTuple):
     fingerprint: str
     note: str
     read: tuple[str, ...]
+    parts: tuple[Part, ...]
 
 
-def tokenized(chosen: Chosen, tokenizer: Tokenizer, vocab: int, hear: Hear = DEAF) -> Text:
+def tokenized(
+    several: Sequence[Chosen], tokenizer: Tokenizer, vocab: int, hear: Hear = DEAF
+) -> Text:
     """The tokens of documents; `vocab` is the smallest number of embedding rows among the models.
 
-    Raises UserError where no token within the limit would be trained.
+    Raises UserError where no token of a source within the limit would be trained.
     """
+    names = names_of(tuple(chosen.source for chosen in several))
+    found = [_part(c, tokenizer, vocab, hear, n) for c, n in zip(several, names, strict=True)]
+    parts, notes = zip(*found, strict=True)
+    identity = parts[0].fingerprint if len(parts) == 1 else hash_of([p.fingerprint for p in parts])
+    documents, whole = sum(part.documents for part in parts), join([p.tokenized for p in parts])
+    read = tuple(line for chosen in several for line in chosen.read)
+    return Text(whole, documents, identity, max(notes), read, parts)
+
+
+def _part(
+    chosen: Chosen, tokenizer: Tokenizer, vocab: int, hear: Hear, name: str
+) -> tuple[Part, str]:
+    """What is tokenized of a source, and a note on it."""
     store, limit = _stored(chosen, tokenizer, hear), chosen.max_tokens
     index = store.index
     check_vocabulary(index["highest"], tokenizer, vocab_size=vocab)
@@ -65,7 +93,7 @@ def tokenized(chosen: Chosen, tokenizer: Tokenizer, vocab: int, hear: Hear = DEA
         identity = hashlib.sha256(f"{identity}:{limit}".encode()).hexdigest()
     if tokenizer.chat_template and index["pairs"]:
         note = "prompts and completions are joined as they are (data.template=chat: as turns)"
-    return Text(store.tokenized, index["documents"], identity, note, chosen.read)
+    return Part(name, store.tokenized, index["documents"], index["predicted"], identity), note
 
 
 def _stored(chosen: Chosen, tokenizer: Tokenizer, hear: Hear) -> Store:

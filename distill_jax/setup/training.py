@@ -162,6 +162,7 @@ def run_of(
         train_step=steps.train_step,
         batches=lambda start: data.training_batches(c, setting.training.rows, mesh, start),
         evaluate=measure,
+        tokens_by_source=partial(data.tokens_by_source, setting.training),
         learning_rate=lambda step: float(setting.recipe.learning_rate(step)),
         on_start=on_start,
         writers=writers,

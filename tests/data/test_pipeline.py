@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from distill_jax.data.encode import Tokenized
-from distill_jax.data.pack import pack
+from distill_jax.data.pack import mixed, pack
 from distill_jax.data.pipeline import batch_at, eval_batches, train_batches, train_rows
+from distill_jax.data.store import Labels
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_a_batch_is_a_function_of_seed_and_step(rows):
 @pytest.mark.parametrize("steps", [1, 5, 20])
 def test_the_rows_of_some_steps_are_those_of_their_batches(rows, steps):
     seen = set(documents(train(rows, stop=steps)).tolist())
-    assert train_rows(len(rows), steps, batch_size=4, seed=0) == sorted(seen)
+    assert train_rows(rows, steps, batch_size=4, seed=0) == sorted(seen)
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 3, 16])
@@ -139,3 +140,64 @@ def test_a_loader_left_early_leaves_no_thread(rows):
     for thread in set(threading.enumerate()) - before:
         thread.join(timeout=5)
     assert set(threading.enumerate()) <= before
+
+
+SIZES = (7, 40, 3)
+
+
+def mixture(weights):
+    parts = []
+    for i, size in enumerate(SIZES):
+        offsets = np.arange(0, 10 * size + 1, 10)
+        tokens = np.arange(offsets[-1], dtype=np.uint32) + 1000 * i
+        text = Tokenized(
+            tokens, np.ones(len(tokens), np.uint8), offsets, Labels("x", offsets[1:] * 0)
+        )
+        parts.append(pack(text._replace(trained_tokens=9 * size), seq_len=9, seed=0))
+    return mixed(parts, weights)
+
+
+def sources_in(batches):
+    return [batch.tokens_BT[:, 0] // 1000 for batch in batches]
+
+
+def test_the_rows_of_a_mixture_are_those_of_its_sources():
+    rows = mixture(())
+    every = concatenated(train(rows, 0, 25, batch_size=2))
+    assert len(rows) == sum(SIZES)
+    first = sorted(every.tokens_BT[:, 0].tolist())
+    assert first == [1000 * i + 10 * d for i, size in enumerate(SIZES) for d in range(size)]
+    starts = np.cumsum([0, *SIZES])
+    source, place = every.tokens_BT[:, 0] // 1000, every.tokens_BT[:, 0] % 1000 // 10
+    np.testing.assert_array_equal(every.document_BT[:, 0], starts[source] + place)
+    np.testing.assert_array_equal(every.labels_BT, every.tokens_BT + 1)
+
+
+@pytest.mark.parametrize("weights", [(1, 1, 1), (0.7, 0.2, 0.1), (1, 1e3, 3)])
+def test_each_source_has_its_share_at_every_place(weights):
+    found = np.concatenate(sources_in(train(mixture(weights), 0, 300)))
+    share = np.array(weights) / sum(weights)
+    for i in range(3):
+        counts = np.cumsum(found == i)
+        assert np.abs(counts - share[i] * np.arange(1, len(found) + 1)).max() < 2
+
+
+def test_a_source_that_is_used_up_begins_again_in_another_order():
+    rows = mixture((0.5, 0.4, 0.1))
+    every = concatenated(train(rows, 0, 40))
+    mine = every.tokens_BT[every.tokens_BT[:, 0] < 1000, 0]
+    epochs = mine[: len(mine) // 7 * 7].reshape(-1, 7)
+    assert len(epochs) > 5
+    assert all(sorted(epoch) == list(range(0, 70, 10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 3
+
+
+@pytest.mark.parametrize("weights", [(), (0.5, 0.4, 0.1)])
+def test_a_mixture_is_a_function_of_seed_and_step(weights):
+    rows, again = mixture(weights), mixture(weights)
+    whole = train(rows, 0, 12)
+    assert_equal(whole[5:], train(again, 5, 12, prefetch=0))
+    assert_equal([whole[7]], [batch_at(again, 7, batch_size=4, seed=0)])
+    assert (whole[0].tokens_BT != train(rows, 0, 1, seed=1)[0].tokens_BT).any()
+    seen = {row for step in range(12) for row in whole[step].document_BT[:, 0].tolist()}
+    assert len(train_rows(rows, 12, batch_size=4, seed=0)) == len(seen)

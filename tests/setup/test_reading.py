@@ -5,8 +5,8 @@ import json
 import pytest
 
 from configs.base import get_config
-from distill_jax.setup.reading import evaluation_documents, training_documents
-from distill_jax.setup.storing import tokenized
+from distill_jax.setup import reading, storing
+from distill_jax.setup.reading import evaluation_documents
 from distill_jax.types import UserError
 from tests import cli
 
@@ -18,9 +18,19 @@ def source(tmp_path_factory):
 
 def config_of(source, **more):
     c = get_config()
-    c.data.source, c.data.held_out_fraction = str(source), 0.2
+    c.data.source = source if isinstance(source, tuple) else str(source)
+    c.data.held_out_fraction = 0.2
     c.data.update(more)
     return c
+
+
+def training_documents(c):
+    [train], [held_out] = reading.training_documents(c)
+    return train, held_out
+
+
+def tokenized(chosen, *of):
+    return storing.tokenized([chosen], *of)
 
 
 def texts(chosen):
@@ -58,7 +68,7 @@ def test_with_limits_on_both_parts_the_rest_is_not_read(source, tmp_path):
     with pytest.raises(UserError, match="not JSON"):
         training_documents(config_of(path, max_documents=2))
     c = config_of(path, eval_max_documents=2)
-    assert texts(evaluation_documents(c, own=False)) == [
+    assert texts(*evaluation_documents(c, own=False)) == [
         json.loads(line)["text"] for line in path.read_text().splitlines()[:2]
     ]
 

@@ -1,0 +1,105 @@
+"""Several sources as one text: what is refused, and what a run says and writes of each."""
+
+import json
+
+import pytest
+
+from distill_jax.setup.mixture import names_of, sources_of
+from distill_jax.setup.reading import training_documents
+from distill_jax.setup.storing import tokenized
+from distill_jax.types import UserError
+from tests import cli
+from tests.setup.test_reading import config_of
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    root = tmp_path_factory.mktemp("mixture")
+    (root / "sub").mkdir()
+    return [
+        str(cli.write_text(root / "a.jsonl", documents=120)),
+        str(cli.write_text(root / "sub" / "b.jsonl", documents=30, seed=1)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "weights", "says"),
+    [
+        (("a", ""), (), "has an empty text"),
+        (("a", "b", "a"), (), "has 'a' twice"),
+        (("a", "b"), (1,), "has 1 numbers and config.data.source 2 sources"),
+        ("a", (1, 2), "has 2 numbers and config.data.source 1 sources"),
+        ((), (1,), "has 1 numbers and config.data.source 0 sources"),
+    ],
+)
+def test_sources_and_weights_have_to_match(source, weights, says):
+    with pytest.raises(UserError, match=says):
+        sources_of(config_of(source, weights=weights))
+
+
+def test_one_source_is_a_tuple_of_one():
+    assert sources_of(config_of("a")) == sources_of(config_of(("a",))) == ("a",)
+    assert sources_of(config_of("")) == ()
+
+
+def test_names_are_short_where_they_differ():
+    assert names_of(("x/a.jsonl", "y/*.parquet")) == ("a.jsonl", "*.parquet")
+    assert names_of(("x/a.jsonl", "y/a.jsonl")) == ("x/a.jsonl", "y/a.jsonl")
+
+
+def test_each_source_has_the_documents_that_it_has_alone(files):
+    tokenizer = cli.make_tiny_tokenizer()
+    of = lambda source: [
+        tokenized(some, tokenizer, 300) for some in training_documents(config_of(source))
+    ]
+    for both, *alone in zip(of(tuple(files)), *map(of, files), strict=True):
+        assert [p.fingerprint for p in both.parts] == [one.fingerprint for one in alone]
+        assert both.documents == sum(one.documents for one in alone)
+        assert both.fingerprint not in {one.fingerprint for one in alone}
+        assert tuple(both.tokenized.labels) == sum((tuple(t.tokenized.labels) for t in alone), ())
+
+
+@pytest.mark.parametrize("extra", ["", "\n"])
+def test_an_empty_source_is_named(files, tmp_path, extra):
+    (tmp_path / "empty.jsonl").write_text(extra)
+    c = config_of((files[0], str(tmp_path / "empty.jsonl")))
+    with pytest.raises(UserError, match=r"empty.jsonl' holds no document"):
+        training_documents(c)
+
+
+def run(world, directory, files, *more):
+    return cli.run(
+        f"--workdir={directory}", f"--config.teacher.path={world / 'teacher'}",
+        f"--config.student.path={world / 'student'}", f"--config.data.source={json.dumps(files)}",
+        *cli.SMALL, *more,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("weights", ["(1, 0)", "(1, 2, 3)", "(1, -1)", "(nan, 1)"])
+def test_wrong_weights_end_with_one_line_before_anything_is_read(world, tmp_path, files, weights):
+    done = run(world, tmp_path / "run", files, f"--config.data.weights={weights}")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "config.data.weights" in done.stderr
+
+
+def test_a_run_counts_the_tokens_of_each_source(world, tmp_path, files):
+    done = run(world, tmp_path / "run", files, "--config.data.weights=(1, 3)")
+    assert done.returncode == 0, done.stderr
+    assert "  b.jsonl: " in done.stdout
+    assert " rows, 75.0% of those that are read" in done.stdout
+    steps = [line for line in cli.metrics(tmp_path / "run") if "train/loss" in line]
+    a, b = ([line[f"train/tokens/{name}"] for line in steps] for name in ("a.jsonl", "b.jsonl"))
+    assert [x + y for x, y in zip(a, b, strict=True)] == [line["train/tokens"] for line in steps]
+    assert 2 < sum(b) / sum(a) < 4
+    known = json.loads((tmp_path / "run" / "provenance.json").read_text())
+    documents = [known[f"data.train.{name}.documents"] for name in ("a.jsonl", "b.jsonl")]
+    assert sum(documents) == known["data.train.documents"]
+    again = cli.run(f"--workdir={tmp_path / 'run'}", "--config.steps=8", config=None)
+    assert again.returncode == 0, again.stderr
+    straight = run(world, tmp_path / "other", files, "--config.data.weights=(1, 3)")
+    assert straight.returncode == 0
+    both = [[x["train/batch"] for x in cli.metrics(tmp_path / n) if "train/batch" in x]
+            for n in ("run", "other")]  # fmt: skip
+    assert both[0][:6] == both[1]
+    assert len(both[0]) == 8
