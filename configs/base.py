@@ -120,6 +120,9 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.terms.cross_entropy = ConfigDict()  # on the labels
     c.terms.cross_entropy.weight = 0.0
     c.terms.cross_entropy.schedule = "constant"
+    c.terms.load_balance = ConfigDict()  # of a student's experts; 2101.03961
+    c.terms.load_balance.weight = 0.0
+    c.terms.load_balance.schedule = "constant"
 
     c.optim = ConfigDict()  # the optimizer and its learning rate
     c.optim.name = "adamw"  # adamw | muon (matrices of the blocks; adamw for all else)
@@ -231,6 +234,7 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.mesh = ConfigDict()  # sizes multiply to the number of devices; -1: what is left
     c.mesh.data = -1  # [-1, or 1 to 1e6] copies of the model, each with its rows
     c.mesh.fsdp = 1  # [-1, or 1 to 1e6] rows and parameters split
+    c.mesh.expert = 1  # [-1, or 1 to 1e6] rows and experts split
     c.mesh.tensor = 1  # [-1, or 1 to 1e6] parameters split within a matrix product
 
     c.distributed = ConfigDict()  # several processes

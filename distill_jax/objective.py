@@ -10,7 +10,8 @@ import jax
 from jax.sharding import Mesh
 
 from distill_jax.losses.fused import linear_divergence
-from distill_jax.losses.terms import Term, needs_teacher
+from distill_jax.losses.load_balance import busiest_share, load_balance
+from distill_jax.losses.terms import LOAD_BALANCE, Term, needs_teacher, of_tokens
 from distill_jax.models.binding import Model
 from distill_jax.types import (
     Array,
@@ -46,8 +47,9 @@ def objective(
     """The loss of a (micro-)batch, as its part of the mean over `n_tokens` tokens, and its metrics.
 
     n_tokens: the summed weights of the whole global batch, over all micro-batches and devices, so
-    that any split of the same batch gives the same gradient. key: for teachers that draw. The
-    teacher runs only where a term needs it, and no gradient reaches it.
+    that any split of the same batch gives the same gradient, but for load_balance, which is of the
+    tokens of one micro-batch. key: for teachers that draw. The teacher runs only where a term needs
+    it, and no gradient reaches it.
     """
     hidden = student.apply(student_params, batch.tokens_BT, batch.segment_BT, batch.position_BT)
     targets = None
@@ -59,10 +61,19 @@ def objective(
         targets,
         batch.labels_BT,
         batch.weight_BT,
-        terms=terms,
+        terms=of_tokens(terms),
         block_tokens=block_tokens,
         mesh=mesh,
     )
+    if hidden.routing is not None:
+        counted = jax.numpy.sum(batch.weight_BT)
+        balance, share = load_balance(hidden.routing), busiest_share(hidden.routing)
+        weight = sum(term.weight for term in terms if term.name == LOAD_BALANCE)
+        loss_sum += weight * balance * counted
+        metrics |= {
+            LOAD_BALANCE: Mean(balance * counted, counted),
+            "busiest_expert": Mean(share * counted, counted),
+        }
     # A batch in which no token counts has a loss sum of exactly 0.
     return loss_sum / jax.numpy.maximum(n_tokens, 1e-9), metrics
 

@@ -1,8 +1,9 @@
 """The device mesh, and which axis of which array lives on which axis of the mesh.
 
 Mesh axes: `data` copies the model and splits the batch, `fsdp` splits both the batch and the
-parameters, `tensor` splits the parameters within a matrix product. One jitted program over
-NamedShardings does what `pmap` and `pjit` used to do.
+parameters, `expert` both the batch and the experts of models that have some, `tensor` splits the
+parameters within a matrix product. One jitted program over NamedShardings does what `pmap` and
+`pjit` used to do.
 """
 
 import re
@@ -16,18 +17,19 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from distill_jax.types import Batch, UserError, path_name
 
-AXES = ("data", "fsdp", "tensor")
-BATCH = PartitionSpec(("data", "fsdp"))
+AXES = ("data", "fsdp", "expert", "tensor")
+ROWS = ("data", "fsdp", "expert")  # those that split the batch
+BATCH = PartitionSpec(ROWS)
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 
 
-def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
+def make_mesh(data: int, fsdp: int, tensor: int, expert: int = 1) -> Mesh:
     """A mesh over every device. One size may be -1: all remaining devices.
 
     Raises UserError where the product is not the number of devices: JAX would silently leave
     some idle.
     """
-    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    sizes = dict(zip(AXES, (data, fsdp, expert, tensor), strict=True))
     free = [name for name, size in sizes.items() if size == -1]
     devices = jax.device_count()
     shown = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
@@ -68,13 +70,13 @@ def parameter_shardings(abstract_params: Any, rules: Rules, mesh: Mesh) -> Any:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch over `data` and `fsdp`."""
+    """Rows of a batch over `data`, `fsdp` and `expert`."""
     return NamedSharding(mesh, BATCH)
 
 
 def batch_ways(mesh: Mesh) -> int:
     """The number of parts that the mesh splits the rows of a batch into."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return int(np.prod([mesh.shape[axis] for axis in ROWS]))
 
 
 def check_batch(key: str, batch_size: int, microbatches: int, mesh: Mesh) -> None:
@@ -83,7 +85,7 @@ def check_batch(key: str, batch_size: int, microbatches: int, mesh: Mesh) -> Non
     if microbatches < 1 or batch_size < 1 or batch_size % (microbatches * ways):
         raise UserError(
             f"config.{key} is {batch_size}, which microbatches ({microbatches}) times {ways}"
-            f" way(s) of the mesh (data x fsdp) do not divide: use a multiple of"
+            f" way(s) of the mesh (data x fsdp x expert) do not divide: use a multiple of"
             f" {max(1, microbatches) * ways}"
         )
 

@@ -9,7 +9,7 @@ import pytest
 from configs.base import get_config
 from distill_jax.config import flatten
 from distill_jax.losses.divergences import DIVERGENCES
-from distill_jax.losses.terms import ADAPTIVE, CROSS_ENTROPY
+from distill_jax.losses.terms import ADAPTIVE, CROSS_ENTROPY, LOAD_BALANCE
 from tests.cli import ROOT
 
 PACKAGE = ROOT / "distill_jax"
@@ -140,7 +140,7 @@ def test_files_stay_small():
 
 def test_every_term_stands_in_the_schema_with_its_parameters():
     terms = get_config().terms
-    assert set(terms.keys()) == {*DIVERGENCES, CROSS_ENTROPY}
+    assert set(terms.keys()) == {*DIVERGENCES, CROSS_ENTROPY, LOAD_BALANCE}
     for name, divergence in DIVERGENCES.items():
         options = ADAPTIVE[name].options if name in ADAPTIVE else {}
         expected = {"weight", "temperature", "schedule", *divergence.parameters, *options}

@@ -10,9 +10,9 @@ from distill_jax.types import Batch
 VOCAB = 61
 
 
-def model(width=16, blocks=2, vocab=VOCAB, dtype="float32", **more):
+def model(width=16, blocks=2, vocab=VOCAB, dtype="float32", family="llama", **more):
     config = ModelConfig(
-        family="llama", vocab=vocab, width=width, blocks=blocks, heads=4, kv_heads=2, head_width=8,
+        family=family, vocab=vocab, width=width, blocks=blocks, heads=4, kv_heads=2, head_width=8,
         neurons=24, max_positions=64, norm_eps=1e-5, rope_theta=1e4, activation="silu", tied=True,
         **more,
     )  # fmt: skip

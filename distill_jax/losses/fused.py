@@ -25,7 +25,7 @@ from distill_jax.losses.tokens import block_length, cut, join, weighted_mean
 from distill_jax.losses.vocabulary import capped, exclude_from, head_product, wide
 from distill_jax.types import Array, Mean, Targets, Unembed
 
-ROWS, VOCABULARY = ("data", "fsdp"), "tensor"  # mesh axes of rows and vocabulary
+ROWS, VOCABULARY = ("data", "fsdp", "expert"), "tensor"  # mesh axes of rows and vocabulary
 
 
 class _Static(NamedTuple):
@@ -69,9 +69,9 @@ def linear_divergence(
     of `unembed`, and in nothing else. The sum is not divided: its normaliser is the token count of
     the global batch, which only the caller knows.
 
-    block_tokens: tokens whose logits a device holds at a time. mesh: with axes data and fsdp over
-    the rows and tensor over the vocabulary. Raises UserError for a divergence, temperature or
-    mixture that the targets do not support.
+    block_tokens: tokens whose logits a device holds at a time. mesh: with axes data, fsdp and
+    expert over the rows and tensor over the vocabulary. Raises UserError for a divergence,
+    temperature or mixture that the targets do not support.
 
     >>> hidden_BTD, unembed = jnp.ones((1, 3, 8)), Unembed(jnp.zeros((8, 16)))
     >>> labels_BT, weight_BT = jnp.zeros((1, 3), int), jnp.ones((1, 3))
@@ -194,7 +194,7 @@ def _scan(static, inputs, *, with_gradient, trains_head):
 
 def _reduced(head_gradient, fsdp):
     """The head's gradient summed over all rows; over fsdp, each device keeps its part of D."""
-    weight_DV, bias_V = jax.lax.psum(head_gradient, "data")
+    weight_DV, bias_V = jax.lax.psum(head_gradient, ("data", "expert"))
     if bias_V is not None:
         bias_V = jax.lax.psum(bias_V, "fsdp")
     if weight_DV is None:

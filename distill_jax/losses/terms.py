@@ -17,6 +17,7 @@ from distill_jax.losses.divergences import DIVERGENCES
 from distill_jax.types import Array, Mean, UserError
 
 CROSS_ENTROPY = "cross_entropy"
+LOAD_BALANCE = "load_balance"  # of the student's routers, not of its tokens
 MOST_WEIGHT = 1e6  # at the end of a schedule, as config.terms.*.weight at its beginning
 FIXED = {"static": True}  # part of the tree's structure: fixed when traced
 
@@ -27,7 +28,8 @@ Weight = Callable[[Array], Array]  # step -> weight
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Term:
-    """One weighted summand of the loss: a key of DIVERGENCES, or cross_entropy on the labels.
+    """One weighted summand of the loss: a key of DIVERGENCES, cross_entropy on the labels, or
+    load_balance of experts.
 
     A pytree whose leaves are `weight` and `moving`, the parameters that change over a run; all else
     is static. Parameters that are not given have the defaults of DIVERGENCES.
@@ -57,7 +59,12 @@ class Term:
 
 def needs_teacher(terms: tuple[Term, ...]) -> bool:
     """Whether any term compares with a teacher."""
-    return any(term.name != CROSS_ENTROPY for term in terms)
+    return any(term.name in DIVERGENCES for term in terms)
+
+
+def of_tokens(terms: tuple[Term, ...]) -> tuple[Term, ...]:
+    """The terms that are a value of every token."""
+    return tuple(term for term in terms if term.name != LOAD_BALANCE)
 
 
 class Plan(NamedTuple):

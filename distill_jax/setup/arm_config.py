@@ -6,7 +6,7 @@ import jax
 from ml_collections import ConfigDict
 
 from distill_jax.config import check_keys, flatten, leaves
-from distill_jax.losses.terms import CROSS_ENTROPY, needs_teacher
+from distill_jax.losses.terms import CROSS_ENTROPY, LOAD_BALANCE, needs_teacher
 from distill_jax.schema import check_values
 from distill_jax.setup import data, teachers
 from distill_jax.setup.inputs import Inputs, Setting
@@ -72,7 +72,8 @@ def arm_config(
     mine.generate.prompts, mine.generate.messages = (), ""
     if arm.labels_alone:
         for name, term in mine.terms.items():
-            term.weight, term.schedule = float(name == CROSS_ENTROPY), "constant"
+            if name != LOAD_BALANCE:  # no part of the teaching: the same in every arm
+                term.weight, term.schedule = float(name == CROSS_ENTROPY), "constant"
     try:
         mine.update_from_flattened_dict(dict(arm.overrides))
         check_keys(mine, c, whole=False)

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from distill_jax.data.tokenizer import Tokenizer
 from distill_jax.setup import data, early, reading, samples, storing, student, teachers, writing
-from distill_jax.setup.loss import Recipe, make_recipe
+from distill_jax.setup.loss import Recipe, check_experts, make_recipe, terms_of
 from distill_jax.setup.models import (
     Source,
     check_tokenizers,
@@ -83,6 +83,7 @@ def inputs_of(
     hear: told how far the tokenizing is.
     """
     student.check_pruned(c, source)
+    check_experts(c, terms_of(c), source.config)
     tokenizer = student_tokenizer(c, found.first and found.first.tokenizer)
     models = {"the student": source.config} | {t.path: t.model.config for t in found.loaded[:1]}
     samples.check_room(c, tokenizer, models)

@@ -8,7 +8,16 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from distill_jax.losses.divergences import DIVERGENCES, check_parameters
-from distill_jax.losses.terms import ADAPTIVE, CROSS_ENTROPY, Plan, Term, make_plan
+from distill_jax.losses.terms import (
+    ADAPTIVE,
+    CROSS_ENTROPY,
+    LOAD_BALANCE,
+    Plan,
+    Term,
+    make_plan,
+    of_tokens,
+)
+from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.binding import Model
 from distill_jax.objective import Teach, objective
 from distill_jax.optim import OptimOptions, make_optimizer, make_schedule
@@ -55,15 +64,27 @@ def terms_of(c: ConfigDict) -> tuple[Term, ...]:
     for name, options in c.terms.items():
         if options.weight == 0 and options.schedule == "constant":
             continue
-        if name == CROSS_ENTROPY:
+        if name in (CROSS_ENTROPY, LOAD_BALANCE):
             terms.append(Term(name, options.weight))
             continue
         parameters = {key: options[key] for key in DIVERGENCES[name].parameters}
         check_parameters(name, parameters)
         terms.append(Term(name, options.weight, options.temperature, tuple(parameters.items())))
-    if not terms:
-        raise UserError("every config.terms.*.weight is 0: give one a weight, such as forward_kl 1")
+    if not of_tokens(tuple(terms)):
+        raise UserError(
+            f"every config.terms.*.weight{' but load_balance' * bool(terms)} is 0: give one a"
+            " weight, such as forward_kl 1"
+        )
     return tuple(terms)
+
+
+def check_experts(c: ConfigDict, terms: tuple[Term, ...], config: ModelConfig) -> None:
+    """Raises UserError where the load of a student without experts is to be balanced."""
+    if not config.experts and any(term.name == LOAD_BALANCE for term in terms):
+        raise UserError(
+            f"config.terms.load_balance.weight is {c.terms.load_balance.weight:g}, and the student"
+            " has no experts: leave it 0, or give a student that has some"
+        )
 
 
 def _optim_options(c: ConfigDict) -> OptimOptions:
@@ -80,7 +101,8 @@ def train_step_of(
     mesh: Mesh,
     shardings: TrainState | None,
 ) -> TrainStep:
-    """The jitted step of a run, not yet compiled."""
+    """The jitted step of a run, not yet compiled. Raises UserError as check_experts does."""
+    check_experts(c, recipe.terms, student.config)
     block_tokens = c.model.block_tokens
     loss = partial(objective, student=student, teach=teach, block_tokens=block_tokens, mesh=mesh)
     return make_train_step(

@@ -45,7 +45,7 @@ class Source(NamedTuple):
 
 def mesh_of(c: ConfigDict, *parts: str) -> Mesh:
     """The mesh over all devices. Raises UserError where it does not divide a part's batch_size."""
-    mesh = make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tensor)
+    mesh = make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tensor, c.mesh.expert)
     for part in parts:
         microbatches = c[part].get("microbatches", 1)
         check_batch(f"{part}.batch_size", c[part].batch_size, microbatches, mesh)
@@ -53,9 +53,19 @@ def mesh_of(c: ConfigDict, *parts: str) -> Mesh:
 
 
 def bind_config(c: ConfigDict, config: ModelConfig, dtype: str) -> Model:
-    """The decoder of an architecture with the dtypes and remat policy of a config."""
+    """The decoder of an architecture with the dtypes and remat policy of a config.
+
+    Raises UserError where its experts do not divide over the mesh.
+    """
     remat = choose("model.remat", c.model.remat, REMAT)
-    return bind(config, param_dtype=dtype, compute_dtype=c.model.compute_dtype, remat=remat)
+    mesh = mesh_of(c) if config.experts else None
+    if mesh is not None and config.experts % mesh.shape["expert"]:
+        raise UserError(
+            f"config.mesh.expert is {mesh.shape['expert']}, which does not divide the"
+            f" {config.experts} experts of a model: use a divisor"
+        )
+    dtypes = {"param_dtype": dtype, "compute_dtype": c.model.compute_dtype}
+    return bind(config, **dtypes, remat=remat, mesh=mesh)
 
 
 def load_model(

@@ -13,14 +13,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from distill_jax.losses.fused import linear_divergence
 from distill_jax.losses.terms import CROSS_ENTROPY, Term
-from distill_jax.sharding import make_mesh
+from distill_jax.sharding import batch_sharding, batch_ways, make_mesh
 from distill_jax.types import Projected, Unembed
 from tests.cli import ROOT, environment
 
 B, T, D, V = 8, 64, 16, 512
 TERMS = (Term("forward_kl", 0.9), Term(CROSS_ENTROPY, 0.1))
 eight = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices: see the last test")
-meshes = pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1), (1, 2, 4), (1, 1, 8)])
+meshes = pytest.mark.parametrize(
+    "sizes", [(8, 1, 1), (2, 4, 1), (1, 2, 4), (1, 1, 8), (2, 1, 2, 2)]
+)
 COLLECTIVE = re.compile(
     r"= (?P<shape>[^=]*?) (?:all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
     r"(?:-start)?\("
@@ -45,7 +47,7 @@ def program(mesh, block_tokens):
 
 
 def placed(mesh):
-    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    rows = batch_sharding(mesh)
     head = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
     return [
         jax.device_put(x, s) for x, s in zip(arguments(), [*[rows, head] * 2, rows], strict=True)
@@ -75,7 +77,7 @@ def moved(text):
 @meshes
 def test_the_number_of_blocks_does_not_change_what_moves(sizes):
     mesh = make_mesh(*sizes)
-    rows = B // (sizes[0] * sizes[1])
+    rows = B // batch_ways(mesh)
     few, many = (moved(compiled(mesh, rows * length)) for length in (32, 4))
     assert (few[0], many[0]) == (2, 16)
     assert few[0] * few[1] == many[0] * many[1]
@@ -87,7 +89,7 @@ def test_the_number_of_blocks_does_not_change_what_moves(sizes):
 @meshes
 def test_no_device_ever_holds_all_logits(sizes):
     mesh = make_mesh(*sizes)
-    text = compiled(mesh, 4 * B // (sizes[0] * sizes[1]))
+    text = compiled(mesh, 4 * B // batch_ways(mesh))
     sizes_made = [elements(shape) for shape in re.findall(r"= (\w+\[[\d,]*\])", text)]
     assert max(sizes_made) < B * T * V / 8
 

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import AxisType
 
 from distill_jax.losses.divergences import DIVERGENCES, FLOOR, divergence, log_probabilities
 from distill_jax.losses.fused import linear_divergence
 from distill_jax.losses.sparse import POLICIES
 from distill_jax.losses.terms import CROSS_ENTROPY, Term
+from distill_jax.sharding import make_mesh
 from distill_jax.types import Mixture, Projected, Sampled, TopK, Unembed, UserError
 from tests.losses.test_divergences import PARAMETERS
 
 K = 5
 KINDS = ("projected", "int8", "probability", "logits", "sampled", *POLICIES)
-MESHES = ((1, 1, 1), (8, 1, 1), (1, 4, 2), (2, 2, 2), (1, 1, 8))
+MESHES = ((1, 1, 1), (8, 1, 1), (1, 4, 2), (2, 2, 2), (1, 1, 8), (2, 1, 2, 2))
 B = 8
 
 
@@ -142,8 +142,7 @@ def infinite(name, kind):
 def mesh_of(sizes):
     if int(np.prod(sizes)) == 1:
         return None
-    axes = ("data", "fsdp", "tensor")
-    return jax.make_mesh(sizes, axes, axis_types=(AxisType.Auto,) * 3)
+    return make_mesh(*sizes)
 
 
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
