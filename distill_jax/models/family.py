@@ -133,6 +133,7 @@ class Gguf(NamedTuple):
 class Family(NamedTuple):
     """One model family.
 
+    models    examples, as the README names them
     from_hf   config.json dict -> ModelConfig; UserError for a feature that the decoder lacks.
     to_hf     the inverse.
     variants  name -> entries of a config.json: the small architectures that the tests run over, on
@@ -147,6 +148,7 @@ class Family(NamedTuple):
     gguf      None: there are no GGUF files of this family's own.
     """
 
+    models: str
     from_hf: Callable[[dict], ModelConfig]
     to_hf: Callable[[ModelConfig], dict]
     variants: dict[str, dict]

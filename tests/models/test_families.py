@@ -12,6 +12,7 @@ from distill_jax.models.families import FAMILIES, family_of
 from distill_jax.models.family import Family
 from distill_jax.models.storage import layout
 from distill_jax.types import UserError
+from tests.models import family_table
 from tests.models.conftest import CASES, SIZES
 
 AXES = {"fsdp", "tensor", "expert", None}
@@ -80,6 +81,13 @@ def test_every_file_of_the_room_is_in_the_registry():
         made = [value for value in vars(module).values() if isinstance(value, Family)]
         assert len(made) == 1
         assert made[0] in FAMILIES.values()
+
+
+def test_the_readme_has_the_table_of_the_registry():
+    text = family_table.README.read_text(encoding="utf-8")
+    assert family_table.PLACE.findall(text) == [family_table.table()], (
+        "write it anew by python -m tests.models.family_table"
+    )
 
 
 def test_an_unknown_family_lists_those_known():

@@ -44,6 +44,7 @@ def _to_hf(config):
 
 
 GEMMA = Family(
+    models="Gemma 1",
     from_hf=_from_hf,
     to_hf=_to_hf,
     gguf=Gguf(

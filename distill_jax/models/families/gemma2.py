@@ -102,6 +102,7 @@ def _gguf_entries(metadata, raw):
 _CAPPED = {**ALTERNATING, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
 
 GEMMA2 = Family(
+    models="Gemma 2",
     from_hf=lambda raw: read_gemma2(
         {**_DEFAULTS, **raw}, family="gemma2", pattern=lambda i: (i + 1) % 2
     ),

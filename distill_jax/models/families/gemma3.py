@@ -73,6 +73,7 @@ _GGUF_VARIANTS = {
 }
 
 GEMMA3 = Family(
+    models="Gemma 3, text alone",
     from_hf=_from_hf,
     to_hf=_to_hf,
     weights=FOUR_NORMS,

@@ -94,6 +94,7 @@ _WEIGHTS = {
 }
 
 GPT2 = Family(
+    models="GPT-2, DistilGPT-2",
     from_hf=_from_hf,
     to_hf=_to_hf,
     weights=_WEIGHTS,

@@ -96,6 +96,7 @@ _WEIGHTS = {
 }
 
 GPT_NEOX = Family(
+    models="Pythia, GPT-NeoX-20B",
     from_hf=_from_hf,
     to_hf=_to_hf,
     weights=_WEIGHTS,

@@ -50,6 +50,7 @@ _FACTORS = {
 }
 
 GRANITE = Family(
+    models="Granite 3",
     from_hf=_from_hf,
     to_hf=_to_hf,
     variants={

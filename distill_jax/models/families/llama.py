@@ -64,6 +64,7 @@ _REAL_LLAMA3_ROPE = {
 }
 
 LLAMA = Family(
+    models="Llama 2 and 3, SmolLM2, TinyLlama",
     from_hf=_from_hf,
     to_hf=_to_hf,
     gguf=Gguf(

@@ -44,6 +44,7 @@ def _gguf_entries(metadata, raw):
 
 
 MISTRAL = Family(
+    models="Mistral 7B, Ministral",
     from_hf=_from_hf,
     to_hf=_to_hf,
     gguf=LLAMA.gguf._replace(is_own=lambda metadata: False, entries=_gguf_entries, variants={}),

@@ -32,6 +32,7 @@ def _to_hf(config):
 _PART = "block_sparse_moe.experts.{expert}"
 
 MIXTRAL = Family(
+    models="Mixtral 8x7B",
     from_hf=_from_hf,
     to_hf=_to_hf,
     weights={

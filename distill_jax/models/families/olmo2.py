@@ -27,6 +27,7 @@ def _to_hf(config):
 
 
 OLMO2 = Family(
+    models="OLMo 2",
     from_hf=_from_hf,
     to_hf=_to_hf,
     weights={

@@ -51,6 +51,7 @@ _QUERY_KEY_VALUE = block_weight("self_attn.qkv_proj", "attn_qkv")
 _GATE_UP = block_weight("mlp.gate_up_proj", "ffn_up")
 
 PHI3 = Family(
+    models="Phi-3, Phi-3.5, Phi-4",
     from_hf=_from_hf,
     to_hf=_to_hf,
     weights={

@@ -35,6 +35,7 @@ def write_qwen(config, **own):
 
 
 QWEN2 = Family(
+    models="Qwen2, Qwen2.5",
     from_hf=lambda raw: read_qwen(raw, family="qwen2", qkv_bias=True),
     to_hf=lambda config: write_qwen(config, architecture="Qwen2ForCausalLM"),
     gguf=Gguf("qwen2"),

@@ -15,6 +15,7 @@ def _to_hf(config):
 
 
 QWEN3 = Family(
+    models="Qwen3",
     from_hf=_from_hf,
     to_hf=_to_hf,
     gguf=Gguf("qwen3", lacks=lambda config: "biases" if config.output_bias else ""),

@@ -62,6 +62,7 @@ _PART = "mlp.experts.{expert}"
 _SMALL = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
 
 QWEN3_MOE = Family(
+    models="Qwen3-30B-A3B",
     from_hf=_from_hf,
     to_hf=_to_hf,
     weights={

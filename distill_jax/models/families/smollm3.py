@@ -59,6 +59,7 @@ def _to_hf(config):
 _NOPE = {"no_rope_layers": [1, 0, 1]}
 
 SMOLLM3 = Family(
+    models="SmolLM3",
     from_hf=_from_hf,
     to_hf=_to_hf,
     variants={
