@@ -60,8 +60,6 @@ def train_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
         if _says_done(c, directory):
             return
         growth.check_steps(c, directory)
-    for line in growth.told(c, directory, setting.recipe):
-        say(line)
     with writing(c, directory, name=directory.resolve().name) as writers:
         model, params = train_student(setting, {}, writers, progress)
         lines = finish(setting, model, params, writers, progress)
@@ -148,6 +146,8 @@ def train_student(
         abstract, shardings = abstract_state(model, begin, mesh)
         with progress.stage("load", "reading the last checkpoint"):
             state = checkpoint.restore_good(manager, abstract, say)
+        for line in growth.told(c, directory, setting.recipe, int(state.step)):
+            say(line)
         say(f"resuming from step {int(state.step)} of {c.steps}")
     say(f"student: {parameters(count(state.params))} parameters")
     shape = shape_of(c, model)

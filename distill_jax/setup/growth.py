@@ -43,9 +43,12 @@ def check_steps(c: ConfigDict, directory: Path) -> None:
         )
 
 
-def told(c: ConfigDict, directory: Path, recipe: Recipe) -> Iterator[str]:
-    """What other steps than those that a run began with do to its schedules, in lines."""
-    run, trained = workdir.kept(directory), workdir.last_checkpoint(directory)
+def told(c: ConfigDict, directory: Path, recipe: Recipe, trained: int) -> Iterator[str]:
+    """What other steps than those that a run began with do to its schedules, in lines.
+
+    trained: the steps that it goes on from.
+    """
+    run = workdir.kept(directory)
     if run is None or run["steps"] == c.steps:
         return
     yield f"config.steps is {c.steps} now, and was {run['steps']}: going on from step {trained}"

@@ -10,6 +10,7 @@ from distill_jax.setup.growth import told
 from distill_jax.setup.loss import make_recipe
 from distill_jax.setup.owner import claim
 from tests import cli
+from tests.test_checkpoint_damage import arrays, flip
 
 # Without cli.SMALL's warm-up: the default shrinks to fit.
 FLAGS = (
@@ -73,6 +74,14 @@ def test_defaults_that_were_fitted_to_fewer_steps_stay(start, grown, tmp_path):
     assert len(losses(where)) == 21
 
 
+def test_a_run_whose_last_checkpoint_is_damaged_says_from_where_it_goes_on(grown, tmp_path):
+    where = shutil.copytree(grown[0], tmp_path / "run")
+    flip(arrays(where / "checkpoints/step_8"), 300)
+    out = said(f"--workdir={where}", "--config.steps=9", config=None)
+    assert "the checkpoint of step 8 is damaged" in out
+    assert "config.steps is 9 now, and was 8: going on from step 4" in out
+
+
 def test_fewer_steps_than_are_done_are_refused(grown):
     where, _ = grown
     before = (where / "report.json").read_bytes()
@@ -105,9 +114,9 @@ def test_what_becomes_of_schedules_is_said(tmp_path, schedule):
     c.update_from_flattened_dict(keys | {"terms.jsd.schedule": "linear:1"})
     claim(c, tmp_path)
     (tmp_path / "checkpoints" / "step_3").mkdir(parents=True)
-    assert not list(told(c, tmp_path, make_recipe(c)))
+    assert not list(told(c, tmp_path, make_recipe(c), 3))
     c.steps = 6
-    lines = list(told(c, tmp_path, make_recipe(c)))
+    lines = list(told(c, tmp_path, make_recipe(c), 3))
     assert lines[0] == "config.steps is 6 now, and was 3: going on from step 3"
     for line in SCHEDULES[schedule]:
         assert line in lines[1]
