@@ -40,22 +40,18 @@ class _Loop(asyncio.SelectorEventLoop):
         super().close()
 
 
-class _Policy(asyncio.DefaultEventLoopPolicy):
-    def new_event_loop(self):
-        return _Loop()
-
-
 @contextmanager
 def _silent() -> Iterator[None]:
     """Orbax closes its event loop at the first array that fails, while others are being read.
 
-    Each of these would write a traceback to stderr, and each that is not begun a warning.
+    Each of these would write a traceback to stderr, and each that is not begun a warning. Orbax
+    takes no loop; Python 3.14 deprecates policies, which would give one.
     """
-    before = asyncio.get_event_loop_policy()
+    before = asyncio.new_event_loop
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-        asyncio.set_event_loop_policy(_Policy())
+        asyncio.new_event_loop = asyncio.events.new_event_loop = _Loop  # for asyncio.run, too
         try:
             yield
         finally:
-            asyncio.set_event_loop_policy(before)
+            asyncio.new_event_loop = asyncio.events.new_event_loop = before
