@@ -28,7 +28,7 @@ from distill_jax.checkpoint_files import (
 )
 from distill_jax.files import set_aside
 from distill_jax.fingerprint import fingerprints
-from distill_jax.sharding import barrier
+from distill_jax.sharding import anywhere, barrier
 from distill_jax.types import TrainState, UserError
 
 CheckpointManager = ocp.CheckpointManager
@@ -129,7 +129,7 @@ def restore(
         state = TrainState(**read_arrays(path / STATE, _as_kept(seal, abstract)))
     except Damaged as error:
         reason = str(error)
-    if not _everywhere(reason is None):
+    if anywhere(reason is not None):
         raise Damaged(reason or "another process could not read it")
     if int(state.step) != step:
         raise Damaged(f"it is of step {int(state.step)}")
@@ -138,7 +138,7 @@ def restore(
         return state
     then, now = seal["arrays"], fingerprints(state)
     other = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
-    if not _everywhere(not other):
+    if anywhere(bool(other)):
         more = f" and {len(other) - 1} more arrays" if other[1:] else ""
         raise Damaged(f"{other[0] if other else 'an array'}{more}: not as saved")
     return state
@@ -211,13 +211,6 @@ def _as_kept(seal, abstract):
 
 def _known(values):
     return {step: value for step, value in values.items() if value is not None}
-
-
-def _everywhere(good: bool) -> bool:
-    """Whether it is so on every process."""
-    return (
-        good if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(good)))
-    )
 
 
 def _next(manager, tried, among) -> int:

@@ -125,6 +125,13 @@ def place(tree: Any, shardings: Any) -> Any:
     )
 
 
+def anywhere(flag: bool) -> bool:
+    """Whether it is so on any process. All call it."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
 def barrier(name: str) -> None:
     """Waits for all processes; files written before it are then visible to all of them."""
     if jax.process_count() > 1:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
+
+from distill_jax.sharding import anywhere
 
 STEPS_BETWEEN_STOP_CHECKS = 10  # with several processes
 
@@ -18,11 +18,9 @@ def shared(flag: bool, step: int) -> bool:
 
     Several processes compare flags only every few steps, because that waits for the device.
     """
-    if jax.process_count() == 1:
-        return flag
-    if step % STEPS_BETWEEN_STOP_CHECKS:
+    if jax.process_count() > 1 and step % STEPS_BETWEEN_STOP_CHECKS:
         return False
-    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+    return anywhere(flag)
 
 
 @contextmanager
