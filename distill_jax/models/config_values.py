@@ -1,5 +1,7 @@
 """What the values of a config.json may be, looked at before anything is computed from them."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from distill_jax.types import UserError
@@ -19,12 +21,6 @@ INTEGERS = {
     "sliding_window_pattern": (1, 2**12),
     "max_window_layers": (0, 2**12),
     "no_rope_layer_interval": (1, 2**12),
-    # of GPT-2
-    "n_embd": (1, 2**20),
-    "n_layer": (1, 2**12),
-    "n_head": (1, 2**14),
-    "n_inner": (1, 2**22),
-    "n_positions": (1, 2**31 - 1),
     "num_experts": (0, 2**14),
     "num_local_experts": (0, 2**14),
     "num_experts_per_tok": (1, 2**14),
@@ -34,13 +30,9 @@ INTEGERS = {
 # Of other numbers: more than the first, at most the second.
 NUMBERS = {
     "rms_norm_eps": (0, 1),
-    "layer_norm_eps": (0, 1),
-    "layer_norm_epsilon": (0, 1),
     "initializer_range": (0, 100),
     "rope_theta": (0, 1e15),
     "rope_local_base_freq": (0, 1e15),
-    "rotary_emb_base": (0, 1e15),
-    "rotary_pct": (0, 1),
     "query_pre_attn_scalar": (0, 1e9),
     "attn_logit_softcapping": (0, 1e9),
     "final_logit_softcapping": (0, 1e9),
@@ -56,10 +48,8 @@ FLAGS = (
     "mlp_bias",
     "use_sliding_window",
     "norm_topk_prob",
-    "use_parallel_residual",
-    "scale_attn_weights",
 )
-TEXTS = ("hidden_act", "hidden_activation", "activation_function")
+TEXTS = ("hidden_act", "hidden_activation")
 OF_ROPE = {
     "rope_theta": (0, 1e15),
     "partial_rotary_factor": (0, 1),
@@ -71,22 +61,15 @@ OF_ROPE = {
 _KINDS = ("full_attention", "sliding_attention")
 
 
-def check_values(raw: dict) -> None:
+def check_values(raw: dict, own_entries: Mapping[str, str] = MappingProxyType({})) -> None:
     """Raises UserError for the first value that is of a wrong type or out of bounds.
 
-    Absent and null are the same, and for the families to judge.
+    own_entries: of the family, see family.Family. Absent and null are the same, and for the
+    families to judge.
     """
     given = {name: value for name, value in raw.items() if value is not None}
-    for name, (least, most) in INTEGERS.items():
-        if name in given and not (type(given[name]) is int and least <= given[name] <= most):
-            raise _wrong(name, given[name], f"a whole number from {least} to {most}")
-    _check_numbers(given, NUMBERS)
-    for name in FLAGS:
-        if name in given and not isinstance(given[name], bool):
-            raise _wrong(name, given[name], "true or false")
-    for name in TEXTS:
-        if name in given and not isinstance(given[name], str):
-            raise _wrong(name, given[name], "a text")
+    for name, value in given.items():
+        _check_value(name, value, own_entries.get(name, name))
     blocks = given.get("num_hidden_layers")
     types = given.get("layer_types", [])
     if not isinstance(types, list) or not all(isinstance(kind, str) for kind in types):
@@ -114,7 +97,8 @@ def _check_rope(name: str, value: Any) -> None:
             raise _wrong(f"{name}.{kind}", inner, "an object")
     for part in (value, *of_kinds.values()):
         given = {key: inner for key, inner in part.items() if inner is not None}
-        _check_numbers(given, OF_ROPE)
+        for key in given.keys() & OF_ROPE.keys():
+            _check_number(key, given[key], OF_ROPE[key])
         for key in ("rope_type", "type"):
             if not isinstance(given.get(key, ""), str):
                 raise _wrong(key, given[key], "a text")
@@ -123,14 +107,25 @@ def _check_rope(name: str, value: Any) -> None:
             raise _wrong("high_freq_factor", high, f"more than low_freq_factor {low}")
 
 
-def _check_numbers(given: dict, bounds: dict) -> None:
-    for name, (least, most) in bounds.items():
-        value = given.get(name)
-        if value is None:
-            continue
-        fits = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (fits and least < value <= most):  # never true of NaN
-            raise _wrong(name, value, f"a number above {least}, up to {most:g}")
+def _check_value(name: str, value: Any, like: str) -> None:
+    """Whether it is a value of the entry `like`."""
+    if like in INTEGERS:
+        least, most = INTEGERS[like]
+        if not (type(value) is int and least <= value <= most):
+            raise _wrong(name, value, f"a whole number from {least} to {most}")
+    elif like in NUMBERS:
+        _check_number(name, value, NUMBERS[like])
+    elif like in FLAGS and not isinstance(value, bool):
+        raise _wrong(name, value, "true or false")
+    elif like in TEXTS and not isinstance(value, str):
+        raise _wrong(name, value, "a text")
+
+
+def _check_number(name: str, value: Any, bounds: tuple[float, float]) -> None:
+    least, most = bounds
+    fits = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (fits and least < value <= most):  # never true of NaN
+        raise _wrong(name, value, f"a number above {least}, up to {most:g}")
 
 
 def _wrong(name: str, value: Any, wanted: str) -> UserError:

@@ -133,19 +133,21 @@ class Gguf(NamedTuple):
 class Family(NamedTuple):
     """One model family.
 
-    models    examples, as the README names them
-    from_hf   config.json dict -> ModelConfig; UserError for a feature that the decoder lacks.
-    to_hf     the inverse.
-    variants  name -> entries of a config.json: the small architectures that the tests run over, on
-              top of the sizes in tests/models/conftest.py (3 blocks; texts of 24 tokens).
-    weights   parameter path ("blocks/attention/query") -> Weight; a model has a subset of them.
-    redundant regular expression of the whole name of arrays in Hugging Face's files that are no
-              parameters, because they follow from the config.
-    canonical name of an array in Hugging Face's files -> that in `weights`, where other versions of
-              such files name the same array otherwise.
-    sharding  (regular expression that matches a whole path, mesh axes of its dimensions), first
-              match wins; the leading block axis is included.
-    gguf      None: there are no GGUF files of this family's own.
+    models       examples, as the README names them
+    from_hf      config.json dict -> ModelConfig; UserError for a feature that the decoder lacks
+    to_hf        the inverse
+    variants     name -> entries of a config.json: the small architectures that the tests run over,
+                 on top of the sizes in tests/models/conftest.py (3 blocks; texts of 24 tokens)
+    weights      parameter path ("blocks/attention/query") -> Weight; a model has a subset of them
+    redundant    regular expression of the whole name of arrays in Hugging Face's files that are no
+                 parameters, because they follow from the config
+    canonical    name of an array in Hugging Face's files -> that in `weights`, where other versions
+                 of such files name the same array otherwise
+    own_entries  entry of its config.json that config_values.py lacks -> one there that takes the
+                 same values
+    sharding     (regular expression that matches a whole path, mesh axes of its dimensions), first
+                 match wins; the leading block axis is included
+    gguf         None: there are no GGUF files of this family's own
     """
 
     models: str
@@ -155,5 +157,6 @@ class Family(NamedTuple):
     weights: dict[str, Weight] = DEFAULT_WEIGHTS
     redundant: str = r".*rotary_emb\.inv_freq"
     canonical: Callable[[str], str] = lambda name: name
+    own_entries: Mapping[str, str] = MappingProxyType({})
     sharding: list[tuple[str, tuple[str | None, ...]]] = DEFAULT_SHARDING
     gguf: Gguf | None = None

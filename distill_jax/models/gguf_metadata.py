@@ -56,7 +56,7 @@ def read_config(metadata: Mapping[str, Any], tensors: Tensors, path: Path) -> Mo
     """
     family = _family(metadata, path)
     raw = _config_json(_own(metadata, family.gguf.architecture), tensors, family, path)
-    _check(raw, path)
+    _check(raw, family, path)
     return family.from_hf(raw)
 
 
@@ -139,9 +139,9 @@ def _keys(gguf):
     return {**gguf.keys, **_MORE_KEYS, **gguf.more_keys}
 
 
-def _check(raw, path):
+def _check(raw, family, path):
     try:
-        check_values(raw)
+        check_values(raw, family.own_entries)
     except UserError as error:
         raise UserError(f"{path}: its metadata as a {error}") from None
 
@@ -158,7 +158,7 @@ def _config_json(own, tensors, family, path):
     if not isinstance(heads, int) or not isinstance(own.get("attention.head_count_kv", heads), int):
         raise UserError(f"{path} has different numbers of heads in its blocks: use a uniform model")
     # Before anything is computed of them; a family may have other names for them.
-    _check({**raw, "num_attention_heads": heads, "hidden_size": width}, path)
+    _check({**raw, "num_attention_heads": heads, "hidden_size": width}, family, path)
     raw |= {name: own.get(key) for key, name in {**_MORE_KEYS, **gguf.more_keys}.items()}
     raw |= {name: any(n in tensors.names for n in of) for name, of in _BLOCK_BIASES.items()}
     raw |= {

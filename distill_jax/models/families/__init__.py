@@ -45,7 +45,7 @@ def read_config(raw: dict, path: Path) -> ModelConfig:
     """
     try:
         family = family_of(raw.get("model_type"))
-        check_values(raw)
+        check_values(raw, family.own_entries)
         return family.from_hf(raw)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None

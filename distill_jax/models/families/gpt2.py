@@ -101,5 +101,12 @@ GPT2 = Family(
     # The causal mask, which files carry since 2019.
     redundant=r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",
     canonical=_canonical,
+    own_entries={
+        **_SIZES,
+        "n_inner": "intermediate_size",
+        "layer_norm_epsilon": "rms_norm_eps",
+        "activation_function": "hidden_act",
+        "scale_attn_weights": "attention_bias",
+    },
     variants={**TIED_AND_UNTIED, "unscaled": {"scale_attn_weights": False, "n_inner": 48}},
 )

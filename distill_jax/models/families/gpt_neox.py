@@ -95,6 +95,13 @@ _WEIGHTS = {
     "blocks/feed_forward/down_bias": _block("mlp.dense_4h_to_h", "ffn_down", "bias"),
 }
 
+_LINEAR_ROPE = {
+    "rope_type": "linear",
+    "factor": 4.0,
+    "rope_theta": 1000.0,
+    "partial_rotary_factor": 0.25,
+}
+
 GPT_NEOX = Family(
     models="Pythia, GPT-NeoX-20B",
     from_hf=_from_hf,
@@ -103,11 +110,17 @@ GPT_NEOX = Family(
     # The causal mask and the frequencies, which the files of Pythia carry.
     redundant=r".*\.(attention\.(bias|masked_bias)|rotary_emb\.inv_freq)",
     canonical=lambda name: "embed_out.weight" if name == "lm_head.weight" else name,
+    own_entries={
+        "layer_norm_eps": "rms_norm_eps",
+        "rotary_emb_base": "rope_theta",
+        "rotary_pct": "partial_rotary_factor",
+        "use_parallel_residual": "attention_bias",
+    },
     variants={
         name: {"head_dim": None, "rotary_pct": 0.5, **entries}
         for name, entries in {
             **TIED_AND_UNTIED,
-            "sequential": {"use_parallel_residual": False, "rotary_pct": 0.25},
+            "sequential": {"use_parallel_residual": False, "rope_parameters": _LINEAR_ROPE},
             "whole": {"rotary_pct": 1.0, "attention_bias": False},
         }.items()
     },
