@@ -57,7 +57,7 @@ def _row(x):
 
 @jax.jit
 def product_by_blocks(rows_xD: Array, weight_EDF: Array, size_E: Array) -> Array:
-    """grouped_product without a gradient. study/flops.py counts it by this name."""
+    """grouped_product without a gradient."""
     rows, width = rows_xD.shape[0], weight_EDF.shape[2]
     block, count, place = _blocks(rows, size_E)
     padded_xD = jnp.pad(rows_xD, ((0, block), (0, 0)))
@@ -75,7 +75,7 @@ def product_by_blocks(rows_xD: Array, weight_EDF: Array, size_E: Array) -> Array
 
 @jax.jit
 def outer_by_blocks(rows_xD: Array, gradient_xF: Array, size_E: Array) -> Array:
-    """rows' @ gradient of every group, float32 [E, D, F]. study/flops.py counts it by this name."""
+    """rows' @ gradient of every group, float32 [E, D, F]."""
     rows, groups = rows_xD.shape[0], size_E.shape[0]
     block, count, place = _blocks(rows, size_E)
     end_E = jnp.cumsum(size_E)
@@ -107,3 +107,7 @@ def _blocks(rows, size_E):
         return group, first_E[group] + (i - before) * block
 
     return block, end_E[-1], place
+
+
+# The loops by their names in a traced program, where study/flops.py counts them as their products.
+COUNTED = (product_by_blocks.__name__, outer_by_blocks.__name__)

@@ -12,6 +12,8 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from distill_jax.models.grouped import COUNTED
+
 PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
@@ -28,11 +30,18 @@ def matrix_flops(jaxpr: ClosedJaxpr | Jaxpr) -> int:
     """2 x multiplications of every dot_general, over all devices.
 
     Those inside a scan are taken times its length, those inside a shard_map times the devices of
-    its mesh. Of a conditional the costliest branch counts. Raises ValueError for products within a
-    while loop, whose number of turns is not known.
+    its mesh. Of a conditional the costliest branch counts. Products of rows with the matrix of
+    their group (models/grouped.py) are those of the rows, not of all groups; on a mesh each device
+    along `expert` has its share of them. Raises ValueError for products within a while loop, whose
+    number of turns is not known.
     """
+    return _total(jaxpr, 1)
+
+
+def _total(jaxpr, ways):
+    """ways: devices that share the rows of grouped products."""
     jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
-    return sum(_equation(equation) for equation in jaxpr.eqns)
+    return sum(_equation(equation, ways) for equation in jaxpr.eqns)
 
 
 def steps_for(flops: float, flops_per_step: float) -> int:
@@ -46,13 +55,23 @@ def written(flops: float) -> str:
     return f"{flops / 1000**power:.3g} {PREFIXES[power]}FLOP"
 
 
-def _equation(equation) -> int:
+def _equation(equation, ways) -> int:
     name, params = equation.primitive.name, equation.params
+    if name == "ragged_dot_general" or params.get("name") in COUNTED:
+        # Rows [x, D] give [x, F], or with other rows [E, D, F]. What JAX takes out of a scan of it,
+        # because it is the same in every turn, has no rows and no product.
+        rows = equation.invars[0].aval.shape if equation.invars else ()
+        made = equation.outvars[0].aval.shape
+        if len(rows) != 2:
+            return 0
+        return 2 * prod(made[-2:]) * rows[1 if len(made) == 2 else 0] // ways
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
         left = equation.invars[0].aval.shape
         return 2 * prod(equation.outvars[0].aval.shape) * prod(left[i] for i in contracted)
-    inner = [matrix_flops(part) for value in params.values() for part in _jaxprs(value)]
+    if name == "shard_map":
+        ways = params["mesh"].shape.get("expert", 1)
+    inner = [_total(part, ways) for value in params.values() for part in _jaxprs(value)]
     if name == "while" and any(inner):
         raise ValueError("matrix products in a while loop cannot be counted")
     if name == "cond":

@@ -14,6 +14,7 @@ from distill_jax.models.binding import bind
 from distill_jax.models.family import DEFAULT_SHARDING
 from distill_jax.objective import objective
 from distill_jax.sharding import batch_sharding, make_mesh, parameter_shardings
+from distill_jax.study.flops import program_flops
 from tests import tiny
 from tests.cli import ROOT, environment
 
@@ -66,6 +67,15 @@ def test_loss_and_gradients_are_those_of_one_device(sizes, more):
 
 
 @eight
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 8), (2, 1, 2, 2)])
+def test_operations_are_counted_as_on_one_device(sizes):
+    (one, params), batch = program(None), tiny.batch(rows=8)
+    found = program_flops(program(make_mesh(*sizes))[0], params, batch)
+    # Devices along `tensor` compute the router each.
+    assert found == pytest.approx(program_flops(one, params, batch), rel=0.03)
+
+
+@eight
 def test_rows_that_do_not_divide_are_computed_too():
     mesh = make_mesh(1, 2, 2, 2)
     params, tokens = tiny.params(model_of()), np.arange(3)[:, None] + 5
@@ -99,4 +109,4 @@ def test_on_eight_simulated_devices():
         command, cwd=ROOT, env=environment(8), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-3000:]
-    assert re.search(r"\b6 passed", done.stdout)
+    assert re.search(r"\b8 passed", done.stdout)

@@ -1,5 +1,7 @@
 """Counted operations: of an unrolled program the same, of a known model what arithmetic says."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,6 +69,30 @@ def test_a_step_costs_what_arithmetic_says_within_five_percent():
         step(student, teach, (Term("forward_kl", 1.0),)), params, (params,), batch()
     )
     np.testing.assert_allclose(taught - labels, once, rtol=0.05)
+
+
+def test_experts_cost_what_their_tokens_cost():
+    """As a half of k times the neurons, and the router; how many experts there are is the same."""
+
+    def cost(**more):
+        config = dataclasses.replace(model().config, **more)
+        student = bind(config, param_dtype="float32", compute_dtype="float32", remat="none")
+        run = step(student, None, (Term(CROSS_ENTROPY, 1.0),))
+        return program_flops(run, student.abstract(), (), batch())
+
+    router = 3 * 2 * ROWS * LENGTH * WIDTH * BLOCKS
+    wide = cost(neurons=2 * NEURONS)
+    assert cost(experts=4, experts_per_token=2) == wide + 4 * router
+    assert cost(experts=16, experts_per_token=2) == wide + 16 * router
+
+
+def test_a_ragged_product_counts_its_rows():
+    of = [jax.ShapeDtypeStruct(shape, "float32") for shape in ((10, 4), (3, 4, 6))]
+    sizes = jax.ShapeDtypeStruct((3,), "int32")
+    product = lambda rows, weight, sizes: jax.lax.ragged_dot(rows, weight, sizes).sum()
+    assert program_flops(product, *of, sizes) == 2 * 10 * 4 * 6
+    both = jax.grad(product, (0, 1))
+    assert program_flops(both, *of, sizes) == 3 * 2 * 10 * 4 * 6
 
 
 def test_a_scanned_program_counts_as_the_unrolled_one():
