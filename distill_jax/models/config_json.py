@@ -122,7 +122,7 @@ def read_experts(raw: dict, *, count: int, per_token: int) -> tuple[dict, dict]:
     names = ("num_local_experts", "num_experts")
     given = [raw[name] for name in names if raw.get(name) is not None]
     rest = {name: value for name, value in raw.items() if name not in names}
-    per_token = raw.get("num_experts_per_tok", per_token)
+    per_token = raw.get("num_experts_per_tok") or per_token
     return rest, {"experts": given[0] if given else count, "experts_per_token": per_token}
 
 

@@ -79,9 +79,13 @@ def check_values(raw: dict, own_entries: Mapping[str, str] = MappingProxyType({}
             f"config.json has {len(types)} layer_types for {blocks} num_hidden_layers: restore the"
             " file"
         )
-    turns = given.get("no_rope_layers", [])
-    if not isinstance(turns, list) or not all(flag in (0, 1) for flag in turns):
-        raise _wrong("no_rope_layers", turns, "a list of 0 and 1")
+    for name, most in (("no_rope_layers", 1), ("mlp_only_layers", 2**12)):
+        numbers = given.get(name, [])
+        whole = isinstance(numbers, list) and all(
+            type(n) is int and 0 <= n <= most for n in numbers
+        )
+        if not whole:
+            raise _wrong(name, numbers, f"a list of whole numbers from 0 to {most}")
     for name in ("rope_parameters", "rope_scaling"):
         if name in given:
             _check_rope(name, given[name])

@@ -1,17 +1,20 @@
 """Laws of the registry: every family describes all of its parameters, once."""
 
 import importlib
+import itertools
 import pkgutil
 import re
+from pathlib import Path
 
 import pytest
 import transformers
 
 from distill_jax.models import families
-from distill_jax.models.families import FAMILIES, family_of
+from distill_jax.models.families import FAMILIES, family_of, read_config
 from distill_jax.models.family import Family
 from distill_jax.models.storage import layout
 from distill_jax.types import UserError
+from tests.hostile import WRONG
 from tests.models import family_table
 from tests.models.conftest import CASES, SIZES
 
@@ -66,6 +69,22 @@ def test_absent_keys_mean_what_they_mean_to_transformers(name):
             assert read(less) == read(full), gone
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_a_wrong_value_of_any_key_is_one_line_or_no_harm(name):
+    family, entries = CASES[name]
+    theirs = transformers.AutoConfig.for_model(family, **{**SIZES, **entries}).to_dict()
+    ours = FAMILIES[family].to_hf(FAMILIES[family].from_hf(theirs))
+    for whole in (theirs, ours):
+        for key, wrong in itertools.product(whole, WRONG.values()):
+            try:
+                config = read_config({**whole, key: wrong}, Path("config.json"))
+            except UserError as error:
+                said = str(error)
+            else:
+                said = str(FAMILIES[family].to_hf(config))
+            assert "\n" not in said, key
+
+
 @pytest.mark.parametrize("kind", ["longrope", "su"])
 @pytest.mark.parametrize("name", ["rope_scaling", "rope_parameters"])
 def test_the_long_variants_of_phi_are_refused_by_the_name_of_their_key(name, kind):
@@ -76,11 +95,11 @@ def test_the_long_variants_of_phi_are_refused_by_the_name_of_their_key(name, kin
 
 
 def test_every_file_of_the_room_is_in_the_registry():
-    for file in pkgutil.iter_modules(families.__path__, families.__name__ + "."):
-        module = importlib.import_module(file.name)
-        made = [value for value in vars(module).values() if isinstance(value, Family)]
-        assert len(made) == 1
-        assert made[0] in FAMILIES.values()
+    files = [f.name for f in pkgutil.iter_modules(families.__path__, families.__name__ + ".")]
+    assert len(files) == len(FAMILIES)
+    for file in files:
+        made = vars(importlib.import_module(file)).values()
+        assert all(value in FAMILIES.values() for value in made if isinstance(value, Family))
 
 
 def test_the_readme_has_the_table_of_the_registry():

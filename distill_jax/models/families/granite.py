@@ -1,6 +1,6 @@
 """Granite 3: Llama with factors on the embedding, the scores, the residual sums and the logits."""
 
-from distill_jax.models.config_json import read_common, write_common
+from distill_jax.models.config_json import read_common, without_null, write_common
 from distill_jax.models.family import TIED_AND_UNTIED, Family
 
 # The defaults of transformers for absent keys.
@@ -13,7 +13,7 @@ _DEFAULTS = {
 
 
 def _from_hf(raw):
-    raw = {**_DEFAULTS, **raw}
+    raw = {**_DEFAULTS, **without_null(raw)}
     bias = bool(raw.get("attention_bias"))
     return read_common(
         raw,

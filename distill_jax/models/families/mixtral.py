@@ -1,6 +1,6 @@
 """Mixtral: Mistral with experts in the place of the feed-forward half (2401.04088)."""
 
-from distill_jax.models.config_json import read_common, read_experts, write_common
+from distill_jax.models.config_json import read_common, read_experts, required, write_common
 from distill_jax.models.family import DEFAULT_WEIGHTS, TIED_AND_UNTIED, Family, block_weight
 
 
@@ -13,7 +13,7 @@ def _from_hf(raw):
         {"rope_theta": 1_000_000.0, **rest},
         family="mixtral",
         sliding_window=window,
-        local_blocks=(True,) * raw["num_hidden_layers"] if window else None,
+        local_blocks=(True,) * required(raw, "num_hidden_layers") if window else None,
         **experts,
     )
 

@@ -3,7 +3,7 @@
 Which blocks have experts is up to config.json; here it is all of them, or none.
 """
 
-from distill_jax.models.config_json import read_common, read_experts, write_common
+from distill_jax.models.config_json import read_common, read_experts, required, write_common
 from distill_jax.models.family import DEFAULT_WEIGHTS, TIED_AND_UNTIED, Family, block_weight
 from distill_jax.types import UserError
 
@@ -12,7 +12,7 @@ def _from_hf(raw):
     # The defaults of transformers for absent keys.
     raw = {"num_key_value_heads": 4, "moe_intermediate_size": 768, "sliding_window": 4096, **raw}
     rest, experts = read_experts(raw, count=128, per_token=8)
-    blocks, step = raw["num_hidden_layers"], raw.get("decoder_sparse_step", 1)
+    blocks, step = required(raw, "num_hidden_layers"), raw.get("decoder_sparse_step") or 1
     dense = raw.get("mlp_only_layers") or []
     with_experts = [i for i in range(blocks) if i not in dense and (i + 1) % step == 0]
     if experts["experts"] and 0 < len(with_experts) < blocks:

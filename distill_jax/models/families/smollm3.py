@@ -13,7 +13,6 @@ from distill_jax.models.family import ALTERNATING, TIED_AND_UNTIED, Family
 # The defaults of transformers for absent keys.
 _DEFAULTS = {
     "num_key_value_heads": 4,
-    "no_rope_layer_interval": 4,
     "tie_word_embeddings": True,
 }
 
@@ -21,7 +20,7 @@ _DEFAULTS = {
 def _from_hf(raw):
     raw = {**_DEFAULTS, **raw}
     blocks, window = required(raw, "num_hidden_layers"), raw.get("sliding_window")
-    every, turns = raw["no_rope_layer_interval"], raw.get("no_rope_layers")
+    every, turns = raw.get("no_rope_layer_interval") or 4, raw.get("no_rope_layers")
     if turns is None:
         turns = [(i + 1) % every != 0 for i in range(blocks)]
     rope_blocks = tuple(bool(flag) for flag in turns[:blocks])  # there may be more in a file
