@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from distill_jax import workdir
-from distill_jax.config import flatten
+from distill_jax.config import flatten, load_base
 from distill_jax.evals.aggregates import aggregate
 from distill_jax.evals.records_file import read_records
 from distill_jax.files import DAMAGED, read_sealed, remove, sealed, set_aside, write_json
@@ -46,9 +46,14 @@ def of_run(c: ConfigDict, p: PlannedArm, seed: int, texts: Mapping[str, str]) ->
 
 
 def _counted(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that a rerun of a study may not change."""
-    free = MAY_CHANGE["study"]
-    return {key: value for key, value in values.items() if not matches(key, free)}
+    """The keys that a rerun of a study may not change, where they are not as in configs/base.py.
+
+    A key that a later version adds so changes no seal. A default that a later version changes is
+    seen in config.json, which has them all.
+    """
+    free, defaults = MAY_CHANGE["study"], flatten(load_base())
+    other = lambda key, value: key not in defaults or value != defaults[key]
+    return {k: v for k, v in values.items() if other(k, v) and not matches(k, free)}
 
 
 def seal_run(where: Path, of: Mapping[str, Any], *, look: int, failed: bool) -> None:

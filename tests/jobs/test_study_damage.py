@@ -9,6 +9,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from distill_jax.config import load_base
+from distill_jax.jobs import study_seal
 from distill_jax.report import run
 from distill_jax.seals import SEAL, read_seal, write_seal
 from experiments.chaos import study_records as records
@@ -109,6 +111,21 @@ def test_records_of_another_text_are_refused(study, flags, world, tmp_path):
     done = cli.run(f"--workdir={root}", *flags, *records.STUDY)
     assert done.returncode == 2
     assert "was measured with another held_out" in done.stderr
+
+
+def test_a_key_of_a_later_version_changes_no_seal(monkeypatch):
+    def with_key(value, default):
+        base = load_base()
+        base.optim.later = default
+        monkeypatch.setattr(study_seal, "load_base", lambda: base)
+        c = base.copy_and_resolve_references()
+        c.optim.later = value
+        return study_seal.of_study(c, {})
+
+    before = study_seal.of_study(load_base(), {})
+    assert with_key(1, default=1) == before
+    assert with_key(2, default=1) != before
+    assert with_key(2, default=1) != with_key(3, default=1)
 
 
 def test_a_damaged_student_of_a_study_is_not_diagnosed(study, tmp_path):
