@@ -15,7 +15,7 @@ SPACE = "▁"
 LONGEST = 512  # characters of a token; SentencePiece's own limit is 16 unless it is raised
 # Types of tokens that no pair is merged to: they are looked for as a whole, or stand for bytes.
 _NEVER_MERGED = (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.BYTE)
-_BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
 class Pieces(NamedTuple):
@@ -45,7 +45,7 @@ def sentencepiece_backend(pieces: Pieces, *, unknown: str, prefix: bool) -> Toke
             merges=merges_of(pieces),
             unk_token=unknown,
             fuse_unk=True,
-            byte_fallback=all(byte in vocabulary for byte in _BYTES),
+            byte_fallback=all(byte in vocabulary for byte in BYTES),
         )
     )
     spaces = normalizers.Replace(" ", SPACE)

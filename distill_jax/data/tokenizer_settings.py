@@ -96,6 +96,18 @@ def gguf_settings(fields: Mapping[str, Any]) -> Settings:
     return Settings({}, _repeated(ids) | sampling, _checked(templates), {})
 
 
+def gguf_metadata(settings: Settings, eos: int) -> dict[str, Any]:
+    """The inverse of gguf_settings, for what a text ends with besides `eos`, and for sampling."""
+    ends = settings.generation.get("eos_token_id")
+    others = [end for end in (ends if isinstance(ends, list) else [ends]) if end not in (None, eos)]
+    given = {key: settings.generation.get(name) for key, name in _SAMPLING.items()}
+    return dict(zip(_TURN_ENDS, others, strict=False)) | {
+        key: int(value) if key.endswith("top_k") else float(value)
+        for key, value in given.items()
+        if type(value) in (int, float)
+    }
+
+
 def write_settings(
     settings: Settings,
     directory: Path,

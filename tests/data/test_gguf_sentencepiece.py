@@ -12,7 +12,9 @@ import transformers
 from transformers.tokenization_utils_base import generate_merges
 
 from distill_jax.data.gguf_sentencepiece import LONGEST, Pieces, merges_of
+from distill_jax.data.gguf_vocabulary import tokenizer_metadata
 from distill_jax.data.tokenizer import load_tokenizer
+from distill_jax.gguf_file import write_gguf
 from distill_jax.types import UserError
 from tests.data.conftest import CORPUS, NASTY
 
@@ -121,6 +123,16 @@ def test_texts_and_special_tokens_in_them_are_those_of_transformers(trained, our
     assert sum(SPECIAL.search(text) is not None for text in texts) > 300
     for text in texts:
         assert ours.backend.encode(text).ids == theirs(text)["input_ids"], repr(text)
+
+
+def test_what_is_written_is_read_as_the_same_tokenizer(ours, tmp_path):
+    metadata = tokenizer_metadata(ours, rows=ours.vocab_size + 5)
+    assert metadata["tokenizer.ggml.model"] == "llama"
+    write_gguf(tmp_path / "a.gguf", "llama", metadata, [])
+    again = load_tokenizer(tmp_path / "a.gguf")
+    assert (again.special_tokens, again.adds_bos) == (ours.special_tokens, ours.adds_bos)
+    for text in TEXTS:
+        assert again.backend.encode(text).ids == ours.backend.encode(text).ids, repr(text)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma"], indirect=True)
