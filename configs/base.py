@@ -185,8 +185,13 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.generate.top_p = 1.0
     c.generate.batch_size = 8  # [1 to 1e6] prompts at a time
 
-    c.export = ConfigDict()  # the student as a Hugging Face directory
-    c.export.dtype = "float32"  # float32 | bfloat16 | float16: of the written weights
+    c.export = ConfigDict()  # the student as files
+    # hf (the directory student/) | gguf (the file student.gguf, for llama.cpp); a run that trains
+    # writes the directory in any case, for the other jobs
+    c.export.format = "hf"
+    # float32 | bfloat16 | float16: of the written weights; of gguf also q8_0 (8 bits; the directory
+    # is then float32)
+    c.export.dtype = "float32"
     c.export.checkpoint = "latest"  # latest | best | a step: which one the job export writes
 
     c.replay = ConfigDict()  # steps of a run once more, to see whether the same numbers come out

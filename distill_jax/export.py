@@ -1,4 +1,4 @@
-"""The student as a Hugging Face directory that transformers loads without extra flags."""
+"""The student as a Hugging Face directory that transformers loads without flags, or a GGUF file."""
 
 from pathlib import Path
 
@@ -6,8 +6,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from distill_jax.data.gguf_vocabulary import tokenizer_metadata
 from distill_jax.data.tokenizer import Tokenizer, save_tokenizer
-from distill_jax.models import huggingface
+from distill_jax.models import gguf, huggingface
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.types import NumbersBrokeDown, Params, path_name
 
@@ -46,6 +47,33 @@ def export_student(
             max_shard_bytes=MAX_SHARD_BYTES,
         )
         save_tokenizer(tokenizer, directory, positions=config.max_positions)
+
+
+def export_gguf(
+    path: Path, config: ModelConfig, params: Params, tokenizer: Tokenizer, *, dtype: str
+) -> None:
+    """Writes weights, tokenizer and chat templates as one file. Every process must call it.
+
+    dtype: a key of models.gguf.KINDS. Raises as export_student does, and UserError for a model or
+    tokenizer that such a file cannot say.
+    """
+    host = to_host(params)
+    _check_finite(host, np.dtype(jax.numpy.dtype(directory_dtype(dtype))))
+    if jax.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        metadata = {"general.name": path.stem} | tokenizer_metadata(tokenizer, rows=config.vocab)
+        gguf.write(path, config, host, metadata=metadata, kind=dtype)
+
+
+def check_gguf(config: ModelConfig, tokenizer: Tokenizer) -> None:
+    """Raises UserError for a model or tokenizer that a GGUF file cannot say."""
+    gguf.check(config)
+    tokenizer_metadata(tokenizer, rows=config.vocab)
+
+
+def directory_dtype(dtype: str) -> str:
+    """What a directory is written in, of export.dtype: q8_0 is for GGUF files alone."""
+    return "float32" if dtype == "q8_0" else dtype
 
 
 def _check_finite(host: Params, dtype: np.dtype) -> None:

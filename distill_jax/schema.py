@@ -20,7 +20,8 @@ CHOICES = {
     "teacher.dtype": DTYPES,
     "student.dtype": DTYPES,
     "model.compute_dtype": DTYPES,
-    "export.dtype": DTYPES,
+    "export.format": ("hf", "gguf"),
+    "export.dtype": (*DTYPES, "q8_0"),
     "export.checkpoint": ("latest", "best"),  # or a step
 }
 _NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"

@@ -32,13 +32,16 @@ from distill_jax.words import plural
 CONFIG, CONFIG_DIFF, PROVENANCE = "config.json", "config_diff.txt", "provenance.json"
 METRICS, CHECKPOINTS, STUDENT, REPORT = "metrics.jsonl", "checkpoints", "student", "report.json"
 SAMPLES, PAGE = "samples.jsonl", "report.html"
+STUDENT_FILE = "student.gguf"
 EXPORTED = "student.json"  # which checkpoint of a run `student/` is of, and its hashes
+EXPORTED_FILE = "student.gguf.json"  # the same of STUDENT_FILE
+_NOTES = {STUDENT: EXPORTED, STUDENT_FILE: EXPORTED_FILE}
 # By job, what is worth keeping, as globs: without it another config may have the directory.
 PRODUCTS = {
     "train": (REPORT, f"{CHECKPOINTS}/step_*"),
     "study": ("arms/*/*/result.json", f"arms/*/*/{REPORT}", f"arms/*/*/{CHECKPOINTS}/step_*"),
     "cache": ("shard-*.array_record",),
-    "export": (STUDENT,),
+    "export": (STUDENT, STUDENT_FILE),
     "verdict": (REPORT,),
 }
 # What of a reading job's answer also stands at the top of a workdir.
@@ -127,17 +130,22 @@ def last_checkpoint(directory: Path) -> int:
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
-def write_exported(directory: Path, step: int) -> None:
-    """Notes that `student/` is now of that step of the run, how far that had come, and hashes."""
+def write_exported(directory: Path, step: int, name: str = STUDENT) -> None:
+    """Notes that STUDENT, or STUDENT_FILE, is now of that step, how far the run is, hashes."""
     last = max(step, last_checkpoint(directory))
-    files = hashes(directory, [STUDENT])
+    files = hashes(directory, [name])
     note = {"step": step, "last_checkpoint": last, "files": files}
-    write_json(directory / EXPORTED, sealed(note))
+    write_json(directory / _NOTES[name], sealed(note))
 
 
-def changed_student(directory: Path) -> list[str]:
-    """The files of `student/` that are lost or not as they were written, where that is noted."""
-    files = (read_sealed(directory / EXPORTED) or {}).get("files", {})
+def changed_student(directory: Path, name: str = STUDENT) -> list[str]:
+    """The files of STUDENT that are lost or not as they were written, where that is noted.
+
+    STUDENT_FILE is also lost where nothing is noted of it.
+    """
+    files = (read_sealed(directory / _NOTES[name]) or {}).get("files", {})
+    if name == STUDENT_FILE and not files:
+        return [name]
     return changed(directory, Seal({}, files))
 
 

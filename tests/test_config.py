@@ -31,7 +31,7 @@ data.microbatches data.on_error data.prefetch data.seq_len data.source data.stor
 data.weights
 diagnose.baseline distributed.timeout_s
 epochs eval.batch_size eval.every eval.task_limit eval.task_path eval.tasks
-export.checkpoint export.dtype
+export.checkpoint export.dtype export.format
 generate.batch_size generate.chat generate.max_new_tokens generate.messages generate.prompts
 generate.temperature generate.top_p job log.every
 log.tensorboard log.wandb_project mesh.data mesh.expert mesh.fsdp mesh.tensor model.block_tokens

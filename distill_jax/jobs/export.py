@@ -1,4 +1,4 @@
-"""The job export: a Hugging Face directory from a run's checkpoints, or from any model."""
+"""The job export: a Hugging Face directory, or a GGUF file, of a run's checkpoint or any model."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from distill_jax import checkpoint, workdir
 from distill_jax.checkpoint_files import Damaged
 from distill_jax.data.tokenizer import load_tokenizer
-from distill_jax.export import export_student
+from distill_jax.jobs import student_files
 from distill_jax.models.binding import Model
 from distill_jax.models.load import resolve
 from distill_jax.progress import Progress, say
@@ -35,7 +35,7 @@ from distill_jax.types import Params, UserError
 
 
 def export_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
-    """Writes workdir/student: from this run's checkpoints, or else from student.path."""
+    """Writes workdir/student, or student.gguf, of a checkpoint here or else of student.path."""
     mesh = mesh_of(c)
     check_read(c)
     of_run = (directory / ARCHITECTURE).exists() or workdir.last_checkpoint(directory) > 0
@@ -48,11 +48,12 @@ def export_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
         with progress.stage("load", "reading the model") as stage:
             read = load_only_model(c, mesh, stage.advance)
         model, params, tokenizer, where = read.model, read.params, read.tokenizer, read.path
-    target = directory / workdir.STUDENT
+    name = student_files.names(c)[-1]
+    target = directory / name
     with progress.stage("write", "writing the model"):
-        export_student(target, model.config, params, tokenizer, dtype=c.export.dtype)
+        student_files.write_one(c, target, model, params, tokenizer)
     if jax.process_index() == 0 and of_run:
-        workdir.write_exported(directory, step)
+        workdir.write_exported(directory, step, name)
     elif jax.process_index() == 0:
         claim(c, directory)
     say(f"wrote {target} from {where}")

@@ -16,6 +16,7 @@ from distill_jax.evals.document_totals import document_groups
 from distill_jax.evals.lm_eval_tasks import TaskExamples, examples_of
 from distill_jax.evals.records_file import Records, read_records
 from distill_jax.evals.serving import compare_serving
+from distill_jax.export import directory_dtype
 from distill_jax.files import read_sealed
 from distill_jax.jobs.study_seal import BEHAVIOUR, EXAMPLES, SERVING, TOKENS, write_part
 from distill_jax.progress import Progress, say
@@ -218,7 +219,10 @@ def _cost(
     if not students:
         return None
     student = load_model(
-        c, str(students[0] / workdir.STUDENT), c.export.dtype, evaluator.inputs.mesh
+        c,
+        str(students[0] / workdir.STUDENT),
+        directory_dtype(c.export.dtype),
+        evaluator.inputs.mesh,
     )
     models = {"student": (student.model, student.params)}
     if evaluator.teachers.first is not None:

@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 
 from distill_jax import checkpoint, workdir
 from distill_jax.config import flatten, load_base
-from distill_jax.export import export_student
 from distill_jax.files import read_sealed, sealed
+from distill_jax.jobs import student_files
 from distill_jax.loop import train
 from distill_jax.losses.terms import needs_teacher
 from distill_jax.models.binding import Model
@@ -79,7 +79,7 @@ def _says_done(c: ConfigDict, directory: Path) -> bool:
         return False
     if report["config"]["steps"] != c.steps:
         return False
-    if bad := workdir.changed_student(directory):
+    if bad := student_files.damaged(c, directory):
         say(
             f"{directory / bad[0]} is damaged or lost: it is written again, from the last"
             " checkpoint"
@@ -227,12 +227,10 @@ def finish(
     """Writes the exported student, the samples and the report; gives the lines to print."""
     c, directory, inputs = setting.config, setting.directory, setting.inputs
     after = _samples(setting, "student after", c.steps, model, params, progress)
-    target = directory / workdir.STUDENT
     with progress.stage("write", "writing the student"):
-        export_student(target, model.config, params, inputs.tokenizer, dtype=c.export.dtype)
+        target = student_files.write(c, directory, model, params, inputs.tokenizer, c.steps)
     if jax.process_index():
         return ()
-    workdir.write_exported(directory, c.steps)
     texts = directory / workdir.SAMPLES
     written, damaged = workdir.whole_lines(texts)
     if damaged or (after and not written):

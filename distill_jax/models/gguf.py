@@ -76,9 +76,8 @@ def write(
     rows Q8_BLOCK does not divide are float16 in a file of q8_0. metadata: of the tokenizer.
     Raises UserError for a config that such a file cannot say.
     """
+    own, divisors = check(config)
     flat, held = flatten(params), places(config, _gguf_name)
-    own, divisors = write_metadata(config)
-    check_same(config, own, Tensors(held, config.vocab, divisors))
     conventions = FAMILIES[config.family].gguf
     quantization, file_type = KINDS[kind]
     tensors = [_new(conventions, name, held[name], flat, config, quantization) for name in held]
@@ -93,6 +92,16 @@ def write(
         {"general.file_type": int(file_type), **own, **metadata},
         tensors,
     )
+
+
+def check(config: ModelConfig) -> tuple[dict[str, Any], np.ndarray | None]:
+    """The metadata of a config, and the values of ROPE_DIVISORS where it has some.
+
+    Raises UserError for what a GGUF file of its family cannot say.
+    """
+    own, divisors = write_metadata(config)
+    check_same(config, own, Tensors(places(config, _gguf_name), config.vocab, divisors))
+    return own, divisors
 
 
 def hf_array(gguf: Gguf, path: str, array: np.ndarray, config: ModelConfig) -> np.ndarray:

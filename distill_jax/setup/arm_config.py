@@ -39,6 +39,11 @@ def check_study(c: ConfigDict) -> None:
             "config.study.measure is scorer and config.study.prompts is 0: give prompts, whose"
             " continuations the scorer judges"
         )
+    if c.export.format != "hf":
+        raise UserError(
+            f"config.export.format is {c.export.format}, and a study measures directories: write"
+            " the student of one of its runs afterwards, by --config.job=export"
+        )
     if not c.teacher.path and not c.teacher.cache:
         raise UserError("config.teacher.path is empty: a study needs --config.teacher.path=PATH")
 

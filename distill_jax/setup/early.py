@@ -12,6 +12,7 @@ from distill_jax.config import choose
 from distill_jax.data.sources import check_source
 from distill_jax.evals.likelihood import LOGGED, OF_TEACHER
 from distill_jax.evals.lm_eval_tasks import check_tasks
+from distill_jax.export import directory_dtype
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.load import resolve
 from distill_jax.report.number_formats import FORMATS, THIN
@@ -27,6 +28,11 @@ ONE_MODEL = ("generate", "export")  # jobs that read the student, or else the te
 
 def check_read(c: ConfigDict) -> None:
     """Raises UserError for a model, text, scorer or task that is not there."""
+    if c.export.dtype == "q8_0" and c.export.format != "gguf":
+        raise UserError(
+            f"config.export.dtype is q8_0, and config.export.format is {c.export.format}, whose"
+            " files have no such type: give --config.export.format=gguf, or another dtype"
+        )
     paths = {"student.path": (c.student.path,), "teacher.path": (c.teacher.path,)}
     sources = (*sources_of(c), c.data.eval_source)
     if c.job in ONE_MODEL:
@@ -71,7 +77,9 @@ def check_room(c: ConfigDict, directory: Path, config: ModelConfig, *, runs: int
     copies = 3 + (AVERAGE in (c.teacher.path, *c.teacher.more))  # two moments of the optimizer
     # The one before the last is kept until another one is written after it.
     checkpoints = max(2, c.checkpoint.keep_last) + c.checkpoint.keep_best + 1
-    exported = sum(leaf.size for leaf in leaves) * jax.numpy.dtype(c.export.dtype).itemsize
+    of_file = jax.numpy.dtype(directory_dtype(c.export.dtype)).itemsize
+    files = 2 if c.export.format == "gguf" else 1
+    exported = sum(leaf.size for leaf in leaves) * of_file * files
     needed = size * copies * checkpoints + exported * runs
     written = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
     free = shutil.disk_usage(directory).free

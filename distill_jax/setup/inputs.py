@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from distill_jax.data.tokenizer import Tokenizer
+from distill_jax.export import check_gguf
 from distill_jax.setup import data, early, reading, samples, storing, student, teachers, writing
 from distill_jax.setup.loss import Recipe, check_experts, make_recipe, terms_of
 from distill_jax.setup.models import (
@@ -87,6 +88,8 @@ def inputs_of(
     tokenizer = student_tokenizer(c, found.first and found.first.tokenizer)
     models = {"the student": source.config} | {t.path: t.model.config for t in found.loaded[:1]}
     samples.check_room(c, tokenizer, models)
+    if c.export.format == "gguf":  # said now, not after the training
+        check_gguf(student.student_config(c, source), tokenizer)
     for one in found.loaded[1:]:
         check_tokenizers(tokenizer, one.tokenizer)
     vocab = min(m.vocab for m in (source.config, *(t.model.config for t in found.loaded)))

@@ -107,7 +107,7 @@ def question_of(c: ConfigDict, directory: Path) -> Question:
     c = c.copy_and_resolve_references()
     if run is not None and c.student.path in ("", run["student.path"]):
         if run["job"] in ("train", "export"):
-            c.student.path = str(_student(directory))
+            c.student.path = str(_file_of(directory, run["job"]) or _student(directory))
             trained = run if run["job"] == "train" else None
         else:
             refuse_study(directory)
@@ -136,6 +136,13 @@ def publish(asked: Question) -> None:
     c = asked.config
     diff = config_diff(c, load_base())
     workdir.publish(asked.results, asked.directory, flatten(c), diff)
+
+
+def _file_of(directory: Path, job: str) -> Path | None:
+    """The GGUF file of a workdir in which the job export has written nothing else."""
+    path = directory / workdir.STUDENT_FILE
+    alone = job == "export" and path.exists() and not (directory / workdir.STUDENT).exists()
+    return path if alone else None
 
 
 def _student(directory: Path) -> Path:
