@@ -29,7 +29,7 @@ from distill_jax.setup.evaluator import (
     text_of,
 )
 from distill_jax.setup.inputs import Inputs
-from distill_jax.setup.models import Loaded, Source, count, load_measured, mesh_of, size_line
+from distill_jax.setup.models import Loaded, Source, load_measured, mesh_of, size_line, size_of
 from distill_jax.setup.owner import Question
 from distill_jax.setup.provenance import provenance
 from distill_jax.setup.steps import with_steps
@@ -103,8 +103,8 @@ def _report(asked: Question, evaluator: Evaluator, models, records, written) -> 
     evaluation = {f"eval/{name}": value for name, value in metrics.items()}
     evaluation["eval/tokens"] = len(records["student"].columns["token"])
     rows = [
-        ModelRow.teacher("teacher", count(first.params), evaluation),
-        ModelRow.of("student", count(student.params), evaluation),
+        ModelRow.teacher("teacher", size_of(first.model, first.params), evaluation),
+        ModelRow.of("student", size_of(student.model, student.params), evaluation),
     ]
     versions = provenance(
         evaluator.inputs.mesh,

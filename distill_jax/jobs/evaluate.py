@@ -10,7 +10,7 @@ from distill_jax.progress import Progress, say
 from distill_jax.report.tables import ModelRow, text_table
 from distill_jax.setup import data, reading, storing
 from distill_jax.setup.evaluator import task_scores
-from distill_jax.setup.models import count, load_measured, mesh_of, size_line
+from distill_jax.setup.models import load_measured, mesh_of, size_line, size_of
 from distill_jax.setup.owner import Question
 from distill_jax.setup.provenance import provenance
 from distill_jax.sharding import batch_ways
@@ -55,9 +55,10 @@ def evaluate_job(asked: Question, progress: Progress) -> None:
     report = {**measured, "config": flatten(c), "provenance": versions}
     workdir.write_json(results / workdir.PROVENANCE, versions)
     workdir.write_json(results / workdir.REPORT, report)
-    rows = [ModelRow.of(subject.path, count(subject.params), measured)]
+    rows = [ModelRow.of(subject.path, size_of(subject.model, subject.params), measured)]
     if teacher:
-        rows.insert(0, ModelRow.teacher(teacher.path, count(teacher.params), measured))
+        size = size_of(teacher.model, teacher.params)
+        rows.insert(0, ModelRow.teacher(teacher.path, size, measured))
     say(text_table(rows))
     for name, value in measured.items():
         if name.count("/") > 1:

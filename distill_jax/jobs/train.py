@@ -15,16 +15,15 @@ from distill_jax.loop import train
 from distill_jax.losses.terms import needs_teacher
 from distill_jax.models.binding import Model
 from distill_jax.progress import Progress, say, times_line
-from distill_jax.report.number_formats import parameters
 from distill_jax.report.page import page
 from distill_jax.report.run import report_json, study_command
-from distill_jax.report.tables import model_rows, samples_text, text_table
+from distill_jax.report.tables import Size, model_rows, samples_text, text_table
 from distill_jax.report.taught import Taught
 from distill_jax.setup import data, growth, reading, samples, student, teachers
 from distill_jax.setup.early import check_room
 from distill_jax.setup.inputs import Inputs, Setting, check, description, inputs_of, setting_of
 from distill_jax.setup.loss import terms_of
-from distill_jax.setup.models import count, size_line, student_source
+from distill_jax.setup.models import count, size_line, size_of, size_text, student_source
 from distill_jax.setup.owner import check_owner, claim
 from distill_jax.setup.provenance import check_texts, provenance
 from distill_jax.setup.storing import Hear
@@ -149,7 +148,7 @@ def train_student(
         for line in growth.told(c, directory, setting.recipe, int(state.step)):
             say(line)
         say(f"resuming from step {int(state.step)} of {c.steps}")
-    say(f"student: {parameters(count(state.params))} parameters")
+    say(f"student: {size_text(size_of(model, state.params))}")
     shape = shape_of(c, model)
     if shape not in steps_by_shape:
         steps_by_shape[shape] = compiled_steps(setting, model, shardings)
@@ -246,7 +245,9 @@ def finish(
     taught = Taught(len(loaded), inputs.teachers.average, alone)
     if len(loaded) > 1:  # their row is of the mixture, which has written nothing
         speeds.pop("teacher", None)
-    sizes = [sum(count(one.params) for one in loaded) or None, *[count(params)] * 2]
+    several = Size(sum(count(one.params) for one in loaded) or None)
+    teacher = size_of(loaded[0].model, loaded[0].params) if len(loaded) == 1 else several
+    sizes = [teacher, *[size_of(model, params)] * 2]
     begin = [line for line in evaluations if line["step"] == 0]  # none where it was lost
     rows = model_rows(sizes, [*begin[:1], evaluations[-1]], speeds)
     versions = read_sealed(directory / workdir.PROVENANCE)

@@ -78,7 +78,7 @@ def style_of(name: str) -> str:
 
 def measured(rows: list[dict[str, Any]], columns: dict[str, Any]) -> dict[str, Any]:
     """The columns in which any row has a value."""
-    return {k: column for k, column in columns.items() if any(r[k] is not None for r in rows)}
+    return {k: column for k, column in columns.items() if any(r.get(k) is not None for r in rows)}
 
 
 def heat(value: float | None) -> str:
@@ -118,6 +118,7 @@ GLYPHS = {"\n": "\N{RETURN SYMBOL}", "\t": "\N{RIGHTWARDS ARROW TO BAR}"}
 # Columns of the closing table of a run: words and style of each key.
 MODELS = {
     "parameters": ("parameters", "letters"),
+    "active_parameters": ("of them per token", "letters"),
     "nll": ("NLL", "nats"),
     "perplexity": ("perplexity", "cents"),
     "forward_kl": ("KL to the teacher", "nats"),

@@ -11,6 +11,13 @@ from distill_jax.study.arms import ARMS
 from distill_jax.words import labelled, named
 
 
+class Size(NamedTuple):
+    """Numbers in a model, and those that compute one token; None where that is all of them."""
+
+    total: int | None
+    active: int | None = None
+
+
 class ModelRow(NamedTuple):
     """A line of the closing table. Absent numbers are None."""
 
@@ -20,29 +27,30 @@ class ModelRow(NamedTuple):
     forward_kl: float | None  # KL(teacher || model), nats per token
     agreement_top1: float | None
     decode_tokens_per_s: float | None
+    active_parameters: int | None = None  # of a model with experts: those that compute one token
 
     @classmethod
     def of(
-        cls, name: str, parameters: int, evaluation: dict[str, float], speed: float | None = None
+        cls, name: str, size: Size, evaluation: dict[str, float], speed: float | None = None
     ) -> "ModelRow":
         """A student's line, from its held-out metrics."""
-        get = lambda key: evaluation.get(f"eval/{key}")
-        return cls(name, parameters, get("nll"), get("forward_kl"), get("agreement_top1"), speed)
+        values = [evaluation.get(f"eval/{key}") for key in ("nll", "forward_kl", "agreement_top1")]
+        return cls(name, size.total, *values, speed, size.active)
 
     @classmethod
     def teacher(
         cls,
         name: str,
-        parameters: int | None,
+        size: Size,
         evaluation: dict[str, float],
         speed: float | None = None,
     ) -> "ModelRow":
         """The teacher's line, from the metrics of a student measured against it."""
-        return cls(name, parameters, evaluation["eval/teacher_nll"], 0.0, 1.0, speed)
+        return cls(name, size.total, evaluation["eval/teacher_nll"], 0.0, 1.0, speed, size.active)
 
 
 def model_rows(
-    sizes: Sequence[int | None],
+    sizes: Sequence[Size],
     evaluations: Sequence[dict[str, float]],
     speeds: dict[str, float | None],
 ) -> list[ModelRow]:
@@ -133,6 +141,9 @@ def _or_dash(value: float | None, style: str) -> str:
 COLUMNS: dict[str, Callable[[ModelRow], str]] = {
     "model": lambda row: row.name,
     "parameters": lambda row: "-" if row.parameters is None else parameters(row.parameters),
+    "per token": lambda row: (
+        "-" if row.active_parameters is None else parameters(row.active_parameters)
+    ),
     "NLL": lambda row: f"{row.nll:.3f}",
     "perplexity": lambda row: f"{perplexity(row.nll):.2f}",
     "KL to teacher": lambda row: _or_dash(row.forward_kl, ".3f"),

@@ -19,6 +19,7 @@ from distill_jax.models.load import load_checkpoint, resolve
 from distill_jax.models.weights import Checkpoint
 from distill_jax.models.weights import fingerprint as weights_fingerprint
 from distill_jax.report.number_formats import parameters
+from distill_jax.report.tables import Size
 from distill_jax.sharding import check_batch, make_mesh, parameter_shardings, place
 from distill_jax.types import Advance, Params, UserError, silent
 
@@ -210,7 +211,24 @@ def told_of(path: str, advance: Advance) -> Advance:
 
 def size_line(name: str, loaded: Loaded) -> str:
     """How large a model is and where it is from, for a reader."""
-    return f"{name}: {parameters(count(loaded.params))} parameters, {loaded.path}"
+    return f"{name}: {size_text(size_of(loaded.model, loaded.params))}, {loaded.path}"
+
+
+def size_text(size: Size) -> str:
+    """For a terminal, such as `46.7 M parameters, 12.9 M of them per token`."""
+    text = f"{parameters(size.total)} parameters"
+    return text if size.active is None else f"{text}, {parameters(size.active)} of them per token"
+
+
+def size_of(model: Model, params: Params) -> Size:
+    """The size of a model; of its experts, those of one token are active."""
+    total, config = count(params), model.config
+    if not config.experts:
+        return Size(total)
+    half = params["blocks"]["feed_forward"].items()
+    of_experts = sum(leaf.size for name, leaf in half if name.startswith("expert_"))
+    idle = config.experts - config.experts_per_token
+    return Size(total, total - of_experts * idle // config.experts)
 
 
 def count(params: Params) -> int:
