@@ -144,7 +144,7 @@ def _parts(c: ConfigDict, source: str, limits: dict[str, Limits]) -> list[_Part]
             [of(), number, limit, c.data.template]
         )
         key = f"config.data.{name}max_tokens"
-        read = (*scan["read"],) if number == 0 else ()
+        read = tuple(f"{source}: {line}" for line in scan["read"]) if number == 0 else ()
         of_part = (count, size, limit.tokens, key, identity, root, read)
         chosen = Chosen(source, documents, *of_part)
         found.append(_Part(chosen, texts_only))
