@@ -71,15 +71,13 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.model.block_tokens = 256  # [1 to 1e9] tokens whose logits exist at a time, per device
 
     c.data = ConfigDict()  # the text and its batches
-    # path, directory or glob of records or texts | tfds:name | hub:name | python_docs; or several
-    # of these, as a tuple
+    # path or glob of records or texts | tfds:name | hub:name | python_docs; or several, as a tuple
     c.data.source = FieldReference("", field_type=object)
     # [1e-6 to 1e6] rows of each source of a tuple, divided by their sum; empty: as many as it has
     c.data.weights = ()
     # held-out text, given in the same way; empty: see data.held_out_fraction
     c.data.eval_source = ""
-    # of the files of both: text | jsonl | json | csv | tsv | parquet | arrow; empty: by suffixes
-    c.data.format = ""
+    c.data.format = ""  # of the files of both: text | jsonl | parquet; empty: by their suffix
     # directory of the tokenised text; empty: distill_jax/tokens in the user's cache directory
     c.data.store = ""
     # which fields of a record make a document; empty: seen by their names. Parts as PART=FIELD,...:
@@ -104,6 +102,18 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.data.batch_size = 8  # [1 to 1e6] rows of the whole mesh per update
     c.data.microbatches = 1  # [1 to 1e6] parts of a batch, computed one after another
     c.data.prefetch = 2  # [0 to 1000] batches prepared ahead
+
+    # what is removed from data.source before it is split and limited; eval_source stays as it is
+    c.data.clean = ConfigDict()
+    c.data.clean.min_characters = 0  # [0 to 1e9] shorter documents are removed; 0: none
+    c.data.clean.max_characters = 0  # [0 to 1e9] longer documents are removed; 0: none
+    c.data.clean.filter = ""  # FILE.py:FUNCTION of (text) -> True, and the document stays, or False
+    c.data.clean.exact_duplicates = False  # removes copies of an earlier document
+    # [0, or 0.5 to 1] share of common 5-word runs (Jaccard) with an earlier document from which on
+    # one is removed, estimated to +-0.1; 0: off
+    c.data.clean.near_duplicates = 0.0
+    # removes training documents, after the split, with 13 words in a row of the held-out text
+    c.data.clean.decontaminate = False
 
     # the loss is the sum of weight * term; every divergence of distill_jax/losses/divergences.py is
     # a term, of the teacher's distribution p and the student's q, with parameters of its own

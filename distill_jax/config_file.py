@@ -21,7 +21,7 @@ from distill_jax.untrusted import read_json_object
 from distill_jax.words import first_line
 
 # Keys, also those of an ablation, that name Python to be run; a JSON file may not set them.
-RUN_CODE = ("study.scorer", "eval.task_path")
+RUN_CODE = ("study.scorer", "eval.task_path", "data.clean.filter")
 
 
 def load_config(address: str) -> ConfigDict:

@@ -25,7 +25,9 @@ from distill_jax.types import UserError
 
 KEYS = """
 cache.batch_size cache.dtype cache.shard_tokens checkpoint.every checkpoint.keep_best
-checkpoint.keep_last checkpoint.metric data.batch_size data.eval_max_documents data.eval_max_tokens
+checkpoint.keep_last checkpoint.metric data.batch_size data.clean.decontaminate
+data.clean.exact_duplicates data.clean.filter data.clean.max_characters data.clean.min_characters
+data.clean.near_duplicates data.eval_max_documents data.eval_max_tokens
 data.eval_source data.fields data.format data.held_out_fraction data.max_documents data.max_tokens
 data.microbatches data.on_error data.prefetch data.seq_len data.source data.store data.template
 data.weights

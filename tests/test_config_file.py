@@ -26,6 +26,7 @@ MISTAKES = {
     "scorer.json": ('{"study.scorer": "a.py:f"}', "names a program to run"),
     "nested.json": ('{"study": {"scorer": "a.py:f"}}', "names a program to run"),
     "ablation.json": ('{"study.ablations.x.study.scorer": "a.py:f"}', "names a program to run"),
+    "filter.json": ('{"data.clean.filter": "a.py:f"}', "names a program to run"),
     "tasks.json": ('{"eval.task_path": "tasks"}', "names a program to run"),
     "kind.json": ('{"steps": "many"}', "config.steps is 'many', a string: give a whole number"),
     "half_step.json": ('{"steps": 0.5}', "config.steps is 0.5, a number: give a whole number"),

@@ -26,6 +26,7 @@ from distill_jax.report.scores import example_scores, token_scores
 from distill_jax.report.study import Study, study_report
 from distill_jax.report.tables import study_table
 from distill_jax.setup import teachers
+from distill_jax.setup.cleaning import removed_json
 from distill_jax.setup.evaluator import (
     Evaluator,
     Written,
@@ -109,6 +110,7 @@ def write_report(
                 config=flatten(c),
                 config_diff=(directory / workdir.CONFIG_DIFF).read_text(),
                 provenance=versions,
+                removed=removed_json(inputs.training.removed),
                 advice=kd and advice_inputs(c, evaluator, kd.steps, kd.step_flops),
                 samples=_samples(directory, plan, where, done),
             )

@@ -20,6 +20,7 @@ from distill_jax.report.run import report_json, study_command
 from distill_jax.report.tables import Size, model_rows, samples_text, text_table
 from distill_jax.report.taught import Taught
 from distill_jax.setup import data, growth, reading, samples, student, teachers
+from distill_jax.setup.cleaning import removed_json
 from distill_jax.setup.early import check_room
 from distill_jax.setup.inputs import Inputs, Setting, check, description, inputs_of, setting_of
 from distill_jax.setup.loss import terms_of
@@ -260,6 +261,7 @@ def finish(
     report = report_json(
         rows, last, lines, flatten(c), versions, history=history, config_diff=diff,
         study_command=command, times=progress.times(), taught=taught,
+        removed=removed_json(setting.training.removed),
     )  # fmt: skip
     workdir.write_text(directory / workdir.PAGE, page(report))
     workdir.write_json(directory / workdir.REPORT, sealed(report))

@@ -41,6 +41,7 @@ def report_json(
     study_command: str | None = None,
     times: Mapping[str, float] | None = None,
     taught: Taught = Taught(),  # noqa: B008
+    removed: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """report.json of one training run (report.schema.json); page() makes report.html of it.
 
@@ -49,7 +50,8 @@ def report_json(
 
     evaluation: the held-out metrics at the end, which also stand flat under their names. history:
     the lines of metrics.jsonl. study_command: what would tell whether distillation helped. times:
-    seconds by part of the work. taught: from what a run's student learned.
+    seconds by part of the work. taught: from what a run's student learned. removed: what was
+    removed from the text to train on, by reason.
     """
     teacher = teacher_of(rows)
     answer = run_answer(rows, taught) if kind == "run" else diagnose_answer(rows, None)
@@ -78,6 +80,7 @@ def report_json(
             "config": config,
             "config_diff": config_diff,
             "provenance": provenance,
+            **({"removed": [*map(dict, removed)]} if removed else {}),
             "models": [row._asdict() | {"perplexity": perplexity(row.nll)} for row in rows],
             "samples": list(samples),
             "table": text_table(rows),

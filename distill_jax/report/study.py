@@ -55,6 +55,7 @@ class Study(NamedTuple):
     config: Mapping[str, Any]
     config_diff: str
     provenance: Mapping[str, Any]
+    removed: Sequence[Mapping[str, Any]]  # from the text to train on, by reason
     advice: AdviceInputs | None
     samples: Sequence[Mapping[str, Any]]  # what some models wrote after the same prompts
 
@@ -97,6 +98,7 @@ def study_report(study: Study) -> dict[str, Any]:
         "config": dict(study.config),
         "config_diff": study.config_diff,
         "provenance": dict(study.provenance),
+        **({"removed": [*map(dict, study.removed)]} if study.removed else {}),
         "models": [],
         "samples": list(study.samples),
         "table": "",

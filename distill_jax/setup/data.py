@@ -11,9 +11,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from distill_jax.data.cache import Cache, CachedRows, check_match
+from distill_jax.data.cleaning import Removed
 from distill_jax.data.pack import Rows, describe, empty_row, mixed, pack
 from distill_jax.data.pipeline import batch_at, eval_batches, train_batches, train_rows
 from distill_jax.data.tokenizer import Tokenizer
+from distill_jax.setup.cleaning import removed_line
 from distill_jax.setup.models import Loaded
 from distill_jax.setup.storing import Part, Text
 from distill_jax.sharding import local_rows, to_global
@@ -23,7 +25,7 @@ from distill_jax.types import Batch, UserError
 class Data(NamedTuple):
     """Packed rows, what identifies the documents they come from, and a line on each source.
 
-    parts: of each source.
+    parts: of each source. removed: as that of Text.
     """
 
     rows: Rows
@@ -32,6 +34,7 @@ class Data(NamedTuple):
     note: str
     read: tuple[str, ...]
     parts: tuple[Part, ...]
+    removed: dict[str, Removed]
 
 
 def packed(c: ConfigDict, text: Text, *, seed: int | None) -> Data:
@@ -40,7 +43,8 @@ def packed(c: ConfigDict, text: Text, *, seed: int | None) -> Data:
         raise UserError(f"config.data.seq_len is {c.data.seq_len}: use at least 1")
     parts = [pack(part.tokenized, seq_len=c.data.seq_len, seed=seed) for part in text.parts]
     rows = mixed(parts, () if seed is None else c.data.weights)
-    return Data(rows, text.documents, text.fingerprint, text.note, text.read, text.parts)
+    of_text = (text.documents, text.fingerprint, text.note, text.read, text.parts, text.removed)
+    return Data(rows, *of_text)
 
 
 def with_cache(
@@ -168,5 +172,5 @@ def description(part: Data) -> str:
         f" {weight / sum(weights):.1%} of those that are read"
         for source, size, weight in zip(part.parts, rows.sizes, weights, strict=True)
     ]
-    of_reading = [f"  {line}" for line in part.read]
+    of_reading = [f"  {line}" for line in (*part.read, removed_line(part.removed)) if line]
     return "\n".join([line, *of_reading, *(lines if len(lines) > 1 else ())])

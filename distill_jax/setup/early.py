@@ -16,6 +16,7 @@ from distill_jax.export import directory_dtype
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.load import resolve
 from distill_jax.report.number_formats import FORMATS, THIN
+from distill_jax.setup.cleaning import cleaning_of
 from distill_jax.setup.mixture import sources_of
 from distill_jax.setup.models import bind_config
 from distill_jax.setup.scorer import load_scorer
@@ -47,6 +48,8 @@ def check_read(c: ConfigDict) -> None:
         for path in several:
             if path not in ("", AVERAGE) and not path.startswith("hub:"):
                 _check_model(key, path)
+    if sources:
+        cleaning_of(c)
     for source in filter(None, sources):
         check_source(source, c.data.format)
     if c.job == "study" and c.study.scorer:  # an arm has no keys of a study

@@ -37,6 +37,16 @@ def provenance(
         **{f"data.{name}.documents": part.documents for name, part in data.items()},
         **{f"data.{name}.read": " | ".join(part.read) for name, part in data.items() if part.read},
         **{
+            f"data.{name}.removed.{step}.{what}": value
+            for name, part in data.items()
+            for step, removed in part.removed.items()
+            for what, value in (
+                ("documents", removed.documents),
+                ("characters", removed.characters),
+                ("first", " | ".join(removed.names)),
+            )
+        },
+        **{
             f"data.{name}.{source.name}.{what}": value
             for name, part in data.items()
             if len(part.parts) > 1

@@ -4,9 +4,9 @@ storing.py tokenises them. They are read as streams, once to count them and to s
 with any, and again to be tokenised; neither is done for files that are as they were the last time.
 """
 
+import functools
 import itertools
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,21 +15,19 @@ from ml_collections import ConfigDict
 from distill_jax import __version__
 from distill_jax.config import choose, flatten
 from distill_jax.data.alpaca import as_plain
-from distill_jax.data.documents import Document, as_chat, border_of, place_of
-from distill_jax.data.formats import FORMATS
-from distill_jax.data.limits import Limits, filled_by, size_of
-from distill_jax.data.rows import ON_ERROR, How
-from distill_jax.data.shapes import parse_fields
-from distill_jax.data.sources import files_of_source, read_documents
+from distill_jax.data.cleaning import Cleaner, Cleaning, Removed, added, asked, judge_of, staying
+from distill_jax.data.documents import Document, as_chat
+from distill_jax.data.limits import Limits
+from distill_jax.data.sources import files_of_source
 from distill_jax.data.store_place import contents, remembered, states, store_root
 from distill_jax.seals import hash_of
+from distill_jax.setup.cleaning import cleaning_of, identity_of
 from distill_jax.setup.mixture import sources_of
+from distill_jax.setup.scanning import part_of, read, removed_of, scan, scan_again
 from distill_jax.types import UserError
 
 TEMPLATES = {"plain": as_plain, "chat": as_chat}  # data.template
 
-# Fixed: every seed of a study holds out the same documents.
-SPLIT_SEED = 0
 # Keys of data.* that do not change what the documents of a source are: what is made of their
 # tokens, and what a Part says by itself.
 _OF_ROWS = ("seq_len", "batch_size", "microbatches", "prefetch", "weights")
@@ -45,7 +43,8 @@ class Chosen(NamedTuple):
     source: as it is given. documents: gives them, from the first one on at every call. count: their
     number. size: of their content in bytes. key: of the limit of tokens, for errors. identity:
     gives what identifies the documents by the files as they are now. root: the directory of stores.
-    read: a line on what the source was read as, where it was not said of another part.
+    read: a line on what the source was read as, where it was not said of another part. removed:
+    what cleaning.py removed from a source, of the part to train on.
     """
 
     source: str
@@ -57,6 +56,7 @@ class Chosen(NamedTuple):
     identity: Callable[[], str]
     root: Path
     read: tuple[str, ...]
+    removed: dict[str, Removed]
 
 
 def training_documents(c: ConfigDict) -> tuple[tuple[Chosen, ...], tuple[Chosen, ...]]:
@@ -73,12 +73,18 @@ def training_documents(c: ConfigDict) -> tuple[tuple[Chosen, ...], tuple[Chosen,
             " tfds:name, hub:name or python_docs"
         )
     limits, eval_limits = _limits(c)
+    cleaning = cleaning_of(c)
+    cleaner = Cleaner(cleaning) if asked(cleaning) else None
+    again = asked(cleaning, of_training=True)
+    first = {"": Limits() if again else limits}
     if eval_source:
-        train = [part for source in sources for part in _parts(c, source, {"": limits})]
+        train = [part for source in sources for part in _parts(c, source, first, cleaner)]
         held = _parts(c, eval_source, {"eval_": eval_limits})
     else:
-        both = {"": limits, "eval_": eval_limits}
-        train, held = zip(*(_parts(c, source, both) for source in sources), strict=True)
+        both = first | {"eval_": eval_limits}
+        train, held = zip(*(_parts(c, source, both, cleaner) for source in sources), strict=True)
+    if again:
+        train = _without(c, train, held, cleaning, limits)
     if c.data.template == "chat" and all(part.texts_only for part in (*train, *held)):
         raise UserError(
             "config.data.template is chat and every record is a text, which has no turns: give"
@@ -111,44 +117,100 @@ def _limits(c: ConfigDict) -> tuple[Limits, Limits]:
 
 
 class _Part(NamedTuple):
+    """texts_only: no record has turns, or a prompt and a completion.
+
+    plain: the documents before the template.
+    """
+
     chosen: Chosen
-    texts_only: bool  # no record has turns, or a prompt and a completion
+    texts_only: bool
+    plain: Callable[[], Iterator[Document]]
 
 
-def _parts(c: ConfigDict, source: str, limits: dict[str, Limits]) -> list[_Part]:
+def _parts(
+    c: ConfigDict, source: str, limits: dict[str, Limits], cleaner: Cleaner | None = None
+) -> list[_Part]:
     """The documents of a source: all of them, or those to train on and those that are held out.
 
     limits: those of each part, by how its keys begin.
     """
     root = store_root(c.data.store)
-    template = TEMPLATES[choose("data.template", c.data.template, TEMPLATES)]
     # What does not read all of a source should not hash all of it.
     whole = not all(map(any, limits.values()))
     fraction = c.data.held_out_fraction if len(limits) > 1 else None
-    of = lambda: [_files(c, source, root, whole=whole), _settings(c), fraction]
-    scan = remembered(
-        root / "scans" / f"{hash_of([of(), *limits.values()])}.json",
-        lambda: _scan(c, source, fraction, [*limits.values()]),
+    # What cleans a source, and the sources before it, of which it may hold copies.
+    clean = [identity_of(c), *cleaner.before] if cleaner else []
+    of = lambda: [_files(c, source, root, whole=whole), _settings(c), fraction, *clean]
+    found = remembered(
+        _scans(root, [of(), *limits.values()]),
+        lambda: scan(c, source, fraction, [*limits.values()], cleaner),
     )
-    border, found = scan["border"], []
+    border, parts = found["border"], []
+    if cleaner:
+        judged = lambda: itertools.islice(read(c, source), found["judged"])
+        cleaner.passed(hash_of(of()), judged)
     for number, (name, limit) in enumerate(limits.items()):
-        belongs = lambda document, number=number: _part_of(document, border) == number
-        count, size, texts_only = (scan[key][number] for key in ("counts", "sizes", "texts_only"))
+        count, size, texts_only = (found[key][number] for key in ("counts", "sizes", "texts_only"))
 
-        def documents(belongs=belongs, count=count) -> Iterator[Document]:
-            kept = itertools.islice(filter(belongs, _read(c, source)), count)
-            # After the split, so that what is held out does not depend on the template.
-            return map(template, kept)
+        def plain(number=number, count=count) -> Iterator[Document]:
+            kept = staying(read(c, source), found["stay"]) if cleaner else read(c, source)
+            belongs = lambda document: part_of(document, border) == number
+            return itertools.islice(filter(belongs, kept), count)
 
         identity = lambda number=number, limit=limit: hash_of(
             [of(), number, limit, c.data.template]
         )
         key = f"config.data.{name}max_tokens"
-        read = tuple(f"{source}: {line}" for line in scan["read"]) if number == 0 else ()
-        of_part = (count, size, limit.tokens, key, identity, root, read)
-        chosen = Chosen(source, documents, *of_part)
-        found.append(_Part(chosen, texts_only))
-    return found
+        lines = (*found["read"],) if number == 0 else ()
+        removed = removed_of(found) if number == 0 else {}
+        of_part = (count, size, limit.tokens, key, identity, root, lines, removed)
+        parts.append(_Part(Chosen(source, _templated(c, plain), *of_part), texts_only, plain))
+    return parts
+
+
+def _without(
+    c: ConfigDict, train: Sequence[_Part], held: Sequence[_Part], cleaning: Cleaning, limit: Limits
+) -> list[_Part]:
+    """The training parts of all sources without what has words of any held-out document."""
+    known = functools.cache(
+        lambda: judge_of(
+            cleaning, itertools.chain(*(part.plain() for part in held)), of_training=True
+        )
+    )
+    steps, parts = asked(cleaning, of_training=True), []
+    for part in train:
+        chosen = part.chosen
+        of = lambda chosen=chosen: [
+            "without", chosen.identity(), *(one.chosen.identity() for one in held), limit,
+        ]  # fmt: skip
+        found = remembered(
+            _scans(chosen.root, of()),
+            lambda part=part: scan_again(part.plain(), known(), steps, limit),
+        )
+        [count], [size], [texts_only] = (found[k] for k in ("counts", "sizes", "texts_only"))
+
+        def plain(part=part, found=found, count=count) -> Iterator[Document]:
+            return itertools.islice(staying(part.plain(), found["stay"]), count)
+
+        chosen = chosen._replace(
+            documents=_templated(c, plain), count=count, size=size, max_tokens=limit.tokens,
+            identity=lambda of=of: hash_of(of()),
+            removed=added([chosen.removed, removed_of(found)]),
+        )  # fmt: skip
+        parts.append(_Part(chosen, texts_only, plain))
+    return parts
+
+
+def _templated(
+    c: ConfigDict, plain: Callable[[], Iterator[Document]]
+) -> Callable[[], Iterator[Document]]:
+    # After the split, so that what is held out does not depend on the template.
+    template = TEMPLATES[choose("data.template", c.data.template, TEMPLATES)]
+    return lambda: map(template, plain())
+
+
+def _scans(root: Path, identity: list[Any]) -> Path:
+    return root / "scans" / f"{hash_of(identity)}.json"
 
 
 def _files(c: ConfigDict, source: str, root: Path, *, whole: bool) -> list[list[Any]]:
@@ -161,51 +223,4 @@ def _settings(c: ConfigDict) -> dict[str, Any]:
     """What else the documents of a source depend on; a key that nobody thought of is among it."""
     keys = {f"data.{name}" for name in (*_OF_ROWS, *_OF_PARTS)}
     data = {k: v for k, v in flatten(c).items() if k.startswith("data.") and k not in keys}
-    return {"version": __version__, **data}
-
-
-def _scan(
-    c: ConfigDict, source: str, fraction: float | None, limits: list[Limits]
-) -> dict[str, Any]:
-    """Reads a source up to the document with which the limits of all parts are reached, if any.
-
-    Gives the number of documents of each part, cut at its limit, their bytes, and whether all are
-    texts, the border between the parts, and a line on what the source was read as.
-    """
-    border, read = None, []
-    if fraction is not None:
-        places = (place_of(document, SPLIT_SEED) for document in _read(c, source))
-        border = border_of(places, fraction)
-    counts, sizes = [0] * len(limits), [0] * len(limits)
-    texts_only, full = [True] * len(limits), [False] * len(limits)
-    filled = [filled_by(some) for some in limits]
-    with closing(_read(c, source, read.append)) as documents:
-        for document in documents:
-            part = _part_of(document, border)
-            full[part] = filled[part](document)
-            if not 0 < limits[part].documents <= counts[part]:
-                counts[part] += 1
-                sizes[part] += size_of(document)
-                texts_only[part] &= document.text is not None
-            if all(full):
-                break
-    found = {"border": border, "counts": counts, "sizes": sizes, "texts_only": texts_only}
-    return found | {"read": read}
-
-
-def _part_of(document: Document, border: float | None) -> int:
-    """0, or 1 where it is held out."""
-    return 0 if border is None else int(place_of(document, SPLIT_SEED) < border)
-
-
-def _read(
-    c: ConfigDict, source: str, tell: Callable[[str], None] = lambda line: None
-) -> Generator[Document]:
-    form = c.data.format and choose("data.format", c.data.format, FORMATS)
-    return read_documents(source, form, how_of(c), tell)
-
-
-def how_of(c: ConfigDict) -> How:
-    """How the records of a config's sources are read. Raises UserError for what is no shape."""
-    skip = choose("data.on_error", c.data.on_error, ON_ERROR) == "skip"
-    return How(parse_fields(c.data.fields), skip)
+    return {"version": __version__, **{k: v for k, v in data.items() if ".clean." not in k}}

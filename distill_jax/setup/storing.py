@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+from distill_jax.data.cleaning import Removed, added
 from distill_jax.data.encode import Tokenized, check_vocabulary, encode_documents
 from distill_jax.data.limits import size_of
 from distill_jax.data.store import Damaged, Store, join, open_store, token_type
@@ -49,7 +50,7 @@ class Text(NamedTuple):
     """Tokenized documents, what identifies them, and what should be known of how they were read.
 
     read: a line on what each source was read as. parts: of each source, in their order; tokenized
-    has all of them, one after another.
+    has all of them, one after another. removed: by reason, of all sources.
     """
 
     tokenized: Tokenized
@@ -58,6 +59,7 @@ class Text(NamedTuple):
     note: str
     read: tuple[str, ...]
     parts: tuple[Part, ...]
+    removed: dict[str, Removed]
 
 
 def tokenized(
@@ -73,7 +75,8 @@ def tokenized(
     identity = parts[0].fingerprint if len(parts) == 1 else hash_of([p.fingerprint for p in parts])
     documents, whole = sum(part.documents for part in parts), join([p.tokenized for p in parts])
     read = tuple(line for chosen in several for line in chosen.read)
-    return Text(whole, documents, identity, max(notes), read, parts)
+    removed = added(chosen.removed for chosen in several)
+    return Text(whole, documents, identity, max(notes), read, parts, removed)
 
 
 def _part(

@@ -481,4 +481,13 @@ def run(history=True):
         config_diff="steps: 1000 -> 400",
         study_command="python -m distill_jax.main --config=configs/quickstart.py:study"
         " --workdir=runs/quickstart_study",
+        removed=[
+            {"reason": "copies", "documents": 0, "characters": 0, "first": []},
+            {
+                "reason": "near copies",
+                "documents": 1204,
+                "characters": 3_021_117,
+                "first": ["a.jsonl:3", f"{HOSTILE}.jsonl:7", "c.jsonl:1201"],
+            },
+        ],
     )

@@ -13,7 +13,7 @@ from distill_jax.data import store_writer
 from distill_jax.data.encode import tokenize_documents
 from distill_jax.data.store import INDEX
 from distill_jax.data.store_place import store_root
-from distill_jax.setup import reading, storing
+from distill_jax.setup import scanning, storing
 from distill_jax.setup.reading import evaluation_documents
 from distill_jax.setup.storing import Hear
 from distill_jax.types import UserError
@@ -48,7 +48,7 @@ def refuse(*_):
 def test_the_second_time_nothing_is_read(c, limits, monkeypatch):
     c.data.update(limits)
     first = texts_of(c)
-    monkeypatch.setattr(reading, "read_documents", refuse)
+    monkeypatch.setattr(scanning, "read_documents", refuse)
     monkeypatch.setattr(storing, "encode_documents", refuse)
     second = texts_of(c)
     for a, b in zip(first, second, strict=True):
