@@ -74,13 +74,8 @@ def prune(
 def pruned_config(config: ModelConfig, options: PruneOptions) -> ModelConfig:
     """The config after pruning, with the flags of the first blocks until blocks are chosen.
 
-    Raises UserError if more is to be kept than the model has, or for a model of experts.
+    Raises UserError if more is to be kept than the model has, or for fewer neurons of experts.
     """
-    if config.experts:
-        raise UserError(
-            f"the model has {config.experts} experts, which cannot be pruned: give a smaller"
-            " student by --config.student.path=PATH"
-        )
     blocks = _wanted("blocks", options.blocks, config.blocks)
     if config.experts and 0 < options.neurons < config.neurons:
         raise UserError(

@@ -36,7 +36,7 @@ def _row(name):
         "yes",
         "yes" if family.gguf else "no",
         written if family.gguf else "no",
-        "yes" if all(map(_is_pruned, configs)) else "no",
+        " and ".join(what for what in ("blocks", "neurons") if all(_pruned(configs, what))) or "no",
         "yes" if any(config.experts for config in configs) else "no",
     )
 
@@ -46,11 +46,14 @@ def _config(name, entries):
     return FAMILIES[name].from_hf(raw)
 
 
-def _is_pruned(config):
-    try:
-        return pruned_config(config, PruneOptions(1, 1, "loss", "activation", False, 0, 0, 0))
-    except UserError:
-        return False
+def _pruned(configs, what):
+    """Whether each of the configs can lose blocks, or neurons."""
+    for config in configs:
+        options = PruneOptions(0, 0, "loss", "activation", False, 0, 0, 0)._replace(**{what: 1})
+        try:
+            yield pruned_config(config, options)
+        except UserError:
+            yield False
 
 
 if __name__ == "__main__":

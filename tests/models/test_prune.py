@@ -138,8 +138,9 @@ def test_pruning_fits_every_family(checkpoint):
     """Neurons that do nothing go, the rest is refitted to what it was; or one line refuses."""
     model, params = bound(checkpoint.config), jax.tree.map(jnp.asarray, checkpoint.params)
     if checkpoint.config.experts:
-        with pytest.raises(UserError, match="experts, which cannot be pruned"):
-            pruned_config(checkpoint.config, OPTIONS)
+        with pytest.raises(UserError, match="experts, whose neurons are not pruned"):
+            pruned_config(checkpoint.config, OPTIONS._replace(neurons=5))
+        assert pruned_config(checkpoint.config, OPTIONS._replace(blocks=1)).blocks == 1
         return
     half = dict(params["blocks"]["feed_forward"])
     dead = np.arange(0, checkpoint.config.neurons, 3)
