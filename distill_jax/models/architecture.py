@@ -97,6 +97,15 @@ class ModelConfig:
                 f"heads are {self.head_width} wide, of which {self.turned_width} turn with the"
                 " position, and rotary positions turn pairs: use an even head_dim"
             )
+        scaling = self.rope_scaling
+        if scaling is not None and scaling.kind == "longrope":
+            counts = {len(scaling.short_factors), len(scaling.long_factors)}
+            if counts != {self.turned_width // 2}:
+                raise UserError(
+                    f"{len(scaling.short_factors)} short and {len(scaling.long_factors)} long rope"
+                    f" factors for {self.turned_width // 2} pairs that turn in a head: give one per"
+                    " pair"
+                )
         if self.activation not in ACTIVATIONS:
             raise UserError(
                 f"activation '{self.activation}' is not supported: use one of {sorted(ACTIVATIONS)}"

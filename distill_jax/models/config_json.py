@@ -62,15 +62,59 @@ def read_rope(raw: dict, *, layer_type: str, theta: float) -> tuple[float, RopeS
         return theta, None
     if kind == "linear":
         return theta, RopeScaling("linear", float(required(parameters, "factor")))
+    if kind == "longrope":
+        return theta, _read_longrope(raw, parameters)
     if kind != "llama3":
         raise UserError(
-            f"rope type '{kind}' is not supported: use a checkpoint with default, linear or llama3"
+            f"rope type '{kind}' is not supported: use a checkpoint with default, linear, llama3 or"
+            " longrope"
         )
     positions = required(raw, "max_position_embeddings")
     values = {"original_max_position_embeddings": positions, **parameters}
     return theta, RopeScaling(
         "llama3", **{ours: required(values, name) for name, ours in _SCALING_KEYS.items()}
     )
+
+
+def _read_longrope(raw, parameters):
+    positions = required(raw, "max_position_embeddings")
+    name = "original_max_position_embeddings"
+    original = raw.get(name) or parameters.get(name) or positions
+    if type(original) is not int or original < 2:
+        raise UserError(f"config.json has {name}={original}, not a whole number from 2: restore it")
+    factor = float(parameters.get("factor") or positions / original)
+    return RopeScaling(
+        "longrope",
+        factor,
+        original_positions=original,
+        short_factors=tuple(map(float, required(parameters, "short_factor"))),
+        long_factors=tuple(map(float, required(parameters, "long_factor"))),
+        attention_factor=parameters.get("attention_factor") or _attention_factor(factor, original),
+    )
+
+
+def _attention_factor(factor, original):
+    """The default of LongRoPE (2402.13753, section 3.3)."""
+    return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+
+
+def _write_longrope(config):
+    """Three keys where the others have their defaults: older versions of transformers insist."""
+    scaling = config.rope_scaling
+    factor, original = scaling.factor, scaling.original_positions
+    rest = {
+        "factor": (factor, config.max_positions / original),
+        "attention_factor": (scaling.attention_factor, _attention_factor(factor, original)),
+    }
+    return {
+        "rope_scaling": {
+            "type": "longrope",
+            "short_factor": list(scaling.short_factors),
+            "long_factor": list(scaling.long_factors),
+            **{name: value for name, (value, default) in rest.items() if value != default},
+        },
+        "original_max_position_embeddings": original,
+    }
 
 
 def read_rotary_width(raw: dict, head_width: int, *, share: float) -> int:
@@ -171,4 +215,6 @@ def write_common(config: ModelConfig, *, architecture: str, **own) -> dict:
         "tie_word_embeddings": config.tied,
         "attention_dropout": 0.0,
     }
+    if config.rope_scaling is not None and config.rope_scaling.kind == "longrope":
+        shared |= _write_longrope(config)
     return {**shared, **own}

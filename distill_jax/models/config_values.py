@@ -20,6 +20,7 @@ INTEGERS = {
     "sliding_window": (1, 2**31 - 1),
     "sliding_window_pattern": (1, 2**12),
     "max_window_layers": (0, 2**12),
+    "original_max_position_embeddings": (2, 2**31 - 1),
     "no_rope_layer_interval": (1, 2**12),
     "num_experts": (0, 2**14),
     "num_local_experts": (0, 2**14),
@@ -57,6 +58,7 @@ OF_ROPE = {
     "low_freq_factor": (0, 1e6),
     "high_freq_factor": (0, 1e6),
     "original_max_position_embeddings": (0, 2**31 - 1),
+    "attention_factor": (0, 1e6),
 }
 _KINDS = ("full_attention", "sliding_attention")
 
@@ -103,6 +105,11 @@ def _check_rope(name: str, value: Any) -> None:
         given = {key: inner for key, inner in part.items() if inner is not None}
         for key in given.keys() & OF_ROPE.keys():
             _check_number(key, given[key], OF_ROPE[key])
+        for key in {"short_factor", "long_factor"} & given.keys():
+            if not isinstance(given[key], list):
+                raise _wrong(key, given[key], "a list of numbers")
+            for factor in given[key]:
+                _check_number(key, factor, OF_ROPE["factor"])
         for key in ("rope_type", "type"):
             if not isinstance(given.get(key, ""), str):
                 raise _wrong(key, given[key], "a text")

@@ -48,23 +48,38 @@ def _of_blocks(config):
 
 def packed_context(config: ModelConfig, segment_BT: Array, position_BT: Array) -> Context:
     """The context of packed rows: causal attention within each segment."""
-    return _context(config, packed_mask(segment_BT), position_BT, position_BT)
+    long_BT = None
+    if (short := _short_texts(config)) is not None:
+        same_BTS = segment_BT[:, :, None] == segment_BT[:, None, :]
+        long_BT = jnp.any(same_BTS & (position_BT[:, None, :] >= short), axis=-1)
+    return _context(config, packed_mask(segment_BT), position_BT, position_BT, long_BT)
 
 
 def cache_context(config: ModelConfig, position_BT: Array, slots: int) -> Context:
-    """The context of queries at `position_BT` that attend to a cache with slot == position."""
+    """The context of queries at `position_BT` that attend to a cache with slot == position.
+
+    Keys are stored as they were turned, and how long the texts become is not known: they are long
+    where the cache has slots for it.
+    """
     slot_BS = jnp.broadcast_to(jnp.arange(slots), (position_BT.shape[0], slots))
-    return _context(config, cache_mask(position_BT, slots), position_BT, slot_BS)
+    short = _short_texts(config)
+    long_BT = None if short is None else jnp.full(position_BT.shape, slots > short)
+    return _context(config, cache_mask(position_BT, slots), position_BT, slot_BS, long_BT)
 
 
-def _context(config, mask_BTS, query_BT, key_BS):
+def _short_texts(config):
+    return config.rope_scaling and config.rope_scaling.short_texts
+
+
+def _context(config, mask_BTS, query_BT, key_BS, long_BT):
     def view(kind):
         theta, scaling, mask = config.rope_theta, config.rope_scaling, mask_BTS
         if kind.local:
             mask = within_window(mask_BTS, query_BT, key_BS, config.sliding_window)
             if config.rope_local_theta is not None:
                 theta, scaling = config.rope_local_theta, None
-        cos, sin = rotary_tables(query_BT, config.turned_width, theta, scaling)
+        far_BT = None if scaling is None else long_BT
+        cos, sin = rotary_tables(query_BT, config.turned_width, theta, scaling, far_BT)
         if not kind.turns:
             cos, sin = jnp.ones_like(cos), jnp.zeros_like(sin)
         return View(cos, sin, mask)

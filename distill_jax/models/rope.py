@@ -19,6 +19,9 @@ class RopeScaling:
     kind "llama3" (Llama 3.1): wavelengths longer than original_positions / low_frequency_factor are
     divided by `factor`, those shorter than original_positions / high_frequency_factor stay, and
     those between are interpolated.
+    kind "longrope" (2402.13753): the frequency of the i-th pair is divided by short_factors[i], or
+    by long_factors[i] in a text of more than original_positions; cosines and sines are multiplied
+    by attention_factor.
     """
 
     kind: str
@@ -26,25 +29,36 @@ class RopeScaling:
     low_frequency_factor: float | None = None
     high_frequency_factor: float | None = None
     original_positions: int | None = None
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+    attention_factor: float = 1.0
+
+    @property
+    def short_texts(self) -> int | None:
+        """Positions of the longest text that counts as short; None: all texts are alike."""
+        return self.original_positions if self.kind == "longrope" else None
 
 
-def inverse_frequencies(width: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
+def inverse_frequencies(
+    width: int, theta: float, scaling: RopeScaling | None, *, long: bool = False
+) -> np.ndarray:
     """Radians per position for each pair of the `width` coordinates that turn, float32 [R/2].
 
-    Computed in float32 throughout, because models were pretrained with these rounded values.
+    long: in a text longer than scaling.short_texts. Computed in float32 throughout, because models
+    were pretrained with these rounded values.
     """
     exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
     frequencies = np.float32(1.0) / np.float32(theta) ** exponents
     if scaling is None:
         return frequencies
-    return SCALINGS[scaling.kind](frequencies, scaling).astype(np.float32)
+    return SCALINGS[scaling.kind](frequencies, scaling, long).astype(np.float32)
 
 
-def _linear(frequencies, scaling):
+def _linear(frequencies, scaling, long):
     return frequencies / np.float32(scaling.factor)
 
 
-def _llama3(frequencies, scaling):
+def _llama3(frequencies, scaling, long):
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
     turns = scaling.original_positions * frequencies / np.float32(2 * np.pi)
     # 0 for fewer than `low` turns in the pretraining context, 1 for more than `high`
@@ -52,13 +66,30 @@ def _llama3(frequencies, scaling):
     return (1.0 - keep) * frequencies / scaling.factor + keep * frequencies
 
 
+def _longrope(frequencies, scaling, long):
+    factors = scaling.long_factors if long else scaling.short_factors
+    return frequencies / np.array(factors, np.float32)
+
+
 def rotary_tables(
-    position_BT: Array, width: int, theta: float, scaling: RopeScaling | None
+    position_BT: Array,
+    width: int,
+    theta: float,
+    scaling: RopeScaling | None,
+    long_BT: Array | None = None,
 ) -> tuple[Array, Array]:
-    """Cosines and sines of every position's angles, both float32 [B, T, R/2]."""
+    """Cosines and sines of every position's angles, both float32 [B, T, R/2].
+
+    long_BT: whether the position's text is longer than scaling.short_texts; None: there is no such
+    difference.
+    """
     frequencies = inverse_frequencies(width, theta, scaling)
+    if long_BT is not None:
+        other = inverse_frequencies(width, theta, scaling, long=True)
+        frequencies = jnp.where(long_BT[..., None], other, frequencies)
     angle_BTh = position_BT[..., None].astype(jnp.float32) * frequencies
-    return jnp.cos(angle_BTh), jnp.sin(angle_BTh)
+    factor = 1.0 if scaling is None else scaling.attention_factor
+    return jnp.cos(angle_BTh) * factor, jnp.sin(angle_BTh) * factor
 
 
 def rotate(x_BTNH: Array, cos_BTh: Array, sin_BTh: Array) -> Array:
@@ -70,4 +101,4 @@ def rotate(x_BTNH: Array, cos_BTh: Array, sin_BTh: Array) -> Array:
     return jnp.concatenate(turned, axis=-1).astype(x_BTNH.dtype)
 
 
-SCALINGS = {"linear": _linear, "llama3": _llama3}
+SCALINGS = {"linear": _linear, "llama3": _llama3, "longrope": _longrope}

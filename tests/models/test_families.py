@@ -52,7 +52,7 @@ def test_absent_keys_mean_what_they_mean_to_transformers(name):
     """Each key of a config.json is left out, alone and together with layer_types."""
     family, entries = CASES[name]
     # As many heads as the defaults of other numbers fit.
-    heads = {"num_attention_heads": 32, "num_key_value_heads": 16, "hidden_size": 64}
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 16, "hidden_size": 256}
     config = transformers.AutoConfig.for_model(family, **{**SIZES, **entries, **heads})
     whole = config.to_dict()
 
@@ -87,10 +87,13 @@ def test_a_wrong_value_of_any_key_is_one_line_or_no_harm(name):
 
 @pytest.mark.parametrize("kind", ["longrope", "su"])
 @pytest.mark.parametrize("name", ["rope_scaling", "rope_parameters"])
-def test_the_long_variants_of_phi_are_refused_by_the_name_of_their_key(name, kind):
-    factors = [1.0] * 4
-    raw = {**SIZES, name: {"type": kind, "short_factor": factors, "long_factor": factors}}
-    with pytest.raises(UserError, match=f"asks for {name} of type {kind}, .*4k positions"):
+def test_the_names_of_longrope(name, kind):
+    raw = {**SIZES, "rms_norm_eps": 1e-5, "max_position_embeddings": 8192}
+    raw[name] = {"type": kind, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    scaling = FAMILIES["phi3"].from_hf(raw).rope_scaling
+    assert (scaling.kind, scaling.factor, scaling.original_positions) == ("longrope", 2.0, 4096)
+    raw[name]["long_factor"] = [2.0] * 7
+    with pytest.raises(UserError, match="8 short and 7 long rope factors for 8 pairs"):
         FAMILIES["phi3"].from_hf(raw)
 
 

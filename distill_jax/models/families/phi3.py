@@ -8,20 +8,16 @@ from distill_jax.models.config_json import (
     write_common,
 )
 from distill_jax.models.family import DEFAULT_WEIGHTS, TIED_AND_UNTIED, Family, block_weight
-from distill_jax.types import UserError
 
-_LONG = ("longrope", "su", "yarn")  # three names of one thing in files of this family
+_LONG = ("su", "yarn")  # other names of longrope in files of this family
 
 
 def _from_hf(raw):
+    raw = {"original_max_position_embeddings": 4096, **raw}
     for name in ("rope_parameters", "rope_scaling"):
         scaling = raw.get(name) or {}
-        kind = scaling.get("rope_type") or scaling.get("type")
-        if kind in _LONG:
-            raise UserError(
-                f"config.json asks for {name} of type {kind}, which is not supported: use the"
-                " model's variant for 4k positions"
-            )
+        if (scaling.get("rope_type") or scaling.get("type")) in _LONG:
+            raw[name] = {**scaling, "rope_type": "longrope"}
     heads, window = required(raw, "num_attention_heads"), raw.get("sliding_window")
     head_width = raw.get("head_dim") or required(raw, "hidden_size") // heads
     share = raw.get("partial_rotary_factor") or 1.0
@@ -50,6 +46,21 @@ def _to_hf(config):
 _QUERY_KEY_VALUE = block_weight("self_attn.qkv_proj", "attn_qkv")
 _GATE_UP = block_weight("mlp.gate_up_proj", "ffn_up")
 
+
+def _longrope(pairs, original):
+    """Heads 8 wide; the tests' texts of 24 tokens are long where `original` is less."""
+    factors = {"short_factor": [1.0, 1.1, 1.3, 1.6], "long_factor": [1.0, 1.5, 2.5, 4.0]}
+    return {
+        "head_dim": 8,
+        "partial_rotary_factor": pairs / 4,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            **{name: values[:pairs] for name, values in factors.items()},
+        },
+        "original_max_position_embeddings": original,
+    }
+
+
 PHI3 = Family(
     models="Phi-3, Phi-3.5, Phi-4",
     from_hf=_from_hf,
@@ -64,6 +75,8 @@ PHI3 = Family(
     },
     variants={
         **TIED_AND_UNTIED,
+        "long": _longrope(3, 10),
+        "short": _longrope(4, 32),
         "window": {"sliding_window": 5},
         "partial": {"partial_rotary_factor": 0.75},
     },
