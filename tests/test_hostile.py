@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from distill_jax.data.documents import fingerprint
-from distill_jax.data.encode import tokenize_documents
 from distill_jax.data.files import files_of, read_all
 from distill_jax.data.gguf_tokenizer import read_gguf_tokenizer
 from distill_jax.data.prompts import read_prompts
@@ -18,6 +17,7 @@ from distill_jax.models.load import load_checkpoint
 from distill_jax.types import UserError
 from experiments.fuzz import seeds
 from tests import cli, hostile
+from tests.tokens import tokenize_documents
 
 SECONDS, BYTES = 10, 10**9
 

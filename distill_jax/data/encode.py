@@ -78,22 +78,6 @@ def encode_documents(
         )
 
 
-def tokenize_documents(
-    documents: Iterable[Document], tokenizer: Tokenizer, *, max_tokens: int = 0
-) -> Tokenized:
-    """The same in memory, for a text that fits."""
-    encoded = encode_documents(documents, tokenizer, max_tokens=max_tokens)
-    return joined([(one.ids, one.marks, one.document.label) for one in encoded])
-
-
-def joined(encoded: Sequence[tuple[np.ndarray, np.ndarray, str]]) -> Tokenized:
-    """Documents (ids, marks, label) as one."""
-    ids, marks, labels = zip(*encoded, strict=True)
-    offsets = np.zeros(len(encoded) + 1, np.int64)
-    np.cumsum([len(one) for one in ids], out=offsets[1:])
-    return Tokenized(np.concatenate(ids), np.concatenate(marks), offsets, labels)
-
-
 def _ahead(items: Iterator[Any]) -> Iterator[Any]:
     """The same items; a thread makes the next one while one is used."""
     over = object()

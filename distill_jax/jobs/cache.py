@@ -27,6 +27,7 @@ from distill_jax.objective import live_teacher, partial_teacher
 from distill_jax.progress import COMPILE, Progress, Stage, say
 from distill_jax.setup import data, reading, storing, teachers
 from distill_jax.setup.early import check_read
+from distill_jax.setup.hearing import Hear
 from distill_jax.setup.loss import terms_of
 from distill_jax.setup.models import Loaded, check_length, load_teacher, mesh_of, size_line
 from distill_jax.setup.owner import claim as claim_directory
@@ -62,15 +63,16 @@ def cache_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
         )
     if kind == "sampled" and not 1 <= c.teacher.draws <= 255:
         raise UserError(f"config.teacher.draws is {c.teacher.draws}: a cache holds 1 to 255 draws")
-    with progress.stage("load", "reading the text"):
-        documents, held_out = reading.training_documents(c)
+    with progress.stage("load", "reading the text") as stage:
+        hear = Hear(stage.tell, say)
+        documents, held_out = reading.training_documents(c, hear)
     with progress.stage("load", "reading the teacher") as stage:
         teacher = load_teacher(c, mesh, stage.advance)
     check_length(c, teacher.model.config, c.teacher.path)
     say(size_line("teacher", teacher))
     of = (teacher.tokenizer, teacher.model.config.vocab)
     with progress.stage("tokenise", "tokenising") as stage:
-        hear = storing.Hear(stage.tell, say)
+        hear = Hear(stage.tell, say)
         texts = [storing.tokenized(some, *of, hear) for some in (documents, held_out)]
         parts = [data.packed(c, text, seed=None) for text in texts]
     for name, part in zip(("training", "held-out"), parts, strict=True):

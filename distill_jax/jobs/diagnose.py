@@ -28,6 +28,7 @@ from distill_jax.setup.evaluator import (
     measure_tokens,
     text_of,
 )
+from distill_jax.setup.hearing import Hear
 from distill_jax.setup.inputs import Inputs
 from distill_jax.setup.models import Loaded, Source, load_measured, mesh_of, size_line, size_of
 from distill_jax.setup.owner import Question
@@ -48,16 +49,14 @@ def diagnose_job(asked: Question, progress: Progress) -> None:
         if not c[key].path:
             raise UserError(f"config.{key}.path is empty: diagnose needs --config.{key}.path=PATH")
     mesh = mesh_of(c, "eval")
-    with progress.stage("load", "reading the text"):
-        documents = reading.evaluation_documents(c, own=asked.own_text)
+    with progress.stage("load", "reading the text") as stage:
+        documents = reading.evaluation_documents(c, Hear(stage.tell, say), own=asked.own_text)
     with progress.stage("load", "reading the models") as stage:
         models = load_measured(c, mesh, c.diagnose.baseline, stage.advance)
     for name, loaded in models.items():
         say(size_line(name, loaded))
     with progress.stage("tokenise", "tokenising") as stage:
-        evaluator = evaluator_of(
-            c, _inputs(asked, mesh, models, documents, storing.Hear(stage.tell, say))
-        )
+        evaluator = evaluator_of(c, _inputs(asked, mesh, models, documents, Hear(stage.tell, say)))
     say(f"text: {data.description(evaluator.held_out)}")
     records, written = {}, {}
     for name, loaded in models.items():
@@ -79,7 +78,7 @@ def diagnose_job(asked: Question, progress: Progress) -> None:
 
 
 def _inputs(
-    asked: Question, mesh: Mesh, models: dict[str, Loaded], documents, hear: storing.Hear
+    asked: Question, mesh: Mesh, models: dict[str, Loaded], documents, hear: Hear
 ) -> Inputs:
     """The evaluation text, and where token frequencies come from: data.source, or else it."""
     c = asked.config
@@ -88,7 +87,7 @@ def _inputs(
     text = storing.tokenized(documents, student.tokenizer, vocab, hear)
     training = text
     if asked.own_text or (c.data.eval_source and c.data.source):
-        read = reading.training_documents(c)[0]
+        read = reading.training_documents(c, hear)[0]
         training = storing.tokenized(read, student.tokenizer, vocab, hear)
     found = Teachers((models["teacher"],), None, None, False)
     return Inputs(

@@ -10,6 +10,7 @@ from distill_jax.progress import Progress, say
 from distill_jax.report.tables import ModelRow, text_table
 from distill_jax.setup import data, reading, storing
 from distill_jax.setup.evaluator import task_scores
+from distill_jax.setup.hearing import Hear
 from distill_jax.setup.models import load_measured, mesh_of, size_line, size_of
 from distill_jax.setup.owner import Question
 from distill_jax.setup.provenance import provenance
@@ -20,8 +21,8 @@ def evaluate_job(asked: Question, progress: Progress) -> None:
     """Measures student.path, against teacher.path where both are given, on the evaluation text."""
     c, results = asked.config, asked.results
     mesh = mesh_of(c, "eval")
-    with progress.stage("load", "reading the text"):
-        documents = reading.evaluation_documents(c, own=asked.own_text)
+    with progress.stage("load", "reading the text") as stage:
+        documents = reading.evaluation_documents(c, Hear(stage.tell, say), own=asked.own_text)
     with progress.stage("load", "reading the models") as stage:
         models = load_measured(c, mesh, advance=stage.advance)
     for name, loaded in models.items():
@@ -29,7 +30,7 @@ def evaluate_job(asked: Question, progress: Progress) -> None:
     subject, teacher = models["student"], models.get("teacher")
     vocab = min(loaded.model.config.vocab for loaded in models.values())
     with progress.stage("tokenise", "tokenising") as stage:
-        hear = storing.Hear(stage.tell, say)
+        hear = Hear(stage.tell, say)
         tokens = storing.tokenized(documents, subject.tokenizer, vocab, hear)
         text = data.packed(c, tokens, seed=None)
     say(f"text: {data.description(text)}")

@@ -22,12 +22,12 @@ from distill_jax.report.taught import Taught
 from distill_jax.setup import data, growth, reading, samples, student, teachers
 from distill_jax.setup.cleaning import removed_json
 from distill_jax.setup.early import check_room
+from distill_jax.setup.hearing import Hear
 from distill_jax.setup.inputs import Inputs, Setting, check, description, inputs_of, setting_of
 from distill_jax.setup.loss import terms_of
 from distill_jax.setup.models import count, size_line, size_of, size_text, student_source
 from distill_jax.setup.owner import check_owner, claim
 from distill_jax.setup.provenance import check_texts, provenance
-from distill_jax.setup.storing import Hear
 from distill_jax.setup.training import (
     CompiledSteps,
     abstract_state,
@@ -103,8 +103,9 @@ def read_inputs(
 
     directory: where so many runs will write. Raises UserError where there is no room for them.
     """
-    with progress.stage("load", "reading the text"):
-        documents, held_out = reading.training_documents(c)
+    with progress.stage("load", "reading the text") as stage:
+        hear = Hear(stage.tell, say)
+        documents, held_out = reading.training_documents(c, hear)
     with progress.stage("load", "reading the models") as stage:
         found = teachers.load_teachers(c, terms_of(c), mesh, stage.advance)
         source = student_source(c, found.first, stage.advance)

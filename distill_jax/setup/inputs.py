@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from distill_jax.data.tokenizer import Tokenizer
 from distill_jax.export import check_gguf
 from distill_jax.setup import data, early, reading, samples, storing, student, teachers, writing
+from distill_jax.setup.hearing import DEAF, Hear
 from distill_jax.setup.loss import Recipe, check_experts, make_recipe, terms_of
 from distill_jax.setup.models import (
     Source,
@@ -18,7 +19,6 @@ from distill_jax.setup.models import (
     student_tokenizer,
 )
 from distill_jax.setup.steps import Fit, describe_steps, fit_to_steps, with_steps
-from distill_jax.setup.storing import DEAF
 from distill_jax.setup.teachers import Teachers
 
 
@@ -77,7 +77,7 @@ def inputs_of(
     source: Source,
     documents: Sequence[reading.Chosen],
     held_out: Sequence[reading.Chosen],
-    hear: storing.Hear = DEAF,
+    hear: Hear = DEAF,
 ) -> Inputs:
     """Reads the student's tokenizer, checks all models, tokenizes the text.
 

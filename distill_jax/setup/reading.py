@@ -22,6 +22,7 @@ from distill_jax.data.sources import files_of_source
 from distill_jax.data.store_place import contents, remembered, states, store_root
 from distill_jax.seals import hash_of
 from distill_jax.setup.cleaning import cleaning_of, identity_of
+from distill_jax.setup.hearing import DEAF, Hear
 from distill_jax.setup.mixture import sources_of
 from distill_jax.setup.scanning import part_of, read, removed_of, scan, scan_again
 from distill_jax.types import UserError
@@ -59,7 +60,9 @@ class Chosen(NamedTuple):
     removed: dict[str, Removed]
 
 
-def training_documents(c: ConfigDict) -> tuple[tuple[Chosen, ...], tuple[Chosen, ...]]:
+def training_documents(
+    c: ConfigDict, hear: Hear = DEAF
+) -> tuple[tuple[Chosen, ...], tuple[Chosen, ...]]:
     """Documents to train on and to evaluate on, source by source.
 
     What is evaluated on is data.eval_source, or what is held out of each source of data.source.
@@ -78,13 +81,15 @@ def training_documents(c: ConfigDict) -> tuple[tuple[Chosen, ...], tuple[Chosen,
     again = asked(cleaning, of_training=True)
     first = {"": Limits() if again else limits}
     if eval_source:
-        train = [part for source in sources for part in _parts(c, source, first, cleaner)]
-        held = _parts(c, eval_source, {"eval_": eval_limits})
+        train = [part for source in sources for part in _parts(c, source, first, hear, cleaner)]
+        held = _parts(c, eval_source, {"eval_": eval_limits}, hear)
     else:
         both = first | {"eval_": eval_limits}
-        train, held = zip(*(_parts(c, source, both, cleaner) for source in sources), strict=True)
+        train, held = zip(
+            *(_parts(c, source, both, hear, cleaner) for source in sources), strict=True
+        )
     if again:
-        train = _without(c, train, held, cleaning, limits)
+        train = _without(c, train, held, cleaning, limits, hear)
     if c.data.template == "chat" and all(part.texts_only for part in (*train, *held)):
         raise UserError(
             "config.data.template is chat and every record is a text, which has no turns: give"
@@ -93,18 +98,18 @@ def training_documents(c: ConfigDict) -> tuple[tuple[Chosen, ...], tuple[Chosen,
     return tuple(part.chosen for part in train), tuple(part.chosen for part in held)
 
 
-def evaluation_documents(c: ConfigDict, *, own: bool) -> tuple[Chosen, ...]:
+def evaluation_documents(c: ConfigDict, hear: Hear = DEAF, *, own: bool) -> tuple[Chosen, ...]:
     """What a job that trains nothing measures: data.eval_source, or else data.source, limited.
 
     own: what a training run of this config holds out.
     """
     if own:
-        return training_documents(c)[1]
+        return training_documents(c, hear)[1]
     sources = (c.data.eval_source,) if c.data.eval_source else sources_of(c)
     if not sources:
         raise UserError("config.data.eval_source is empty: give a path or glob, or python_docs")
     _, limits = _limits(c)
-    parts = [part for source in sources for part in _parts(c, source, {"eval_": limits})]
+    parts = [part for source in sources for part in _parts(c, source, {"eval_": limits}, hear)]
     return tuple(part.chosen for part in parts)
 
 
@@ -128,7 +133,11 @@ class _Part(NamedTuple):
 
 
 def _parts(
-    c: ConfigDict, source: str, limits: dict[str, Limits], cleaner: Cleaner | None = None
+    c: ConfigDict,
+    source: str,
+    limits: dict[str, Limits],
+    hear: Hear,
+    cleaner: Cleaner | None = None,
 ) -> list[_Part]:
     """The documents of a source: all of them, or those to train on and those that are held out.
 
@@ -143,7 +152,7 @@ def _parts(
     of = lambda: [_files(c, source, root, whole=whole), _settings(c), fraction, *clean]
     found = remembered(
         _scans(root, [of(), *limits.values()]),
-        lambda: scan(c, source, fraction, [*limits.values()], cleaner),
+        lambda: scan(c, source, fraction, [*limits.values()], cleaner, hear),
     )
     border, parts = found["border"], []
     if cleaner:
@@ -169,7 +178,12 @@ def _parts(
 
 
 def _without(
-    c: ConfigDict, train: Sequence[_Part], held: Sequence[_Part], cleaning: Cleaning, limit: Limits
+    c: ConfigDict,
+    train: Sequence[_Part],
+    held: Sequence[_Part],
+    cleaning: Cleaning,
+    limit: Limits,
+    hear: Hear,
 ) -> list[_Part]:
     """The training parts of all sources without what has words of any held-out document."""
     known = functools.cache(
@@ -185,7 +199,7 @@ def _without(
         ]  # fmt: skip
         found = remembered(
             _scans(chosen.root, of()),
-            lambda part=part: scan_again(part.plain(), known(), steps, limit),
+            lambda part=part: scan_again(part.plain(), known(), steps, limit, hear),
         )
         [count], [size], [texts_only] = (found[k] for k in ("counts", "sizes", "texts_only"))
 

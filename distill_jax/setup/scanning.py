@@ -3,6 +3,7 @@
 What a scan gives is JSON, since it is remembered for files that do not change.
 """
 
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
@@ -18,6 +19,7 @@ from distill_jax.data.rows import ON_ERROR, How
 from distill_jax.data.shapes import parse_fields
 from distill_jax.data.sources import read_documents
 from distill_jax.setup.cleaning import check_left
+from distill_jax.setup.hearing import DEAF, TELL_S, Hear
 
 # Fixed: every seed of a study holds out the same documents.
 SPLIT_SEED = 0
@@ -29,6 +31,7 @@ def scan(
     fraction: float | None,
     limits: Sequence[Limits],
     cleaner: Cleaner | None,
+    hear: Hear = DEAF,
 ) -> dict[str, Any]:
     """Reads a source up to the document with which the limits of all parts are reached, if any.
 
@@ -45,17 +48,21 @@ def scan(
         places = (place_of(document, SPLIT_SEED) for document in clean(read(c, source)))
         border = border_of(places, fraction)
     with closing(read(c, source, lines.append)) as documents:
-        found = _count(clean(documents), lambda document: part_of(document, border), limits)
+        found = _count(clean(documents), lambda document: part_of(document, border), limits, hear)
     check_left(sum(found["counts"]), removed, f"of {source}")
     return {"border": border, **found, "read": lines, **_judged(stay, removed)}
 
 
 def scan_again(
-    documents: Iterable[Document], judge: Judge, asked: Iterable[str], limit: Limits
+    documents: Iterable[Document],
+    judge: Judge,
+    asked: Iterable[str],
+    limit: Limits,
+    hear: Hear = DEAF,
 ) -> dict[str, Any]:
     """The same of the training part of a source, once what is held out is known. asked: steps."""
     stay, removed = bytearray(), dict.fromkeys(asked, Removed())
-    found = _count(judged(documents, judge, stay, removed), lambda document: 0, [limit])
+    found = _count(judged(documents, judge, stay, removed), lambda document: 0, [limit], hear)
     check_left(*found["counts"], removed, "to train on")
     return found | _judged(stay, removed)
 
@@ -88,11 +95,14 @@ def how_of(c: ConfigDict) -> How:
 
 
 def _count(
-    documents: Iterator[Document], part: Callable[[Document], int], limits: Sequence[Limits]
+    documents: Iterator[Document],
+    part: Callable[[Document], int],
+    limits: Sequence[Limits],
+    hear: Hear,
 ) -> dict[str, Any]:
     counts, sizes = [0] * len(limits), [0] * len(limits)
     texts_only, full = [True] * len(limits), [False] * len(limits)
-    filled = [filled_by(some) for some in limits]
+    filled, told = [filled_by(some) for some in limits], time.monotonic()
     for document in documents:
         number = part(document)
         full[number] = filled[number](document)
@@ -102,6 +112,9 @@ def _count(
             texts_only[number] &= document.text is not None
         if all(full):
             break
+        if (now := time.monotonic()) - told > TELL_S:
+            told = now
+            hear.how_far(f"{sum(counts):,} documents, {sum(sizes) / 1e6:,.0f} MB")
     return {"counts": counts, "sizes": sizes, "texts_only": texts_only}
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -18,22 +18,12 @@ from distill_jax.data.tokenizer import Tokenizer
 from distill_jax.files import remove
 from distill_jax.report.number_formats import FORMATS, THIN
 from distill_jax.seals import hash_of
+from distill_jax.setup.hearing import DEAF, TELL_S, Hear
 from distill_jax.setup.mixture import names_of
 from distill_jax.setup.reading import Chosen
 from distill_jax.types import UserError
 
-TELL_S = 0.5  # between two words on how far it is
 LARGE = 10**8  # bytes of a store that are worth a line
-
-
-class Hear(NamedTuple):
-    """Who is told. how_far: as Stage.tell of progress.py. line: prints one."""
-
-    how_far: Callable[..., None] = lambda note, left_s=None, pace_s=None, more="": None
-    line: Callable[[str], None] = lambda text: None
-
-
-DEAF = Hear()
 
 
 class Part(NamedTuple):

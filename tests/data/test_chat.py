@@ -3,9 +3,9 @@ import transformers
 
 from distill_jax.data.chat import render_messages, render_with_spans
 from distill_jax.data.documents import Document
-from distill_jax.data.encode import tokenize_documents
 from distill_jax.data.tokenizer import save_tokenizer
 from distill_jax.types import UserError
+from tests.tokens import tokenize_documents
 
 CHATML = """\
 {% for message in messages %}

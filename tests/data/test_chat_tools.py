@@ -7,10 +7,10 @@ import transformers
 
 from distill_jax.data.chat import render_messages, render_with_spans
 from distill_jax.data.documents import Document, as_chat
-from distill_jax.data.encode import tokenize_documents
 from distill_jax.data.records import document_from_record
 from distill_jax.data.tokenizer import save_tokenizer
 from distill_jax.types import UserError
+from tests.tokens import tokenize_documents
 
 # A system prompt of its own where there is none, tools in it, calls as JSON, answers of tools as
 # turns of a user.

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 
 from distill_jax.data.documents import Document
-from distill_jax.data.encode import check_vocabulary, tokenize_documents
+from distill_jax.data.encode import check_vocabulary
 from distill_jax.types import UserError
 from tests.data.conftest import encode_text
+from tests.tokens import tokenize_documents
 
 
 def tokens_of(tokenized, document):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from distill_jax.data.documents import Document
-from distill_jax.data.encode import tokenize_documents
 from distill_jax.data.limits import CHARACTERS_PER_TOKEN, Limits, filled_by
 from distill_jax.types import UserError
+from tests.tokens import tokenize_documents
 
 PAIRS = [
     Document(f"n{i}", "x", pair=("p " * (i % 9), "c" * (i % 5))) if i % 3 else

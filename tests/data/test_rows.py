@@ -7,7 +7,6 @@ import transformers
 
 from distill_jax.data import sources
 from distill_jax.data.documents import content_hash
-from distill_jax.data.encode import tokenize_documents
 from distill_jax.data.rows import How
 from distill_jax.data.shapes import KINDS, parse_fields
 from distill_jax.data.tokenizer import save_tokenizer
@@ -15,6 +14,7 @@ from distill_jax.setup.reading import TEMPLATES
 from distill_jax.types import UserError
 from tests.data.conftest import encode_text
 from tests.data.test_chat import CHATML
+from tests.tokens import tokenize_documents
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 USER, ANSWER = {"role": "user", "content": "Hi 12"}, {"role": "assistant", "content": "Hello 34!"}

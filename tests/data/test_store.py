@@ -8,7 +8,7 @@ import pytest
 
 from distill_jax.data import store_writer
 from distill_jax.data.documents import Document, fingerprint
-from distill_jax.data.encode import encode_documents, tokenize_documents
+from distill_jax.data.encode import encode_documents
 from distill_jax.data.pack import describe, pack
 from distill_jax.data.store import (
     BLOCK,
@@ -23,6 +23,7 @@ from distill_jax.data.store import (
 from distill_jax.data.store_writer import PARTS, StoreWriter
 from distill_jax.files import sealed
 from distill_jax.types import UserError
+from tests.tokens import tokenize_documents
 
 DOCUMENTS = [
     Document(f"n{i}", f"label {i % 7}", pair=("p " * (i % 9), "c" * (i % 5))) if i % 3 else

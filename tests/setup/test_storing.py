@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from distill_jax.data import store_writer
-from distill_jax.data.encode import tokenize_documents
 from distill_jax.data.store import INDEX
 from distill_jax.data.store_place import store_root
 from distill_jax.setup import scanning, storing
+from distill_jax.setup.hearing import Hear
 from distill_jax.setup.reading import evaluation_documents
-from distill_jax.setup.storing import Hear
 from distill_jax.types import UserError
 from tests import cli
 from tests.setup.test_reading import PROMPTED, config_of, tokenized, training_documents
+from tests.tokens import tokenize_documents
 
 TOKENIZER = cli.make_tiny_tokenizer()
 
@@ -204,3 +204,28 @@ def test_how_far_it_is_has_bytes_tokens_and_time(c, monkeypatch):
     assert note.startswith("0/0 MB")
     assert (note.endswith("tokens/s"), more.endswith("MB/s")) == (True, True)
     assert left_s == 0
+
+
+def test_a_flipped_byte_ends_a_run_and_the_next_one_mends_it(world, flags, tmp_path):
+    """At the latest where the first row with it is read, here in a thread that reads ahead."""
+    mine = (*flags, f"--config.data.store={tmp_path / 'store'}", "--config.steps=30")
+    first = cli.run(f"--workdir={tmp_path / 'a'}", *mine)
+    assert first.returncode == 0, first.stderr
+    for index in (tmp_path / "store").glob(f"*/{INDEX}"):
+        tokens = index.with_name("tokens")
+        data = bytearray(tokens.read_bytes())
+        data[len(data) // 2] ^= 1
+        tokens.write_bytes(data)
+    harmed = cli.run(f"--workdir={tmp_path / 'b'}", *mine)
+    assert harmed.returncode == 2
+    assert [line for line in harmed.stderr.split("\n") if "error" in line] == [
+        line for line in harmed.stderr.split("\n") if "has changed on disk since it was" in line
+    ]
+    for _ in range(2):  # one store after the other
+        again = cli.run(f"--workdir={tmp_path / 'b'}", *mine)
+    assert again.returncode == 0, again.stderr
+    batches = [
+        [line["train/batch"] for line in cli.metrics(tmp_path / name) if "train/batch" in line]
+        for name in ("a", "b")
+    ]
+    assert batches[0] == batches[1]
