@@ -13,7 +13,6 @@ from distill_jax.models.storage import flatten
 from distill_jax.models.transformer import second_input
 
 TWO = ["llama-untied", "gemma3_text-linear"]
-DOWN = ("down_proj", "dense_4h_to_h", "c_proj")  # the last matrix of an oracle's block
 TIGHT = {"rtol": 1e-5, "atol": 1e-4}  # of hidden states with numbers up to about 30
 
 
@@ -120,7 +119,8 @@ def test_layers_and_neurons_are_those_of_transformers(case, checkpoint, whole):
     base = case.oracle.base_model
     layers = base.h if hasattr(base, "h") else base.layers
     dense = [] if checkpoint.config.experts else layers
-    downs = [next(getattr(o.mlp, n) for n in DOWN if hasattr(o.mlp, n)) for o in dense]
+    matrices = [[m for m in layer.mlp.modules() if hasattr(m, "weight")] for layer in dense]
+    downs = [of_block[-1] for of_block in matrices]
     hooks = [down.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for down in downs]
     with torch.no_grad():
         oracle = case.oracle(torch.tensor(tokens_BT), output_hidden_states=True)

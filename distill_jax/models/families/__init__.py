@@ -24,6 +24,7 @@ from distill_jax.models.families.qwen2 import QWEN2
 from distill_jax.models.families.qwen3 import QWEN3
 from distill_jax.models.families.qwen3_moe import QWEN3_MOE
 from distill_jax.models.families.smollm3 import SMOLLM3
+from distill_jax.models.families.starcoder2 import STARCODER2
 from distill_jax.models.family import Family
 from distill_jax.types import UserError
 
@@ -68,4 +69,5 @@ FAMILIES = {
     "olmo2": OLMO2,
     "phi3": PHI3,
     "smollm3": SMOLLM3,
+    "starcoder2": STARCODER2,
 }
