@@ -74,7 +74,7 @@ def test_mistral_with_a_window_on_some_blocks(case, checkpoint, by, tmp_path):
 
 @pytest.mark.parametrize("dtype", BITS)
 @pytest.mark.parametrize("shard", ["1KB", "20KB", "1GB"])
-@pytest.mark.parametrize("case", ["llama-untied", "gemma3_text-tied"], indirect=True)
+@pytest.mark.parametrize("case", ["llama-untied", "gemma3_text-tied", "phi3-tied"], indirect=True)
 def test_weights_come_back_bit_equal(case, dtype, shard, tmp_path):
     source, target = tmp_path / "source", tmp_path / "target"
     oracle = transformers.AutoModelForCausalLM.from_pretrained(
