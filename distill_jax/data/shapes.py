@@ -193,6 +193,9 @@ def _nothing(
         if found:
             says = f"{found[0]!r} without {missing!r} among the fields {fields}"
             return Unclear(says, f"add the field {missing!r}")
+    if inner := next((name for name, value in present.items() if is_turns(value)), None):
+        says = f"no record, but a list of them in {inner!r}"
+        return Unclear(says, "write that list as one array, or one record per line")
     return Unclear(
         f"no value for 'text', 'prompt' + 'completion' or 'messages' among the fields {fields}",
         "give the fields that hold the text these names",

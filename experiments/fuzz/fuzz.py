@@ -50,7 +50,10 @@ def targets(place: Path) -> dict[str, tuple[Path, object]]:
     file = seeds.write_gguf(place / "model.gguf")
     read = lambda path: fingerprint(list(read_all([path])))
     found = {
-        **{name: (texts[name], lambda name=name: read(texts[name])) for name in seeds.RECORDS},
+        **{
+            name: (texts[name], lambda name=name: read(texts[name]))
+            for name in (*seeds.RECORDS, "json", "csv", "gz")
+        },
         "prompts": (texts["jsonl"], lambda: read_prompts([f"@{texts['jsonl']}"])),
         "config": (model / "config.json", lambda: huggingface.read(model, dtype=None)),
         "index": (sharded / seeds.INDEX, lambda: huggingface.read(sharded, dtype=None)),
@@ -61,6 +64,7 @@ def targets(place: Path) -> dict[str, tuple[Path, object]]:
         "gguf": (file, lambda: gguf_models.read(file, dtype=None)),
         "gguf tokenizer": (file, lambda: read_gguf_tokenizer(file)),
         "parquet": (texts["parquet"], lambda: read(texts["parquet"])),
+        "arrow": (texts["arrow"], lambda: read(texts["arrow"])),
         "text": (texts["txt"], lambda: read(texts["txt"])),
     }
     return found
@@ -129,7 +133,7 @@ class Findings:
         if not data:
             return
         name = names[data[0] % len(names)]
-        if name == "parquet" and data[0] % 4:  # each costs a process
+        if name in ("parquet", "arrow") and data[0] % 4:  # each costs a process
             name = "jsonl"
         path, read = self.targets[name]
         content = mutated(self.seeds[name], data[1:])

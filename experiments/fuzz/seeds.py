@@ -1,5 +1,6 @@
 """Small valid files of every kind that is read, from which mutations start."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -125,4 +126,11 @@ def write_texts(directory: Path) -> dict[str, Path]:
     files["txt"].write_text("the quick fox\nthe lazy dog\n")
     table = pa.Table.from_pylist([{"text": f"the fox {i}", "label": "a"} for i in range(20)])
     pq.write_table(table, files["parquet"], compression="zstd", write_page_checksum=True)
+    files |= {kind: directory / f"data.{kind}" for kind in ("json", "csv", "arrow")}
+    files["json"].write_text(json.dumps([RECORDS["pairs"]] * 3, indent=1))
+    files["csv"].write_text('text,label\n"the ""quick"", fox",a\nthe lazy dog,b\n')
+    with pa.ipc.new_stream(files["arrow"], table.schema) as stream:
+        stream.write_table(table)
+    files["gz"] = directory / "data.jsonl.gz"
+    files["gz"].write_bytes(gzip.compress(files["jsonl"].read_bytes(), mtime=0))
     return files

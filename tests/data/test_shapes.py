@@ -89,6 +89,7 @@ def test_where_several_fields_may_be_a_part_the_choice_is_named(record, choices)
         ({"prompt": "a"}, "'prompt' without 'completion'", "add the field 'completion'"),
         ({"completion": "a"}, "'completion' without 'prompt'", "add the field 'prompt'"),
         ({"id": 1}, "among the fields ['id']", "give the fields"),
+        ({"data": [{"text": "a"}], "version": 1}, "a list of them in 'data'", "write that list"),
         ({"turns": [{"speaker": "a", "text": "b"}]}, "in 'turns'", "rename 'speaker' to 'role'"),
     ],
 )

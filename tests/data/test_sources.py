@@ -322,6 +322,16 @@ def test_hub_reads_the_files_of_a_split(address, form, texts):
 
 
 @pytest.mark.usefixtures("hub_cache")
+def test_other_records_of_the_hub_are_read_where_there_are_no_tables_or_lines():
+    data = next(Path(huggingface_hub.constants.HF_HUB_CACHE).glob("*/snapshots/*/data"))
+    for name in ("train-00000-of-00001.parquet", "test.jsonl"):
+        (data / name).unlink()
+    (data / "test.json").write_text('[{"text": "a"}]')
+    (data / "test.jsonl.gz").write_bytes(gzip.compress(b'{"text": "b"}'))
+    assert [d.text for d in read_documents("hub:org/name:test")] == ["more", "a", "b"]
+
+
+@pytest.mark.usefixtures("hub_cache")
 def test_a_hub_data_set_without_files_of_the_format_is_one_line():
     with pytest.raises(UserError, match=r"has no file with the suffix .txt"):
         read_documents("hub:org/name", "text")
