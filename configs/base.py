@@ -71,13 +71,15 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.model.block_tokens = 256  # [1 to 1e9] tokens whose logits exist at a time, per device
 
     c.data = ConfigDict()  # the text and its batches
-    # path or glob of records or texts | tfds:name | hub:name | python_docs; or several, as a tuple
+    # path, directory or glob of records or texts | tfds:name | hub:name | python_docs; or several
+    # of these, as a tuple
     c.data.source = FieldReference("", field_type=object)
     # [1e-6 to 1e6] rows of each source of a tuple, divided by their sum; empty: as many as it has
     c.data.weights = ()
     # held-out text, given in the same way; empty: see data.held_out_fraction
     c.data.eval_source = ""
-    c.data.format = ""  # of the files of both: text | jsonl | parquet; empty: by their suffix
+    # of the files of both: text | jsonl | json | csv | tsv | parquet | arrow; empty: by suffixes
+    c.data.format = ""
     # directory of the tokenised text; empty: distill_jax/tokens in the user's cache directory
     c.data.store = ""
     # which fields of a record make a document; empty: seen by their names. Parts as PART=FIELD,...:

@@ -14,6 +14,7 @@ from distill_jax.types import UserError
 MOST_JSON = 2**25  # bytes of one JSON text: a whole file, or a line of one
 DEEPEST = 100  # arrays and objects within each other
 
+_DECODER = json.JSONDecoder()
 _KINDS = {
     "a directory": stat.S_ISDIR,
     "a FIFO": stat.S_ISFIFO,
@@ -58,6 +59,24 @@ def parse_json(text: str | bytes, where: str, remedy: str, most: int = MOST_JSON
     else:
         return value
     raise UserError(f"{where}: not JSON ({reason}): {remedy}")
+
+
+def parse_json_at(text: str, start: int) -> tuple[Any, int]:
+    """The value of the JSON text that begins at a place of another text, and where it ends.
+
+    Raises ValueError with one line as parse_json does, also where the text ends too early.
+    """
+    try:
+        value, end = _DECODER.raw_decode(text, start)
+    except json.JSONDecodeError as error:
+        raise ValueError(error.msg) from None
+    except RecursionError:
+        raise ValueError(f"it is nested deeper than {DEEPEST}") from None
+    except ValueError as error:
+        raise ValueError(str(error).split(";")[0]) from None
+    if text.count("[", start, end) + text.count("{", start, end) > DEEPEST:
+        _check_depth(value)
+    return value, end
 
 
 def read_json_object(

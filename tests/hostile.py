@@ -4,6 +4,7 @@
 file at a path; and whether it must be refused (True), must be read (False), or may be either.
 """
 
+import gzip
 import io
 import json
 import os
@@ -81,7 +82,7 @@ def text_lines():
         "a line of 40 MB": lambda path: path.write_bytes(b'{"text": "' + b"a" * 40_000_000),
         "a line of lists": '{"x": [' + "[]," * 1_000_000 + "[]]}",
         "a line of numbers": '{"x": [' + "0," * 1_000_000 + "0]}",
-        "an array": '[{"text": "a"}]',
+        "an array": Case('[{"text": "a"}]', False),
         "no object": '"a"\n',
         "no known field": '{"a": 1}',
         "a thousand fields": json.dumps({f"f{i}": i for i in range(1000)}),
@@ -95,6 +96,11 @@ def text_lines():
         "long arguments": Case(turn(tool_calls=[{"name": "f", "arguments": "9" * 10_000}]), False),
         "a label that is a list": Case('{"text": "a", "label": [1]}', None),
         "compressed": b"\x1f\x8b\x08\0" * 9,
+        "400 MB of new lines": gzip.compress(b"\n" * 400_000_000, 1),
+        "a packed line of 200 MB": gzip.compress(b'{"text": "' + b"a" * 200_000_000, 1),
+        "packed twice": gzip.compress(gzip.compress(b'{"text": "a"}')),
+        "a window of 2 GB": b"\x28\xb5\x2f\xfd\x00\xa8" + b"\x01\x00\x00" * 9,
+        "a block of zstd that is no block": b"\x28\xb5\x2f\xfd" + b"\xff" * 99,
         "parquet by content": b"PAR1" * 9,
     }
     for name, value in WRONG.items():
@@ -108,6 +114,58 @@ def text_lines():
                 None,
             )
     return cases
+
+
+def arrays():
+    """json."""
+    record = lambda value: json.dumps({"text": value})
+    return {
+        "100,000 brackets": deep(100_000),
+        "100,000 open objects": "[" + '{"a":' * 100_000,
+        "200 levels beside the text": f'[{{"text": "a", "x": {deep(200)}}}]',
+        "10,000 digits": f'[{{"text": "a", "x": {"7" * 10_000}}}]',
+        "10,000 digits of a record": "[" + "7" * 10_000,
+        "a record of 40 MB": lambda path: path.write_bytes(b'[{"text": "' + b"a" * 40_000_000),
+        "a record of lists": '[{"x": [' + "[]," * 1_000_000 + "[]]}]",
+        "40 MB of spaces": lambda path: path.write_bytes(b"[" + b" " * 40_000_000 + b"1]"),
+        "40 MB of commas": lambda path: path.write_bytes(b"[" + b"," * 40_000_000),
+        "no end": f"[{record('a')},",
+        "no commas": f"[{record('a')} {record('b')}]",
+        "two arrays": f"[{record('a')}][{record('b')}]",
+        "arrays in an array": f"[[{record('a')}]]",
+        "an object of records": '{"data": [{"text": "a"}]}',
+        "a packed array of 200 MB": gzip.compress(b"[" + b" " * 200_000_000, 1),
+        "surrogate": '[{"text": "\\ud800"}]',
+        "half a character": b'[{"text": "\xe2\x82',
+        "NUL": b'[{"text": "a\0"}]',
+        "only NUL": b"\0" * 4096,
+        "UTF-16": '[{"text": "a"}]'.encode("utf-16"),
+        "empty": "",
+        "spaces": Case(f" [ {record('a')} , {record('b')} ] ", False),
+    }
+
+
+def csv_tables():
+    """csv."""
+    return {
+        "a cell without an end": lambda path: path.write_text('text\n"' + "a\n" * 20_000_000),
+        "a row without an end": lambda path: path.write_text("text\n" + '"a\n",' * 8_000_000),
+        "40 MB of commas": lambda path: path.write_text("text\n" + "," * 40_000_000),
+        "a header of 20 MB": lambda path: path.write_text("ab," * 7_000_000 + "text\na"),
+        "a header of quotes": lambda path: path.write_text('"' + "a\n" * 20_000_000),
+        "a packed cell of 200 MB": gzip.compress(b'text\n"' + b"a" * 200_000_000, 1),
+        "100,000 empty rows": "text\n" + "\n" * 100_000,
+        "NUL": b"text\na\0b\n",
+        "UTF-16": "text\na\n".encode("utf-16"),
+        "not UTF-8": b"text\n\xff\n",
+        "no header": "a dog\na cat\n",
+        "a header alone": "text\n",
+        "empty": "",
+        "only carriage returns": Case("text\ra\rb\r", None),
+        "quotes": 'text\n"a""\n',
+        "a formula": Case("text\n=HYPERLINK(1)\n", False),
+        "U+2028": Case("text\na\u2028b\n", False),
+    }
 
 
 def parquet(table, **options):
@@ -187,6 +245,63 @@ def tables():
     }
     for part in range(1, 12):
         cases[f"{part} of 12 parts"] = good[: len(good) * part // 12]
+    return cases
+
+
+def arrow(table, file=False, **options):
+    sink = io.BytesIO()
+    table = table if isinstance(table, pa.Table) else pa.table(table)
+    options = pa.ipc.IpcWriteOptions(**options)
+    with (pa.ipc.new_file if file else pa.ipc.new_stream)(
+        sink, table.schema, options=options
+    ) as to:
+        to.write_table(table)
+    return sink.getvalue()
+
+
+def offsets(*numbers):
+    """A stream with a column of texts whose offsets lie."""
+    good = arrow({"text": ["abc"[:i] for i in range(1, len(numbers))]})
+    true = np.cumsum([0, *range(1, len(numbers))]).astype(np.int32).tobytes()
+    assert good.count(true) == 1
+    return good.replace(true, np.array(numbers, np.int32).tobytes())
+
+
+def arrow_files():
+    """arrow."""
+    plain = {"text": [f"the fox {i}" for i in range(2000)]}
+    good, whole = arrow(plain), arrow(plain, file=True)
+    huge = bytearray(good)
+    at = huge.index(b"\xff\xff\xff\xff", 8)
+    huge[at + 4 : at + 8] = struct.pack("<i", 2**31 - 1)
+    cases = {
+        "empty": b"", "the mark": b"ARROW1", "two marks": b"ARROW1\0\0" * 2,
+        "a footer of 2**31": b"ARROW1\0\0" + b"\xff\xff\xff\x7fARROW1",
+        "a message of 2**31": bytes(huge),
+        "no rows": arrow({"text": pa.array([], pa.string())}),
+        "offsets beyond the data": offsets(0, 1, 10**6, 10**6),
+        "offsets that fall": offsets(0, 5, 2, 3),
+        "negative offsets": offsets(-5, 3, 4, 5),
+        "10 million nulls": arrow({"text": pa.nulls(10_000_000)}),
+        "a text of 400 MB in zstd": lambda path: path.write_bytes(
+            arrow({"text": ["a" * 400_000_000]}, compression="zstd")
+        ),
+        "10 million rows in zstd": arrow({"text": repeated("a", 10_000_000)}, compression="zstd"),
+        "views of a text": arrow({"text": pa.array(["a" * 10**6], pa.string_view())}),
+        "a column of runs": arrow(
+            {"text": pa.RunEndEncodedArray.from_arrays(pa.array([10**9], pa.int64()), ["a"])}
+        ),
+        "3,000 columns": arrow({f"c{i}": [1] for i in range(3000)}),
+        "text that is no UTF-8": arrow(
+            {"text": pa.array([b"a\xffb"], pa.binary()).view(pa.string())}
+        ),
+        "texts of a dictionary": Case(arrow({"text": repeated("a", 5)}), False),
+        "parquet by content": b"PAR1" * 9,
+        "packed": gzip.compress(good),
+    }  # fmt: skip
+    for part in range(1, 12, 4):
+        cases[f"{part} of 12 parts of a stream"] = Case(good[: len(good) * part // 12], None)
+        cases[f"{part} of 12 parts of a file"] = whole[: len(whole) * part // 12]
     return cases
 
 
@@ -439,6 +554,7 @@ NO_FILES = {
     "a socket": a_socket,
 }  # fmt: skip
 CORPUS = {
-    "jsonl": text_lines, "parquet": tables, "config": configs, "index": indexes,
+    "jsonl": text_lines, "json": arrays, "csv": csv_tables, "parquet": tables, "arrow": arrow_files,
+    "config": configs, "index": indexes,
     "safetensors": weights, "gguf": gguf_files,
 }  # fmt: skip

@@ -57,9 +57,9 @@ def empty(world, tmp_path):
     return [f"--config.data.source={tmp_path / 'empty.jsonl'}"], "no document"
 
 
-def array(world, tmp_path):
-    (tmp_path / "a.json").write_text('[{"instruction": "a", "output": "b"}]')
-    return [f"--config.data.source={tmp_path / 'a.json'}"], "is one JSON array"
+def mixed(world, tmp_path):
+    (tmp_path / "a.json").write_text('[{"instruction": "a", "output": "b"},\n{"text": 1}]')
+    return [f"--config.data.source={tmp_path / 'a.json'}"], "a.json:2: a record of text"
 
 
 MISTAKES = {
@@ -83,8 +83,8 @@ MISTAKES = {
     "batch not divisible": lambda w, t: (["--config.data.microbatches=3"], "multiple of 3"),
     "mesh too large": lambda w, t: (["--config.mesh.fsdp=2", "--config.mesh.data=1"], "1 device"),
     "empty data": empty,
-    "an array of records": array,
-    "unknown format": lambda w, t: (["--config.data.format=json"], "did you mean jsonl"),
+    "records of two shapes": mixed,
+    "unknown format": lambda w, t: (["--config.data.format=jsnl"], "did you mean jsonl"),
     "rows longer than positions": lambda w, t: (["--config.data.seq_len=100"], "at most 64"),
     "jsd at its end": lambda w, t: (
         ["--config.terms.jsd.weight=1", "--config.terms.jsd.beta=0."], "forward_kl"

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from distill_jax.data.directories import files_of
 from distill_jax.data.documents import fingerprint
-from distill_jax.data.files import files_of, read_all
+from distill_jax.data.files import read_all
 from distill_jax.data.gguf_tokenizer import read_gguf_tokenizer
 from distill_jax.data.prompts import read_prompts
 from distill_jax.data.tokenizer import make_tokenizer
@@ -139,7 +140,9 @@ def test_a_gguf_file_cut_or_with_other_values_is_refused_in_one_line(tmp_path, t
             assert outcome(read, path, tokenizer, name), name
 
 
-EXPECTED_FILES = ("config", "index", "safetensors", "gguf", "jsonl", "parquet", "prompts")
+EXPECTED_FILES = (
+    "config", "index", "safetensors", "gguf", "jsonl", "json", "csv", "parquet", "arrow", "prompts",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", EXPECTED_FILES)

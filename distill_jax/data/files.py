@@ -1,17 +1,22 @@
-"""Documents from files: records in jsonl and parquet, one document per text file."""
+"""Documents from files: records of every format, one document per text file."""
 
-import glob
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from distill_jax.data.compressed import open_bytes, plain_name
+from distill_jax.data.csv_rows import read_csv_rows
+from distill_jax.data.directories import files_of
 from distill_jax.data.documents import Document
 from distill_jax.data.formats import format_of, not_text, unreadable
-from distill_jax.data.parquet import read_rows
+from distill_jax.data.json_rows import read_json_rows
 from distill_jax.data.rows import AS_NAMED, How, Row, Tell, documents_of, ignore, texts_of
+from distill_jax.data.tables import read_rows
 from distill_jax.data.turns import without_nulls
 from distill_jax.types import UserError
-from distill_jax.untrusted import MOST_JSON, check_file, parse_json
+from distill_jax.untrusted import MOST_JSON, parse_json
 
+_MOST_EMPTY = 2**22  # lines of a file
+_MOST_UNPACKED = 2**26  # bytes of a text that is packed
 # Columns that make a document, in the order in which records are tried, and those beside them.
 _CONTENTS = (("messages",), ("prompt", "completion"), ("text",))
 _MORE = ("tools", "label", "domain")
@@ -27,19 +32,7 @@ def read_files(
     Raises UserError if nothing matches, if the format of any file is not known, before the first
     is read, or if a file cannot be read.
     """
-    yield from read_all(files_of(pattern), form, how, tell)
-
-
-def files_of(pattern: str) -> list[Path]:
-    """The file, or every file that the glob matches. Raises UserError where there is none."""
-    paths = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))
-    files = [Path(path) for path in paths if Path(path).is_file()]
-    if not files:
-        if paths and not Path(pattern).is_dir():
-            check_file(Path(paths[0]))  # says what it is
-        what = "is a directory" if Path(pattern).is_dir() else "matches no file"
-        raise UserError(f"{pattern!r} {what}: give a file or a glob such as 'texts/*.jsonl'")
-    return files
+    yield from read_all(files_of(pattern, form), form, how, tell)
 
 
 def read_all(
@@ -50,17 +43,21 @@ def read_all(
     for path, name in zip(files, formats, strict=True):
         documents = texts_of if name == "text" else documents_of
         try:
-            yield from documents(READERS[name](path, how), path.stem, how, tell)
+            yield from documents(READERS[name](path, how), plain_name(path).stem, how, tell)
         except OSError as error:
             raise unreadable(path, error) from error
 
 
 def _read_jsonl(path: Path, _: How) -> Iterator[Row]:
-    with open(path, "rb") as file:
+    empty = 0
+    with open_bytes(path) as file:
         # Split at \n only: other line separators are legal inside a JSON string.
         lines = iter(lambda: file.readline(MOST_JSON + 1), b"")
         for number, line in enumerate(lines, start=1):
             if not line.strip(b"\xef\xbb\xbf \t\r\n"):
+                empty += 1
+                if empty > _MOST_EMPTY:
+                    raise UserError(f"{path}: more than {_MOST_EMPTY:,} empty lines: remove them")
                 continue
             where = f"{path}:{number}"
             error = not_text(line, where) if len(line) <= MOST_JSON else None
@@ -74,8 +71,9 @@ def _read_jsonl(path: Path, _: How) -> Iterator[Row]:
             yield Row(where, None if error else record, error)
 
 
-def _read_parquet(path: Path, how: How) -> Iterator[Row]:
-    for number, record in enumerate(read_rows(path, *_columns(how)), start=1):
+def _read_table(path: Path, how: How, kind: str) -> Iterator[Row]:
+    rows = read_rows(path, *_columns(how), kind=kind)
+    for number, record in enumerate(rows, start=1):
         record = {name: without_nulls(value) for name, value in record.items()}
         yield Row(f"{path}:{number}", record)
 
@@ -92,11 +90,20 @@ def _columns(how: How) -> tuple[Sequence[Sequence[str]], Sequence[str]]:
 
 
 def _read_text(path: Path, _: How) -> Iterator[Row]:
-    content = path.read_bytes()
+    with open_bytes(path, _MOST_UNPACKED) as file:
+        content = file.read()
     error = not_text(content, str(path))
     if content:
         text = None if error else {"text": content.decode("utf-8-sig")}
         yield Row(str(path), text, error)
 
 
-READERS = {"text": _read_text, "jsonl": _read_jsonl, "parquet": _read_parquet}
+READERS = {
+    "text": _read_text,
+    "jsonl": _read_jsonl,
+    "json": lambda path, _: read_json_rows(path),
+    "csv": lambda path, _: read_csv_rows(path, ","),
+    "tsv": lambda path, _: read_csv_rows(path, "\t"),
+    "parquet": lambda path, how: _read_table(path, how, "parquet"),
+    "arrow": lambda path, how: _read_table(path, how, "arrow"),
+}

@@ -117,26 +117,22 @@ def check_share(reads: Sequence[Read], source: str) -> None:
         )
 
 
-def line(source: str, reads: Sequence[Read]) -> str:
-    """One line about what was read of a source: how many records, as what, and how many not.
+def line(reads: Sequence[Read]) -> str:
+    """What was read of a source, in a line: how many records, as what, and how many were not.
 
-    >>> line("a.jsonl", [Read("text: text", 1200)])
-    'a.jsonl: 1,200 records read as text: text'
+    >>> line([Read("text: text", 1200)])
+    '1,200 records read as text: text'
     """
     titles = list(dict.fromkeys(read.title for read in reads))
     count = lambda name: sum(read.records for read in reads if read.title == name)
     parts = [f"{count(name):,} records read as {name}" for name in titles[:_PLACES]]
     if len(titles) > _PLACES:
         parts.append(f"{len(titles) - _PLACES} other shapes")
-    files = f" ({len(reads):,} files)" if len(reads) > 1 else ""
-    bad = sum(read.bad for read in reads)
-    if not bad:
-        return f"{source}{files}: {'; '.join(parts)}"
-    places = [place for read in reads for place in read.places][:_PLACES]
-    return (
-        f"{source}{files}: {'; '.join(parts)}; {bad:,} left out as bad:"
-        f" {' | '.join(place[:200] for place in places)}"
-    )
+    files = f"{len(reads):,} files, " if len(reads) > 1 else ""
+    if bad := sum(read.bad for read in reads):
+        places = [place[:200] for read in reads for place in read.places][:_PLACES]
+        parts.append(f"{bad:,} left out as bad: {' | '.join(places)}")
+    return files + "; ".join(parts)
 
 
 def _decided(rows: Iterator[Row], how: How) -> tuple[list[Row], Shape | None, str]:

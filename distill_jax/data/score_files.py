@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distill_jax.data.parquet import read_rows
+from distill_jax.data.tables import read_rows
 from distill_jax.types import UserError
 from distill_jax.untrusted import MOST_JSON, check_file, parse_json
 from distill_jax.words import first_line

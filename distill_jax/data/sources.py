@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from distill_jax.data.compressed import SUFFIXES
+from distill_jax.data.directories import files_of, left_out
 from distill_jax.data.documents import Document
-from distill_jax.data.files import files_of, read_all, read_files
-from distill_jax.data.formats import FORMATS, OF_SUFFIX, format_of
+from distill_jax.data.files import read_all, read_files
+from distill_jax.data.formats import FORMATS, TABLES, format_of, is_metadata
 from distill_jax.data.python_docs import python_docs_files, read_python_docs
 from distill_jax.data.rows import AS_NAMED, How, Read, Row, Tell, check_share, documents_of, line
 from distill_jax.types import UserError
@@ -33,10 +35,11 @@ def read_documents(
     `python_docs`                        the documentation of the running Python
     `tfds:name[:split][@directory]`      a TensorFlow dataset stored as ArrayRecord; the split is
                                          "train" unless given, the directory TFDS_DATA_DIR
-    `hub:owner/name[:split][@revision]`  jsonl and parquet files of a Hugging Face dataset, or
-                                         those of `form`: the files whose path has the split as a
-                                         word ("train" unless given)
-    anything else                        a path or a glob: jsonl, parquet, or one document per file
+    `hub:owner/name[:split][@revision]`  jsonl and parquet files of a Hugging Face dataset, or else
+                                         its other records, or those of `form`: the files whose
+                                         path has the split as a word ("train" unless given)
+    anything else                        a path, a directory or a glob: records, or one document per
+                                         file
 
     Raises UserError if the source does not exist, is malformed, holds no document, or has more bad
     records than may be left out.
@@ -48,12 +51,14 @@ def read_documents(
         yield from read(of, form, how, reads.append)
     except GeneratorExit:  # no more are wanted; of few records no share can be told
         if reads:
-            tell(line(source, reads))
+            tell(line(reads))
         raise
     check_share(reads, source)
     if not reads:
         raise UserError(f"data source {source!r} holds no document: check that it is not empty")
-    tell(line(source, reads))
+    left = [] if known else left_out(source, form)
+    more = f" and {len(left) - 5:,} more" if len(left) > 5 else ""
+    tell(line(reads) + (f"; files not read: {', '.join(left[:5])}{more}" if left else ""))
 
 
 def files_of_source(source: str, form: str = "") -> list[Path]:
@@ -63,7 +68,7 @@ def files_of_source(source: str, form: str = "") -> list[Path]:
     """
     kind, _, address = source.partition(":")
     known = SOURCES.get(kind)
-    found = files_of(source) if known is None else known.files(address, form)
+    found = files_of(source, form) if known is None else known.files(address, form)
     inside = lambda path: sorted(p for p in path.rglob("*") if p.is_file())
     return [file for path in found for file in (inside(path) if path.is_dir() else [path])]
 
@@ -71,7 +76,7 @@ def files_of_source(source: str, form: str = "") -> list[Path]:
 def check_source(source: str, form: str = "") -> None:
     """Raises UserError for files that are not there, or of no known format; reads their heads."""
     if source.partition(":")[0] not in SOURCES:
-        for path in files_of(source):
+        for path in files_of(source, form):
             format_of(path, form)
 
 
@@ -165,25 +170,29 @@ def _files_hub(address: str, form: str) -> list[Path]:
     name, split, revision = match.groups()
     import huggingface_hub  # here, because few runs need it
 
-    suffixes = _hub_suffixes(form)
-    try:
-        folder = huggingface_hub.snapshot_download(
-            name,
-            repo_type="dataset",
-            revision=revision,
-            allow_patterns=[f"*{suffix}" for suffix in suffixes],
-        )
-    except (OSError, ValueError) as error:
-        reason = first_line(error)
+    groups = _hub_suffixes(form)
+    for suffixes in groups:
+        try:
+            folder = huggingface_hub.snapshot_download(
+                name,
+                repo_type="dataset",
+                revision=revision,
+                allow_patterns=[f"*{suffix}" for suffix in suffixes],
+            )
+        except (OSError, ValueError) as error:
+            reason = first_line(error)
+            raise UserError(
+                f"'hub:{address}': {reason}: check the name, the network and the access token"
+            ) from error
+        root = Path(folder)
+        found = sorted(path for path in root.rglob("*") if path.name.endswith(suffixes))
+        if files := [path.relative_to(root) for path in found if not is_metadata(path)]:
+            break
+    else:
+        shown = ", ".join(suffix for suffixes in groups for suffix in suffixes)
         raise UserError(
-            f"'hub:{address}': {reason}: check the name, the network and the access token"
-        ) from error
-    root = Path(folder)
-    files = sorted(path.relative_to(root) for path in root.rglob("*") if path.suffix in suffixes)
-    if not files:
-        raise UserError(
-            f"'hub:{address}' has no file with the suffix {', '.join(suffixes)}: use a data set"
-            " that has, or say by config.data.format what its files are"
+            f"'hub:{address}' has no file with the suffix {shown}: use a data set that has, or say"
+            " by config.data.format what its files are"
         )
     chosen = [file for file in files if (split or "train") in re.split(r"[^a-z0-9]+", str(file))]
     if split and not chosen:
@@ -194,11 +203,24 @@ def _files_hub(address: str, form: str) -> list[Path]:
     return [root / file for file in chosen or files]
 
 
-def _hub_suffixes(form: str) -> tuple[str, ...]:
-    """Those of the files to download. Text only where asked for: every data set has a README.md."""
-    if not form:
-        return tuple(suffix for suffix, name in OF_SUFFIX.items() if name != "text")
-    return {"jsonl": (*FORMATS["jsonl"], ".json"), "text": (".txt",)}.get(form, FORMATS[form])
+def _hub_suffixes(form: str) -> list[tuple[str, ...]]:
+    """Those of the files to download, or else of others, since many data sets have both.
+
+    Text only where asked for: every data set has a README.md.
+    """
+    packed = lambda names: tuple(
+        suffix + more
+        for name in names
+        if name not in TABLES
+        for suffix in FORMATS[name]
+        for more in SUFFIXES
+    )
+    if form:
+        plain = {"jsonl": (*FORMATS["jsonl"], ".json"), "text": (".txt",)}.get(form, FORMATS[form])
+        return [plain, packed([form])] if packed([form]) else [plain]
+    others = [name for name in FORMATS if name not in ("text", "jsonl", "parquet")]
+    more = tuple(suffix for name in others for suffix in FORMATS[name])
+    return [FORMATS["jsonl"] + FORMATS["parquet"], more + packed(["jsonl", *others])]
 
 
 class Source(NamedTuple):

@@ -170,7 +170,7 @@ def _parts(
             [of(), number, limit, c.data.template]
         )
         key = f"config.data.{name}max_tokens"
-        lines = (*found["read"],) if number == 0 else ()
+        lines = tuple(f"{source}: {line}" for line in found["read"]) if number == 0 else ()
         removed = removed_of(found) if number == 0 else {}
         of_part = (count, size, limit.tokens, key, identity, root, lines, removed)
         parts.append(_Part(Chosen(source, _templated(c, plain), *of_part), texts_only, plain))
