@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
-from distill_jax.losses.terms import CROSS_ENTROPY, Term
+from distill_jax.losses.terms import CROSS_ENTROPY, Term, of_tokens
 from distill_jax.types import Array, Mean, Recent
 
 WINDOW = 64  # updates that tell what is usual, W
@@ -26,7 +26,7 @@ LEAST = 0.1  # nats per token; below it, a loss is rounding, or the student as g
 def no_updates(terms: tuple[Term, ...]) -> Recent:
     """The window before the first update. No two arrays share a buffer."""
     empty = lambda: jnp.zeros(WINDOW, jnp.float32)
-    return Recent(jnp.int32(0), empty(), {metric_of(term): empty() for term in terms})
+    return Recent(jnp.int32(0), empty(), {metric_of(term): empty() for term in of_tokens(terms)})
 
 
 def metric_of(term: Term) -> str:
@@ -47,9 +47,9 @@ def is_spike(
     """
     if not factor:
         return jnp.bool_(False)
-    weights = [jnp.asarray(term.weight, jnp.float32) for term in terms]
+    weights = [jnp.asarray(term.weight, jnp.float32) for term in of_tokens(terms)]
     whole = jnp.maximum(sum(weights), 1e-9)
-    names = [metric_of(term) for term in terms]
+    names = [metric_of(term) for term in of_tokens(terms)]
     weigh = lambda values: sum(w * values[n] for w, n in zip(weights, names, strict=True)) / whole
     loss, losses_W = weigh(_values(means)), weigh(recent.means_W)
     known_W = jnp.arange(WINDOW) < recent.made
