@@ -40,6 +40,10 @@ class ModelConfig:
     pre_norms         a norm on the input of each half
     post_norms        a norm on the output of each half, before the residual sum
     residual_scale    factor of what each half adds to the residual stream
+    attention_sinks   each head may attend to nothing, with a score that is a parameter
+    swiglu_limit      of experts: gate and up are clamped, and up + 1 multiplies the gate; None:
+                      a plain gate
+    swiglu_alpha      of a clamped gate x: x sigmoid(alpha x)
     attention_scale   factor of the scores; None: head_width ** -0.5
     init_std          standard deviation of a random initialization
     """
@@ -80,6 +84,9 @@ class ModelConfig:
     post_norms: bool = False
     residual_scale: float = 1.0
     embedding_scale: float = 1.0
+    attention_sinks: bool = False
+    swiglu_limit: float | None = None
+    swiglu_alpha: float = 1.702
     attention_scale: float | None = None
     attention_softcap: float | None = None
     final_softcap: float | None = None

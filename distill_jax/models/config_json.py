@@ -27,6 +27,14 @@ _SCALING_KEYS = {
     "high_freq_factor": "high_frequency_factor",
     "original_max_position_embeddings": "original_positions",
 }
+_YARN_KEYS = {
+    "factor": "factor",
+    "original_max_position_embeddings": "original_positions",
+    "beta_fast": "fast_turns",
+    "beta_slow": "slow_turns",
+    "truncate": "truncate",
+    "attention_factor": "attention_factor",
+}
 
 
 def required(raw: dict, name: str):
@@ -117,6 +125,32 @@ def _write_longrope(config):
     }
 
 
+def read_yarn(raw: dict, *, theta: float) -> tuple[float, RopeScaling | None]:
+    """As read_rope of all layers, of a family that has YaRN too.
+
+    Absent entries are what transformers takes them to be (2309.00071, section 3.4).
+    """
+    parameters = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if (parameters.get("rope_type") or parameters.get("type")) != "yarn":
+        return read_rope(raw, layer_type="full_attention", theta=theta)
+    for name in ("mscale", "mscale_all_dim"):
+        if parameters.get(name):
+            raise UserError(
+                f"config.json asks for {name}={str(parameters[name])[:60]} of a rope type 'yarn',"
+                " which is not supported: use a checkpoint without it"
+            )
+    theta = float(parameters.get("rope_theta") or raw.get("rope_theta") or theta)
+    if theta <= 1:
+        raise UserError(f"config.json has rope_theta={theta:g}, not more than 1: restore the file")
+    factor = float(required(parameters, "factor"))
+    usual = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
+    values = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True, "attention_factor": usual}
+    values |= without_null({name: parameters.get(name) for name in _YARN_KEYS})
+    return theta, RopeScaling(
+        "yarn", **{ours: required(values, name) for name, ours in _YARN_KEYS.items()}
+    )
+
+
 def read_rotary_width(raw: dict, head_width: int, *, share: float) -> int:
     """Coordinates of a head that turn; `share` of it where `rope_parameters` do not say."""
     parameters = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
@@ -134,7 +168,8 @@ def write_rope_scaling(scaling: RopeScaling | None) -> dict | None:
     """The `rope_scaling` entry of a config.json."""
     if scaling is None:
         return None
-    values = {name: getattr(scaling, ours) for name, ours in _SCALING_KEYS.items()}
+    keys = _YARN_KEYS if scaling.kind == "yarn" else _SCALING_KEYS
+    values = {name: getattr(scaling, ours) for name, ours in keys.items()}
     return {"rope_type": scaling.kind, **{k: v for k, v in values.items() if v is not None}}
 
 

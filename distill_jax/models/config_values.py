@@ -42,6 +42,8 @@ NUMBERS = {
     "attention_multiplier": (0, 1e9),
     "residual_multiplier": (0, 1e9),
     "logits_scaling": (0, 1e9),
+    "swiglu_limit": (0, 1e9),
+    "swiglu_alpha": (0, 1e9),
 }
 FLAGS = (
     "tie_word_embeddings",
@@ -57,6 +59,8 @@ OF_ROPE = {
     "factor": (0, 1e6),
     "low_freq_factor": (0, 1e6),
     "high_freq_factor": (0, 1e6),
+    "beta_fast": (0, 1e6),
+    "beta_slow": (0, 1e6),
     "original_max_position_embeddings": (0, 2**31 - 1),
     "attention_factor": (0, 1e6),
 }
@@ -110,6 +114,8 @@ def _check_rope(name: str, value: Any) -> None:
                 raise _wrong(key, given[key], "a list of numbers")
             for factor in given[key]:
                 _check_number(key, factor, OF_ROPE["factor"])
+        if not isinstance(given.get("truncate", True), bool):
+            raise _wrong("truncate", given["truncate"], "true or false")
         for key in ("rope_type", "type"):
             if not isinstance(given.get(key, ""), str):
                 raise _wrong(key, given[key], "a text")

@@ -189,10 +189,17 @@ def _of_experts(config, h_BTD, chosen_BTk, weight_BTk, matrices, *, first):
     rows_cD = _permuted(copies, order_c, back_c)
     gate_cF = product(rows_cD, matrices.gate_EDF, matrices.gate_bias_EF)
     up_cF = product(rows_cD, matrices.up_EDF, matrices.up_bias_EF)
-    active_cF = ACTIVATIONS[config.activation](gate_cF) * up_cF
-    y_cD = product(active_cF, matrices.down_EFD, matrices.down_bias_ED)
+    y_cD = product(_gated(gate_cF, up_cF, config), matrices.down_EFD, matrices.down_bias_ED)
     y_cD = _permuted(y_cD, back_c, order_c)
     return jnp.sum((y_cD * weight_BTk.reshape(-1, 1)).reshape(*h_BTD.shape[:2], k, -1), axis=2)
+
+
+def _gated(gate, up, config):
+    if config.swiglu_limit is None:
+        return ACTIVATIONS[config.activation](gate) * up
+    gate = jnp.minimum(gate, config.swiglu_limit)
+    up = jnp.clip(up, -config.swiglu_limit, config.swiglu_limit)
+    return gate * jax.nn.sigmoid(config.swiglu_alpha * gate) * (up + 1)
 
 
 @jax.custom_vjp

@@ -3,6 +3,7 @@
 R is how many coordinates of a head turn, from the first on: mostly all of its H. h is R/2.
 """
 
+import math
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -22,6 +23,9 @@ class RopeScaling:
     kind "longrope" (2402.13753): the frequency of the i-th pair is divided by short_factors[i], or
     by long_factors[i] in a text of more than original_positions; cosines and sines are multiplied
     by attention_factor.
+    kind "yarn" (2309.00071): as llama3, but interpolated along the index of the pair instead of
+    the frequency, between the pairs that turn `fast_turns` and `slow_turns` times in the
+    pretraining context, rounded outwards where `truncate` says so; attention_factor as above.
     """
 
     kind: str
@@ -32,6 +36,9 @@ class RopeScaling:
     short_factors: tuple[float, ...] = ()
     long_factors: tuple[float, ...] = ()
     attention_factor: float = 1.0
+    fast_turns: float | None = None
+    slow_turns: float | None = None
+    truncate: bool | None = None
 
     @property
     def short_texts(self) -> int | None:
@@ -51,14 +58,14 @@ def inverse_frequencies(
     frequencies = np.float32(1.0) / np.float32(theta) ** exponents
     if scaling is None:
         return frequencies
-    return SCALINGS[scaling.kind](frequencies, scaling, long).astype(np.float32)
+    return SCALINGS[scaling.kind](frequencies, theta, scaling, long).astype(np.float32)
 
 
-def _linear(frequencies, scaling, long):
+def _linear(frequencies, theta, scaling, long):
     return frequencies / np.float32(scaling.factor)
 
 
-def _llama3(frequencies, scaling, long):
+def _llama3(frequencies, theta, scaling, long):
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
     turns = scaling.original_positions * frequencies / np.float32(2 * np.pi)
     # 0 for fewer than `low` turns in the pretraining context, 1 for more than `high`
@@ -66,9 +73,25 @@ def _llama3(frequencies, scaling, long):
     return (1.0 - keep) * frequencies / scaling.factor + keep * frequencies
 
 
-def _longrope(frequencies, scaling, long):
+def _longrope(frequencies, theta, scaling, long):
     factors = scaling.long_factors if long else scaling.short_factors
     return frequencies / np.array(factors, np.float32)
+
+
+def _yarn(frequencies, theta, scaling, long):
+    pairs = len(frequencies)
+
+    def pair_of(turns):
+        """The index, not whole, of the pair that turns so often in the pretraining context."""
+        return pairs * math.log(scaling.original_positions / (turns * 2 * math.pi), theta)
+
+    low, high = pair_of(scaling.fast_turns), pair_of(scaling.slow_turns)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, 2 * pairs - 1)
+    ramp = (np.arange(pairs, dtype=np.float32) - low) / ((high - low) or 0.001)
+    ramp = np.clip(ramp, 0.0, 1.0).astype(np.float32)
+    return frequencies / np.float32(scaling.factor) * ramp + frequencies * (1 - ramp)
 
 
 def rotary_tables(
@@ -101,4 +124,4 @@ def rotate(x_BTNH: Array, cos_BTh: Array, sin_BTh: Array) -> Array:
     return jnp.concatenate(turned, axis=-1).astype(x_BTNH.dtype)
 
 
-SCALINGS = {"linear": _linear, "llama3": _llama3, "longrope": _longrope}
+SCALINGS = {"linear": _linear, "llama3": _llama3, "longrope": _longrope, "yarn": _yarn}

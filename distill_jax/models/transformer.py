@@ -38,6 +38,7 @@ class Attention(nnx.Module):
         self.query_bias = vector(config.qkv_bias, query_width, dtype)
         self.key_bias = vector(config.qkv_bias, kv_width, dtype)
         self.value_bias = vector(config.qkv_bias, kv_width, dtype)
+        self.sink_bias = vector(config.attention_sinks, config.heads, dtype)
         self.output_bias = vector(config.output_bias, config.width, dtype)
         self.query_norm = self._heads_norm(config.heads, dtype)
         self.key_norm = self._heads_norm(config.kv_heads, dtype)
@@ -78,6 +79,7 @@ class Attention(nnx.Module):
             view.mask_BTS,
             scale=self.config.head_width**-0.5 if scale is None else scale,
             softcap=self.config.attention_softcap,
+            sink_N=None if self.sink_bias is None else self.sink_bias[...],
         )
         return mixed_BTNH.reshape(*mixed_BTNH.shape[:2], -1)
 

@@ -14,6 +14,7 @@ from distill_jax.models.families.gemma2 import GEMMA2
 from distill_jax.models.families.gemma3 import GEMMA3
 from distill_jax.models.families.gpt2 import GPT2
 from distill_jax.models.families.gpt_neox import GPT_NEOX
+from distill_jax.models.families.gpt_oss import GPT_OSS
 from distill_jax.models.families.granite import GRANITE
 from distill_jax.models.families.llama import LLAMA
 from distill_jax.models.families.mistral import MISTRAL
@@ -60,6 +61,7 @@ FAMILIES = {
     "qwen3": QWEN3,
     "mixtral": MIXTRAL,
     "qwen3_moe": QWEN3_MOE,
+    "gpt_oss": GPT_OSS,
     "gemma": GEMMA,
     "gemma2": GEMMA2,
     "gemma3_text": GEMMA3,
