@@ -124,24 +124,18 @@ def _stored(chosen: Chosen, tokenizer: Tokenizer, hear: Hear) -> Store:
 
 def _write(chosen: Chosen, tokenizer: Tokenizer, directory: Path, hear: Hear) -> None:
     writer = StoreWriter(directory, token_type(tokenizer.vocab_size))
-    counts, began = writer.counts, time.monotonic()
-    before = done = counts["documents"]
-    if before:
+    counts = writer.counts
+    if before := counts["documents"]:
         hear.line(f"tokenising goes on after {before:,} of {chosen.count:,} documents")
     left = chosen.max_tokens - counts["predicted"] if chosen.max_tokens else 0
-    told, size, tokens = began, 0, counts["tokens"]
     documents = chosen.documents()
-    skipped = sum(map(size_of, itertools.islice(documents, before)))
+    pace = _Pace(chosen, hear, sum(map(size_of, itertools.islice(documents, before))))
     try:
         if left or not chosen.max_tokens:
             for one in encode_documents(documents, tokenizer, max_tokens=left):
                 writer.add(one)
-                size += size_of(one.document)
-                if (now := time.monotonic()) - told > TELL_S:
-                    told = now
-                    _tell(hear, chosen, skipped, size, counts, tokens, now - began)
-        done = counts["documents"]
-        if done < chosen.count and not chosen.max_tokens:
+                pace.add(size_of(one.document), counts)
+        if counts["documents"] < chosen.count and not chosen.max_tokens:
             raise UserError("the text has become shorter while it was read: run again")
         writer.finish()
     finally:
@@ -155,25 +149,39 @@ def _write(chosen: Chosen, tokenizer: Tokenizer, directory: Path, hear: Hear) ->
         )
 
 
-def _tell(
-    hear: Hear,
-    chosen: Chosen,
-    skipped: int,
-    size: int,
-    counts: dict[str, int],
-    tokens: int,
-    seconds: float,
-) -> None:
-    """How far it is, by the bytes of the text, or by its tokens where there is a limit of them."""
-    more = f"{size / seconds / 1e6:,.1f} MB/s"
-    rate = (counts["tokens"] - tokens) / seconds
-    if chosen.max_tokens:
-        done, total = counts["predicted"], chosen.max_tokens
-        note, left_s = f"{done:,}/{total:,} tokens", (total - done) / max(rate, 1e-9)
-    else:
-        note = f"{(skipped + size) / 1e6:,.0f}/{chosen.size / 1e6:,.0f} MB"
-        left_s = (chosen.size - skipped - size) / (size / seconds)
-    hear.how_far(f"{note}  {rate:,.0f} tokens/s", left_s, None, more)
+class _Pace:
+    """Tells how far the writing is: by the bytes of the text, or by tokens if these have a limit.
+
+    Documents come in batches, so speeds are those since the first document of the first one.
+    """
+
+    def __init__(self, chosen: Chosen, hear: Hear, size: int):
+        self._chosen, self._hear, self._size = chosen, hear, size
+        self._began: tuple[float, int, int] | None = None
+        self._told = 0.0
+
+    def add(self, size: int, counts: dict[str, int]) -> None:
+        """One more document. counts: of all that is written."""
+        now, self._size = time.monotonic(), self._size + size
+        if self._began is None:
+            self._began, self._told = (now, self._size, counts["tokens"]), now
+        elif now - self._told > TELL_S:
+            self._told = now
+            self._tell(now, counts)
+
+    def _tell(self, now: float, counts: dict[str, int]) -> None:
+        began, size, tokens = self._began
+        speed = (self._size - size) / (now - began)
+        rate = (counts["tokens"] - tokens) / (now - began)
+        if self._chosen.max_tokens:
+            done, total, pace = counts["predicted"], self._chosen.max_tokens, rate
+            note = f"{done:,}/{total:,} tokens"
+        else:
+            done, total, pace = self._size, self._chosen.size, speed
+            note = f"{done / 1e6:,.0f}/{total / 1e6:,.0f} MB"
+        left_s = (total - done) / pace if pace else None
+        more = f"{speed / 1e6:,.1f} MB/s"
+        self._hear.how_far(f"{note}  {rate:,.0f} tokens/s", left_s, None, more)
 
 
 def _bytes(size: int) -> str:

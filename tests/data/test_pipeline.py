@@ -145,9 +145,9 @@ def test_a_loader_left_early_leaves_no_thread(rows):
 SIZES = (7, 40, 3)
 
 
-def mixture(weights):
+def mixture(weights, sizes=SIZES):
     parts = []
-    for i, size in enumerate(SIZES):
+    for i, size in enumerate(sizes):
         offsets = np.arange(0, 10 * size + 1, 10)
         tokens = np.arange(offsets[-1], dtype=np.uint32) + 1000 * i
         text = Tokenized(
@@ -201,3 +201,10 @@ def test_a_mixture_is_a_function_of_seed_and_step(weights):
     assert (whole[0].tokens_BT != train(rows, 0, 1, seed=1)[0].tokens_BT).any()
     seen = {row for step in range(12) for row in whole[step].document_BT[:, 0].tolist()}
     assert len(train_rows(rows, 12, batch_size=4, seed=0)) == len(seen)
+
+
+def test_sources_of_one_size_have_orders_of_their_own():
+    rows = mixture((1, 1, 1), sizes=(9, 9, 9))
+    every = concatenated(train(rows, 0, 27, batch_size=1)).tokens_BT[:, 0]
+    orders = {tuple(every[every // 1000 == i] % 1000) for i in range(3)}
+    assert len(orders) == 3

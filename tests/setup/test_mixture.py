@@ -2,13 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
 
+from distill_jax.setup.data import packed, tokens_by_source
 from distill_jax.setup.mixture import names_of, sources_of
 from distill_jax.setup.reading import training_documents
 from distill_jax.setup.storing import tokenized
 from distill_jax.types import UserError
-from tests import cli
+from tests import cli, tiny
 from tests.setup.test_reading import config_of
 
 
@@ -65,6 +67,18 @@ def test_an_empty_source_is_named(files, tmp_path, extra):
     c = config_of((files[0], str(tmp_path / "empty.jsonl")))
     with pytest.raises(UserError, match=r"empty.jsonl' holds no document"):
         training_documents(c)
+
+
+def test_tokens_are_counted_by_the_documents_of_each_source(files):
+    text = tokenized(training_documents(config_of(tuple(files)))[0], cli.make_tiny_tokenizer(), 300)
+    part = packed(config_of(tuple(files)), text, seed=0)
+    first = text.parts[0].documents
+    batch = tiny.batch()._replace(
+        document_BT=np.array([[0, first - 1, first, first, first + 1, -1]]),
+        weight_BT=np.array([[1, 1, 1, 0, 1, 0]]),
+    )
+    assert tokens_by_source(part, batch) == {"a.jsonl": 2, "b.jsonl": 2}
+    assert tokens_by_source(part._replace(parts=part.parts[:1]), batch) == {}
 
 
 def run(world, directory, files, *more):
