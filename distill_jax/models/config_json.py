@@ -159,9 +159,13 @@ def read_rotary_width(raw: dict, head_width: int, *, share: float) -> int:
 
 def rotary_share(config: ModelConfig) -> float:
     """The share of a head that turns, such that rounding down gives back the whole number."""
-    share = config.turned_width / config.head_width
-    exact = int(config.head_width * share) == config.turned_width
-    return share if exact else math.nextafter(share, 1.0)
+    return share_of(config.turned_width, config.head_width)
+
+
+def share_of(turned: int, head_width: int) -> float:
+    """The same of the coordinates that turn."""
+    share = turned / head_width
+    return share if int(head_width * share) == turned else math.nextafter(share, 1.0)
 
 
 def write_rope_scaling(scaling: RopeScaling | None) -> dict | None:

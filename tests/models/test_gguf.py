@@ -3,6 +3,7 @@
 What `write_gguf` knows of conventions is llama.cpp's, written down here once more.
 """
 
+import re
 from dataclasses import replace
 
 import gguf
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.numpy import load_file
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from distill_jax.models import gguf as reading
@@ -24,9 +26,15 @@ from distill_jax.types import UserError
 # Architectures whose query and key rows are stored in pairs.
 INTERLEAVED = ("llama", "granite", "smollm3")
 OFFSET_NORMS = ("gemma", "gemma2", "gemma3")  # architectures whose norms are stored with 1 added
+LAYER_NORM = ("gpt2", "gptneox")
 OPTIONAL = {  # attributes of a config, and the writer's methods for them
     "attn_logit_softcapping": "add_attn_logit_softcapping",
     "final_logit_softcapping": "add_final_logit_softcapping",
+    "attention_multiplier": "add_attention_scale",
+    "embedding_multiplier": "add_embedding_scale",
+    "residual_multiplier": "add_residual_scale",
+    "logits_scaling": "add_logit_scale",
+    "use_parallel_residual": "add_parallel_residual",
 }
 FLOAT = gguf.GGMLQuantizationType.F32
 GGUF_CASES = {
@@ -51,33 +59,69 @@ def interleave(array, heads):
     return halves.swapaxes(1, 2).reshape(array.shape)
 
 
+def stored_by_transformers(oracle, tmp_path):
+    """The arrays of its checkpoint, with the parts of experts stacked under a common name."""
+    oracle.save_pretrained(tmp_path)
+    arrays, parts = {}, {}
+    for name, array in load_file(tmp_path / "model.safetensors").items():
+        common = re.sub(r"experts\.\d+\.", "experts.", name)
+        if common == name:
+            arrays[name] = array
+        else:
+            parts.setdefault(common, []).append((int(re.search(r"experts\.(\d+)", name)[1]), array))
+    return arrays | {
+        name: np.stack([a for _, a in sorted(of, key=lambda one: one[0])])
+        for name, of in parts.items()
+    }
+
+
+def first_of(config, *names):
+    return next(
+        (value for name in names if (value := getattr(config, name, None)) is not None), None
+    )
+
+
 def write_gguf(path, oracle, architecture, *, kind=FLOAT, without=(), **metadata):
     """What a converter writes: the package's own tensor names, this family's conventions."""
     config = oracle.config
+    heads, width = config.num_attention_heads, config.hidden_size
+    head_width = width // heads
+    if architecture not in LAYER_NORM:
+        head_width = getattr(config, "head_dim", None) or head_width
     writer = gguf.GGUFWriter(path, architecture)
     entries = {
         "block_count": config.num_hidden_layers,
         "context_length": config.max_position_embeddings,
-        "embedding_length": config.hidden_size,
-        "feed_forward_length": config.intermediate_size,
-        "attention.head_count": config.num_attention_heads,
-        "attention.head_count_kv": config.num_key_value_heads,
-        "attention.key_length": config.head_dim,
-        "rope.dimension_count": config.head_dim,
+        "embedding_length": width,
+        "feed_forward_length": 4 * width if architecture == "gpt2" else config.intermediate_size,
+        "attention.head_count": heads,
+        "attention.head_count_kv": first_of(config, "num_key_value_heads"),
+        "attention.key_length": head_width,
+        "rope.dimension_count": turned(config, head_width),
+        "expert_feed_forward_length": first_of(config, "moe_intermediate_size"),
     }
+    if hasattr(config, "num_experts_per_tok"):
+        experts = first_of(config, "num_local_experts", "num_experts")
+        entries |= {"expert_count": experts, "expert_used_count": config.num_experts_per_tok}
     for key, value in entries.items():
-        if key not in without:
+        if key not in without and value is not None:
             writer.add_uint32(f"{architecture}.{key}", value)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    rope = config.rope_parameters.get("full_attention", config.rope_parameters)
-    writer.add_rope_freq_base(rope["rope_theta"])
+    if architecture in LAYER_NORM:
+        writer.add_layer_norm_eps(first_of(config, "layer_norm_eps", "layer_norm_epsilon"))
+    else:
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    rope = getattr(config, "rope_parameters", None) or {"rope_type": "none", "rope_theta": None}
+    rope = rope.get("full_attention", rope)
+    if rope["rope_theta"] is not None:
+        writer.add_rope_freq_base(rope["rope_theta"])
     if rope["rope_type"] == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
     if getattr(config, "sliding_window", None):
         writer.add_sliding_window(config.sliding_window)
-        local = [kind == "sliding_attention" for kind in config.layer_types]
-        writer.add_sliding_window_pattern(local)
+        if getattr(config, "layer_types", None):
+            local = [kind == "sliding_attention" for kind in config.layer_types]
+            writer.add_sliding_window_pattern(local)
     for name, method in OPTIONAL.items():
         if getattr(config, name, None) is not None:
             getattr(writer, method)(getattr(config, name))
@@ -87,22 +131,27 @@ def write_gguf(path, oracle, architecture, *, kind=FLOAT, without=(), **metadata
     writer.add_eos_token_id(2)
     arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    for name, tensor in oracle.state_dict().items():
-        array = tensor.float().numpy()
+    rotated = {"q_proj": heads, "k_proj": first_of(config, "num_key_value_heads")}
+    for name, array in stored_by_transformers(oracle, path.parent).items():
+        array = np.asarray(array, np.float32)
         stem, suffix = name.rsplit(".", 1)
         last = stem.rsplit(".", 1)[-1]
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        if architecture in INTERLEAVED and last in heads:
-            array = interleave(array, heads[last])
+        if architecture in INTERLEAVED and last in rotated:
+            array = interleave(array, rotated[last])
         if architecture in OFFSET_NORMS and last.endswith("norm"):
             array = array + 1
+        if last == "query_key_value":  # of GPT-NeoX: head by head
+            parts = array.reshape(heads, 3, head_width, *array.shape[1:])
+            array = np.concatenate([parts[:, i].reshape(width, *array.shape[1:]) for i in range(3)])
+        if last in ("c_attn", "c_proj", "c_fc") and array.ndim == 2:
+            array = array.T
         stored = names.get_name(stem) + "." + suffix
         if stored in without:
             continue
         if array.ndim == 1 or kind is FLOAT:
-            writer.add_tensor(stored, array)
+            writer.add_tensor(stored, np.ascontiguousarray(array))
         else:
             writer.add_tensor(stored, gguf.quantize(array, kind), raw_dtype=kind)
     if rope["rope_type"] == "llama3":
@@ -114,6 +163,12 @@ def write_gguf(path, oracle, architecture, *, kind=FLOAT, without=(), **metadata
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def turned(config, head_width):
+    """How many coordinates of a head turn with the position; None where none do."""
+    rope = getattr(config, "rope_parameters", None)
+    return rope and int((rope.get("partial_rotary_factor") or 1.0) * head_width)
 
 
 @pytest.mark.parametrize("name", GGUF_CASES)
@@ -132,7 +187,8 @@ def test_the_same_model_as_from_safetensors(name, by, tmp_path):
             np.testing.assert_array_equal(leaf, wanted)
     logits_BTV = by.us(read, by.tokens_BT)
     np.testing.assert_allclose(logits_BTV, by.oracle(oracle, by.tokens_BT), atol=1e-4)
-    assert read.config.norm_eps == oracle.config.rms_norm_eps
+    names = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon")
+    assert read.config.norm_eps == first_of(oracle.config, *names)
 
 
 def tensors_of(path):
@@ -162,7 +218,9 @@ def test_what_is_written_is_what_a_converter_writes_and_reads_back(name, by, tmp
     for tensor, array in arrays.items():
         rounded = 1e-6 if tensor == "rope_freqs.weight" else 0  # theirs are a quotient in float64
         np.testing.assert_allclose(array, theirs[tensor], rtol=rounded, err_msg=tensor)
-    for key in said.keys() & metadata.keys() - {"GGUF.kv_count"}:
+    # Of a block without experts, which there is none of.
+    unused = {"GGUF.kv_count", "qwen3moe.feed_forward_length"}
+    for key in said.keys() & metadata.keys() - unused:
         assert metadata[key] == said[key], key
     again = reading.read(path, dtype=None)
     assert again.config == replace(checkpoint.config, init_std=again.config.init_std)

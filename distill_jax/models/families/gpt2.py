@@ -1,7 +1,7 @@
 """GPT-2: LayerNorm with biases, no gate, learned positions; matrices lie as [in, out] in files."""
 
 from distill_jax.models.config_json import read_common, required, without_null
-from distill_jax.models.family import TIED_AND_UNTIED, Family, Weight
+from distill_jax.models.family import TIED_AND_UNTIED, Family, Gguf, Weight
 
 # Names in config.json, and those of most families.
 _SIZES = {
@@ -93,6 +93,15 @@ _WEIGHTS = {
     "blocks/feed_forward/down_bias": _block("mlp.c_proj", "ffn_down", "bias"),
 }
 
+_GGUF_KEYS = {
+    "block_count": "n_layer",
+    "context_length": "n_positions",
+    "embedding_length": "n_embd",
+    "feed_forward_length": "n_inner",
+    "attention.head_count": "n_head",
+    "attention.layer_norm_epsilon": "layer_norm_epsilon",
+}
+
 GPT2 = Family(
     models="GPT-2, DistilGPT-2",
     from_hf=_from_hf,
@@ -108,5 +117,11 @@ GPT2 = Family(
         "activation_function": "hidden_act",
         "scale_attn_weights": "attention_bias",
     },
+    gguf=Gguf(
+        "gpt2",
+        keys=_GGUF_KEYS,
+        swapped="blocks/(attention|feed_forward)/(query|key|value|output|up|down)",
+        lacks=lambda config: "unscaled scores" if config.attention_scale else "",
+    ),
     variants={**TIED_AND_UNTIED, "unscaled": {"scale_attn_weights": False, "n_inner": 48}},
 )

@@ -1,14 +1,17 @@
 """GPT-NeoX: Pythia. LayerNorm with biases, no gate, halves in parallel, part of a head turns."""
 
+import numpy as np
+
 from distill_jax.models.config_json import (
     read_common,
     read_rotary_width,
     required,
     rotary_share,
+    share_of,
     without_null,
     write_common,
 )
-from distill_jax.models.family import TIED_AND_UNTIED, Family, Weight
+from distill_jax.models.family import TIED_AND_UNTIED, Family, Gguf, Weight
 
 # The defaults of transformers for absent keys.
 _DEFAULTS = {
@@ -102,6 +105,36 @@ _LINEAR_ROPE = {
     "partial_rotary_factor": 0.25,
 }
 
+_GGUF_KEYS = {
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.layer_norm_epsilon": "layer_norm_eps",
+}
+
+
+def _gguf_entries(metadata, raw):
+    """Of a head, `rope.dimension_count` coordinates turn."""
+    head = raw["hidden_size"] // raw["num_attention_heads"]
+    return {"rotary_pct": share_of(metadata.get("rope.dimension_count", head), head)}
+
+
+def _gguf_order(path, config):
+    """Files hold all queries, all keys and all values, one after the other."""
+    if path not in ("blocks/attention/query", "blocks/attention/query_bias"):
+        return None
+    rows = np.arange(3 * config.heads * config.head_width)
+    return rows.reshape(config.heads, 3, config.head_width).swapaxes(0, 1).reshape(-1)
+
+
+def _lacks(config):
+    if config.tied:
+        return "the embedding as output matrix"
+    return "" if config.qkv_bias else "projections without biases"
+
+
 GPT_NEOX = Family(
     models="Pythia, GPT-NeoX-20B",
     from_hf=_from_hf,
@@ -116,6 +149,21 @@ GPT_NEOX = Family(
         "rotary_pct": "partial_rotary_factor",
         "use_parallel_residual": "attention_bias",
     },
+    gguf=Gguf(
+        "gptneox",
+        keys=_GGUF_KEYS,
+        more_keys={
+            "use_parallel_residual": "use_parallel_residual",
+            "rope.freq_base": "rotary_emb_base",
+        },
+        entries=_gguf_entries,
+        order=_gguf_order,
+        lacks=_lacks,
+        variants={
+            "untied": {"head_dim": None, "rotary_pct": 0.5, **TIED_AND_UNTIED["untied"]},
+            "sequential": {"head_dim": None, "use_parallel_residual": False, "rotary_pct": 0.25},
+        },
+    ),
     variants={
         name: {"head_dim": None, "rotary_pct": 0.5, **entries}
         for name, entries in {

@@ -1,7 +1,8 @@
 """Granite 3: Llama with factors on the embedding, the scores, the residual sums and the logits."""
 
 from distill_jax.models.config_json import read_common, without_null, write_common
-from distill_jax.models.family import TIED_AND_UNTIED, Family
+from distill_jax.models.families.llama import interleaved
+from distill_jax.models.family import TIED_AND_UNTIED, Family, Gguf
 
 # The defaults of transformers for absent keys.
 _DEFAULTS = {
@@ -49,10 +50,30 @@ _FACTORS = {
     "logits_scaling": 0.7,
 }
 
+_GGUF_KEYS = {
+    "embedding_scale": "embedding_multiplier",
+    "attention.scale": "attention_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
+}
+
+
+def _gguf_entries(metadata, raw):
+    """Scores are scaled as usual where the file does not say how."""
+    return {"attention_multiplier": metadata.get("attention.scale") or raw["head_dim"] ** -0.5}
+
+
 GRANITE = Family(
     models="Granite 3",
     from_hf=_from_hf,
     to_hf=_to_hf,
+    gguf=Gguf(
+        "granite",
+        more_keys=_GGUF_KEYS,
+        entries=_gguf_entries,
+        order=interleaved,
+        variants={name: {**_FACTORS, **entries} for name, entries in TIED_AND_UNTIED.items()},
+    ),
     variants={
         **{name: {**_FACTORS, **entries} for name, entries in TIED_AND_UNTIED.items()},
         "plain": {"attention_multiplier": 0.25},

@@ -71,6 +71,7 @@ LLAMA = Family(
         "llama",
         entries=_gguf_entries,
         order=interleaved,
+        is_own=lambda metadata: not metadata.get("expert_count"),  # else Mixtral
         variants={**TIED_AND_UNTIED, "bias": _BIAS, "rope3": _REAL_LLAMA3_ROPE},
     ),
     variants={

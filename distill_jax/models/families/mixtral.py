@@ -1,6 +1,7 @@
 """Mixtral: Mistral with experts in the place of the feed-forward half (2401.04088)."""
 
 from distill_jax.models.config_json import read_common, read_experts, required, write_common
+from distill_jax.models.families.llama import LLAMA
 from distill_jax.models.family import DEFAULT_WEIGHTS, TIED_AND_UNTIED, Family, block_weight
 
 
@@ -42,6 +43,11 @@ MIXTRAL = Family(
         "blocks/feed_forward/expert_up": block_weight(f"{_PART}.w3", "ffn_up_exps"),
         "blocks/feed_forward/expert_down": block_weight(f"{_PART}.w2", "ffn_down_exps"),
     },
+    gguf=LLAMA.gguf._replace(
+        more_keys={"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"},
+        is_own=lambda metadata: metadata.get("expert_count", 0) > 0,
+        variants=TIED_AND_UNTIED,
+    ),
     variants={
         **TIED_AND_UNTIED,
         "window": {"sliding_window": 5, "num_local_experts": 3, "num_experts_per_tok": 1},

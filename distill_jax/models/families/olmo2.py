@@ -1,7 +1,7 @@
 """OLMo 2: norms after each half alone, and over all queries and all keys of a position."""
 
 from distill_jax.models.config_json import read_common, write_common
-from distill_jax.models.family import DEFAULT_WEIGHTS, TIED_AND_UNTIED, Family, block_weight
+from distill_jax.models.family import DEFAULT_WEIGHTS, TIED_AND_UNTIED, Family, Gguf, block_weight
 
 
 def _from_hf(raw):
@@ -26,6 +26,14 @@ def _to_hf(config):
     )
 
 
+def _lacks(config):
+    if config.heads * config.head_width != config.width:
+        return "heads of another width in all than the model"
+    return (
+        "biases" if config.output_bias else "the embedding as output matrix" if config.tied else ""
+    )
+
+
 OLMO2 = Family(
     models="OLMo 2",
     from_hf=_from_hf,
@@ -39,5 +47,10 @@ OLMO2 = Family(
             "post_feedforward_layernorm", "post_ffw_norm"
         ),
     },
+    gguf=Gguf(
+        "olmo2",
+        lacks=_lacks,
+        variants={"untied": {**TIED_AND_UNTIED["untied"], "head_dim": 8}},
+    ),
     variants={**TIED_AND_UNTIED, "bias": {"attention_bias": True}},
 )

@@ -5,9 +5,10 @@ from distill_jax.models.config_json import (
     read_rotary_width,
     required,
     rotary_share,
+    share_of,
     write_common,
 )
-from distill_jax.models.family import DEFAULT_WEIGHTS, TIED_AND_UNTIED, Family, block_weight
+from distill_jax.models.family import DEFAULT_WEIGHTS, TIED_AND_UNTIED, Family, Gguf, block_weight
 
 _LONG = ("su", "yarn")  # other names of longrope in files of this family
 
@@ -61,6 +62,22 @@ def _longrope(pairs, original):
     }
 
 
+def _gguf_entries(metadata, raw):
+    """A window of 0 is none; of a head, `rope.dimension_count` coordinates turn."""
+    head = metadata.get("attention.key_length")
+    head = head or raw["hidden_size"] // raw["num_attention_heads"]
+    return {
+        "head_dim": head,
+        "partial_rotary_factor": share_of(metadata.get("rope.dimension_count", head), head),
+        "sliding_window": metadata.get("attention.sliding_window") or None,
+    }
+
+
+def _lacks(config):
+    same = config.heads * config.head_width == config.width
+    return "" if same else "heads of another width in all than the model"
+
+
 PHI3 = Family(
     models="Phi-3, Phi-3.5, Phi-4",
     from_hf=_from_hf,
@@ -73,6 +90,20 @@ PHI3 = Family(
         "blocks/feed_forward/gate": _GATE_UP,
         "blocks/feed_forward/up": _GATE_UP,
     },
+    gguf=Gguf(
+        "phi3",
+        more_keys={"attention.sliding_window": "sliding_window"},
+        entries=_gguf_entries,
+        lacks=_lacks,
+        variants={
+            name: {"head_dim": 8, **entries}
+            for name, entries in {
+                **TIED_AND_UNTIED,
+                "window": {"sliding_window": 5},
+                "partial": {"partial_rotary_factor": 0.75},
+            }.items()
+        },
+    ),
     variants={
         **TIED_AND_UNTIED,
         "long": _longrope(3, 10),

@@ -4,7 +4,7 @@ Which blocks have experts is up to config.json; here it is all of them, or none.
 """
 
 from distill_jax.models.config_json import read_common, read_experts, required, write_common
-from distill_jax.models.family import DEFAULT_WEIGHTS, TIED_AND_UNTIED, Family, block_weight
+from distill_jax.models.family import DEFAULT_WEIGHTS, TIED_AND_UNTIED, Family, Gguf, block_weight
 from distill_jax.types import UserError
 
 
@@ -61,6 +61,17 @@ def _to_hf(config):
 _PART = "mlp.experts.{expert}"
 _SMALL = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
 
+_GGUF_KEYS = {
+    "expert_count": "num_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
+}
+
+
+def _lacks(config):
+    return "biases" if config.output_bias else "" if config.experts else "blocks without experts"
+
+
 QWEN3_MOE = Family(
     models="Qwen3-30B-A3B",
     from_hf=_from_hf,
@@ -72,6 +83,16 @@ QWEN3_MOE = Family(
         "blocks/feed_forward/expert_up": block_weight(f"{_PART}.up_proj", "ffn_up_exps"),
         "blocks/feed_forward/expert_down": block_weight(f"{_PART}.down_proj", "ffn_down_exps"),
     },
+    gguf=Gguf(
+        "qwen3moe",
+        more_keys=_GGUF_KEYS,
+        entries=lambda metadata, raw: {"norm_topk_prob": True},  # always so in llama.cpp
+        lacks=_lacks,
+        variants={
+            name: {**_SMALL, "norm_topk_prob": True, **entries}
+            for name, entries in TIED_AND_UNTIED.items()
+        },
+    ),
     variants={
         name: {**_SMALL, **entries}
         for name, entries in {

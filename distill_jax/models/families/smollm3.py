@@ -8,7 +8,8 @@ from distill_jax.models.config_json import (
     write_common,
     write_layer_types,
 )
-from distill_jax.models.family import ALTERNATING, TIED_AND_UNTIED, Family
+from distill_jax.models.families.llama import interleaved
+from distill_jax.models.family import ALTERNATING, TIED_AND_UNTIED, Family, Gguf
 
 # The defaults of transformers for absent keys.
 _DEFAULTS = {
@@ -57,10 +58,25 @@ def _to_hf(config):
 
 _NOPE = {"no_rope_layers": [1, 0, 1]}
 
+_FOUR = {"num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0]}
+
+
+def _gguf_entries(metadata, raw):
+    """Files do not say which blocks have no rotary positions: every fourth."""
+    return {"no_rope_layer_interval": 4}
+
+
 SMOLLM3 = Family(
     models="SmolLM3",
     from_hf=_from_hf,
     to_hf=_to_hf,
+    gguf=Gguf(
+        "smollm3",
+        entries=_gguf_entries,
+        order=interleaved,
+        lacks=lambda config: "biases" if config.output_bias or config.feed_forward_bias else "",
+        variants={name: {**_FOUR, **entries} for name, entries in TIED_AND_UNTIED.items()},
+    ),
     variants={
         **{name: {**_NOPE, **entries} for name, entries in TIED_AND_UNTIED.items()},
         "interval": {"no_rope_layer_interval": 2, "attention_bias": True, "mlp_bias": True},
