@@ -113,6 +113,20 @@ def test_decoding_with_a_cache_equals_the_whole_pass(case, checkpoint, whole):
         np.testing.assert_allclose(hidden.last_BTD[:, 0], whole_BTD[rows, at], **TIGHT)
 
 
+@pytest.mark.parametrize("case", ["gpt2-tied"], indirect=True)
+def test_padding_beyond_the_table_of_positions_reaches_no_text(case, checkpoint, whole):
+    model, params, tokens_BT = bound(checkpoint), checkpoint.params, case.tokens_BT
+    length, padded = 9, checkpoint.config.max_positions + 16
+    prompts_BT = np.zeros((2, padded), int)
+    prompts_BT[:, :length] = tokens_BT[:, :length]
+    position_BT = np.broadcast_to(np.arange(padded), prompts_BT.shape)
+    cache = model.new_cache(2, padded + 1, "float32")
+    _, cache = model.decode(params, prompts_BT, position_BT, cache)
+    following = tokens_BT[:, length : length + 1], np.full((2, 1), length)
+    hidden, _ = model.decode(params, *following, cache)
+    np.testing.assert_allclose(hidden.last_BTD[:, 0], whole.last_BTD[:, length], **TIGHT)
+
+
 def test_layers_and_neurons_are_those_of_transformers(case, checkpoint, whole):
     model, params, tokens_BT = bound(checkpoint), checkpoint.params, case.tokens_BT
     seen = []
