@@ -27,8 +27,8 @@ def files_of(pattern: str, form: str = "") -> list[Path]:
         files = [file for directory in directories for file in files_in(directory, form)]
         if not files:
             raise UserError(
-                f"{pattern!r} has no file that is read ({', '.join(OF_SUFFIX)}, each also .gz or"
-                " .zst): give another directory, or --config.data.format"
+                f"{pattern!r} has no file that is read ({', '.join(OF_SUFFIX)}; what is"
+                " text also .gz or .zst): give another directory, or --config.data.format"
             )
     if not files:
         if paths:

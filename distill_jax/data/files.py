@@ -62,7 +62,7 @@ def _read_jsonl(path: Path, _: How) -> Iterator[Row]:
             where = f"{path}:{number}"
             error = not_text(line, where) if len(line) <= MOST_JSON else None
             try:
-                text = line.decode("utf-8-sig", errors="replace")
+                text = line.decode("utf-8-sig", errors="replace").rstrip("\r\n")
                 record = None if error else parse_json(text, where, "write one record per line")
             except UserError as raised:
                 if len(line) > MOST_JSON:  # where the next record begins is not known
