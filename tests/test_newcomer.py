@@ -74,13 +74,13 @@ def test_they_give_the_config_as_a_word_of_its_own(tmp_path):
     one_line(cli.run(*words, config=None), "teacher.path")
 
 
-def test_they_bring_a_json_array(world, flags, tmp_path):
-    records = [{"instruction": "Say a", "output": "a"}]
+def test_they_bring_a_json_array(flags, tmp_path):
+    words = [word for word in cli.WORDS if len(word) > 2]
+    records = [{"instruction": f"Say {a}", "input": b, "output": a} for a in words for b in words]
     (tmp_path / "alpaca.json").write_text(json.dumps(records))
-    run = cli.run(
-        f"--workdir={tmp_path / 'run'}", *flags, f"--config.data.source={tmp_path / 'alpaca.json'}"
-    )
-    one_line(run, "alpaca.json", "jsonl")
+    source = f"--config.data.source={tmp_path / 'alpaca.json'}"
+    run = done(cli.run(f"--workdir={tmp_path / 'run'}", *flags, *STEPS, source))
+    assert "records read as Alpaca: instruction, input, output" in run.stdout
 
 
 def test_they_forget_the_student_and_mend_it_in_the_same_directory(world, flags, tmp_path):
