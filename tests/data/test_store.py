@@ -99,11 +99,22 @@ def test_a_stopped_writer_goes_on(tmp_path, smollm_like, store, stops, size, mon
     assert again.index == store.index
 
 
-def test_parts_that_are_lost_are_written_again(tmp_path, smollm_like, store, monkeypatch):
+@pytest.mark.parametrize("name", ["tokens", "trained", "tokens.crc"])
+@pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
+def test_parts_that_were_harmed_are_written_again(
+    tmp_path, smollm_like, store, name, harm, monkeypatch
+):
     monkeypatch.setattr(store_writer, "PART_TOKENS", 900)
     written(tmp_path / "s", smollm_like, DOCUMENTS, stop=200)
-    (tmp_path / "s" / "hashes").write_bytes(b"")
-    assert written(tmp_path / "s", smollm_like, DOCUMENTS).index == store.index
+    path = tmp_path / "s" / name
+    data = bytearray(path.read_bytes())
+    data[10] ^= 1
+    path.write_bytes(data if harm == "flip" else data[:10])
+    if harm == "remove":
+        path.unlink()
+    again = written(tmp_path / "s", smollm_like, DOCUMENTS)
+    assert again.index == store.index
+    same(again.tokenized, store.tokenized)
 
 
 @pytest.mark.parametrize("name", [*FILES, *(f"{name}.crc" for name in BLOCKS), INDEX])
