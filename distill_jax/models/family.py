@@ -130,6 +130,12 @@ class Gguf(NamedTuple):
     variants: dict[str, dict] = TIED_AND_UNTIED
 
 
+def lacks_other_widths(config: ModelConfig) -> str:
+    """What llama.cpp lacks of several families: heads that are not as wide as the model in all."""
+    same = config.heads * config.head_width == config.width
+    return "" if same else "heads of another width in all than the model"
+
+
 class Family(NamedTuple):
     """One model family.
 

@@ -99,6 +99,10 @@ def _gguf_entries(metadata, raw):
     return caps | gguf_entries(metadata, raw, every=2, wide=46)
 
 
+def _lacks(config):
+    return no_output_matrix(config) or ("" if config.local_blocks else "no block with a window")
+
+
 _CAPPED = {**ALTERNATING, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
 
 GEMMA2 = Family(
@@ -114,13 +118,13 @@ GEMMA2 = Family(
         entries=_gguf_entries,
         metadata=gguf_metadata,
         norm_offset=1.0,
-        lacks=no_output_matrix,
+        lacks=_lacks,
         variants={
             "tied": {**_CAPPED, "query_pre_attn_scalar": 16},
-            "global": {
+            "one window": {
                 **_CAPPED,
                 "query_pre_attn_scalar": 16,
-                "layer_types": ["full_attention"] * 3,
+                "layer_types": ["full_attention", "sliding_attention", "full_attention"],
             },
         },
     ),

@@ -1,7 +1,14 @@
 """OLMo 2: norms after each half alone, and over all queries and all keys of a position."""
 
 from distill_jax.models.config_json import read_common, write_common
-from distill_jax.models.family import DEFAULT_WEIGHTS, TIED_AND_UNTIED, Family, Gguf, block_weight
+from distill_jax.models.family import (
+    DEFAULT_WEIGHTS,
+    TIED_AND_UNTIED,
+    Family,
+    Gguf,
+    block_weight,
+    lacks_other_widths,
+)
 
 
 def _from_hf(raw):
@@ -27,11 +34,9 @@ def _to_hf(config):
 
 
 def _lacks(config):
-    if config.heads * config.head_width != config.width:
-        return "heads of another width in all than the model"
-    return (
-        "biases" if config.output_bias else "the embedding as output matrix" if config.tied else ""
-    )
+    if config.output_bias:
+        return "biases"
+    return "the embedding as output matrix" if config.tied else lacks_other_widths(config)
 
 
 OLMO2 = Family(

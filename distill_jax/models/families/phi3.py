@@ -8,7 +8,14 @@ from distill_jax.models.config_json import (
     share_of,
     write_common,
 )
-from distill_jax.models.family import DEFAULT_WEIGHTS, TIED_AND_UNTIED, Family, Gguf, block_weight
+from distill_jax.models.family import (
+    DEFAULT_WEIGHTS,
+    TIED_AND_UNTIED,
+    Family,
+    Gguf,
+    block_weight,
+    lacks_other_widths,
+)
 
 _LONG = ("su", "yarn")  # other names of longrope in files of this family
 
@@ -73,11 +80,6 @@ def _gguf_entries(metadata, raw):
     }
 
 
-def _lacks(config):
-    same = config.heads * config.head_width == config.width
-    return "" if same else "heads of another width in all than the model"
-
-
 PHI3 = Family(
     models="Phi-3, Phi-3.5, Phi-4",
     from_hf=_from_hf,
@@ -94,7 +96,7 @@ PHI3 = Family(
         "phi3",
         more_keys={"attention.sliding_window": "sliding_window"},
         entries=_gguf_entries,
-        lacks=_lacks,
+        lacks=lacks_other_widths,
         variants={
             name: {"head_dim": 8, **entries}
             for name, entries in {

@@ -6,7 +6,7 @@ from distill_jax.models.config_json import (
     write_common,
     write_layer_types,
 )
-from distill_jax.models.family import ALTERNATING, TIED_AND_UNTIED, Family, Gguf
+from distill_jax.models.family import ALTERNATING, TIED_AND_UNTIED, Family, Gguf, lacks_other_widths
 
 # The defaults of transformers for absent keys.
 _DEFAULTS = {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28}
@@ -38,6 +38,10 @@ QWEN2 = Family(
     models="Qwen2, Qwen2.5",
     from_hf=lambda raw: read_qwen(raw, family="qwen2", qkv_bias=True),
     to_hf=lambda config: write_qwen(config, architecture="Qwen2ForCausalLM"),
-    gguf=Gguf("qwen2"),
+    gguf=Gguf(
+        "qwen2",
+        lacks=lacks_other_widths,
+        variants={name: {"head_dim": 8, **entries} for name, entries in TIED_AND_UNTIED.items()},
+    ),
     variants={**TIED_AND_UNTIED, "window": {"use_sliding_window": True, **ALTERNATING}},
 )
