@@ -27,11 +27,25 @@ from distill_jax.files import lack_of
 from distill_jax.key_help import help_text
 from distill_jax.peers import Group, Place
 from distill_jax.progress import Progress
-from distill_jax.types import Forbidden, NumbersBrokeDown, OutOfRoom, Stopped, UserError
+from distill_jax.types import (
+    ChangedOnDisk,
+    Forbidden,
+    NumbersBrokeDown,
+    OutOfRoom,
+    Stopped,
+    UserError,
+)
 from distill_jax.visible import visible
 from distill_jax.words import cut, first_line, shortened
 
-EXIT_CODES = {UserError: 2, Forbidden: 3, OutOfRoom: 70, Stopped: 75, NumbersBrokeDown: 76}
+EXIT_CODES = {
+    UserError: 2,
+    Forbidden: 3,
+    OutOfRoom: 70,
+    ChangedOnDisk: 70,
+    Stopped: 75,
+    NumbersBrokeDown: 76,
+}
 
 
 def main(argv: list[str], began: float | None = None) -> int:

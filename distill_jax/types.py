@@ -40,6 +40,10 @@ class OutOfRoom(Exception):
     """The disk, or a limit of the process, holds no more; the same command goes on once it does."""
 
 
+class ChangedOnDisk(Exception):
+    """What was made for a run is not what was written; the same command makes it again."""
+
+
 class Stopped(Exception):
     """A signal asked the run to stop. Progress is saved; the same command resumes it."""
 

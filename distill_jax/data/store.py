@@ -19,7 +19,7 @@ import numpy as np
 
 from distill_jax.data.encode import Tokenized
 from distill_jax.files import read_sealed, remove
-from distill_jax.types import UserError
+from distill_jax.types import ChangedOnDisk
 
 VERSION = 1
 INDEX = "index.json"
@@ -56,7 +56,7 @@ class Blocks(Sequence):
         return self._bytes // self.dtype.itemsize
 
     def __getitem__(self, part: slice) -> np.ndarray:
-        """Raises UserError where a block is not what was written."""
+        """Raises ChangedOnDisk where a block is not what was written."""
         start, stop, _ = part.indices(len(self))
         if stop <= start:
             return np.zeros(0, self.dtype)
@@ -82,7 +82,7 @@ class Blocks(Sequence):
 
     def _refuse(self, number: int) -> None:
         remove(self.path.parent / INDEX)  # so that the next run writes all of it again
-        raise UserError(
+        raise ChangedOnDisk(
             f"{self.path} has changed on disk since it was written (block {number}): run the same"
             " command again, which tokenises this text again; look after that disk"
         )

@@ -24,7 +24,7 @@ from distill_jax.seals import hash_of
 from distill_jax.setup.cleaning import cleaning_of, identity_of
 from distill_jax.setup.hearing import DEAF, Hear
 from distill_jax.setup.mixture import sources_of
-from distill_jax.setup.scanning import part_of, read, removed_of, scan, scan_again
+from distill_jax.setup.scanning import FORM, part_of, read, removed_of, scan, scan_again
 from distill_jax.types import UserError
 
 TEMPLATES = {"plain": as_plain, "chat": as_chat}  # data.template
@@ -224,7 +224,7 @@ def _templated(
 
 
 def _scans(root: Path, identity: list[Any]) -> Path:
-    return root / "scans" / f"{hash_of(identity)}.json"
+    return root / "scans" / f"{hash_of([FORM, *identity])}.json"
 
 
 def _files(c: ConfigDict, source: str, root: Path, *, whole: bool) -> list[list[Any]]:

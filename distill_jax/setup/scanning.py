@@ -23,6 +23,7 @@ from distill_jax.setup.hearing import DEAF, TELL_S, Hear
 
 # Fixed: every seed of a study holds out the same documents.
 SPLIT_SEED = 0
+FORM = 1  # of what a scan gives: one more where its entries change, so that older ones are not read
 
 
 def scan(

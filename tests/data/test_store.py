@@ -22,7 +22,7 @@ from distill_jax.data.store import (
 )
 from distill_jax.data.store_writer import PARTS, StoreWriter
 from distill_jax.files import sealed
-from distill_jax.types import UserError
+from distill_jax.types import ChangedOnDisk
 from tests.tokens import tokenize_documents
 
 DOCUMENTS = [
@@ -135,7 +135,9 @@ def test_damage_is_seen(tmp_path, smollm_like, name, harm):
             open_store(tmp_path / "s")
     elif name in BLOCKS:
         text = open_store(tmp_path / "s").tokenized
-        with pytest.raises(UserError, match=rf"{name} has changed on disk .* run the same command"):
+        with pytest.raises(
+            ChangedOnDisk, match=rf"{name} has changed on disk .* run the same command"
+        ):
             np.asarray(getattr(text, name))
         assert open_store(tmp_path / "s") is None  # so that the next run writes it again
     assert found is not None

@@ -43,7 +43,12 @@ GGUF_CASES = {
     if family.gguf
     for variant, entries in family.gguf.variants.items()
 }
-QWEN_WINDOW = {"head_dim": 8, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
+QWEN_WINDOW = {
+    "head_dim": 8,
+    "use_sliding_window": True,
+    "sliding_window": 5,
+    "max_window_layers": 1,
+}
 SHORT_LLAMA3 = {  # another context than that of all models of Llama 3
     "rope_type": "llama3",
     "rope_theta": 500.0,
