@@ -33,7 +33,7 @@ KINDS = {
 }
 Q8_BLOCK = 32  # numbers of a row that share a scale
 # Matrices that llama.cpp wants in float32, as it does vectors.
-_PRECISE = re.compile(r"position_embd\..*|blk\.\d+\.ffn_gate_inp\..*")
+_PRECISE = re.compile(r"position_embd\..*|blk\.\d+\.ffn_gate_inp\..*|.*\.bias")
 _gguf_name = attrgetter("gguf")  # of a family.Weight
 
 

@@ -27,7 +27,7 @@ _MORE_KEYS = {
     "rope.freq_base": "rope_theta",
 }
 # Keys that llama.cpp reads as float32, even where a number is whole.
-_REAL = re.compile(r".*(epsilon|freq_base|freq_base_swa|softcapping|scale|factor)")
+_REAL = re.compile(r".*(epsilon|freq_base(_swa)?|softcapping|scale|factor|beta_(fast|slow))")
 _NOT_TOLD = ("family", "init_std")  # fields that a file does not have to say
 _BLOCK_BIASES = {
     "attention_bias": ("blk.0.attn_q.bias", "blk.0.attn_qkv.bias"),

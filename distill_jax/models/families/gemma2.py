@@ -71,23 +71,27 @@ def write_gemma2(config, **own):
 def gguf_entries(metadata, raw, *, every, wide):
     """What GGUF files of Gemma 2 and 3 say of windows, and what they leave to the number of blocks.
 
-    Without a pattern, one block in `every` is global. Only the model of `wide` blocks scales scores
-    by width / heads, the others by the width of a head.
+    Only the model of `wide` blocks scales scores by width / heads, the others by the width of a
+    head.
     """
-    blocks = raw["num_hidden_layers"]
-    pattern = metadata.get("attention.sliding_window_pattern", every)
-    of_number = lambda: [bool((i + 1) % pattern) for i in range(blocks)]
-    local = pattern if isinstance(pattern, list) else of_number()
     wide_heads = raw["hidden_size"] // raw["num_attention_heads"]
+    scalar = wide_heads if raw["num_hidden_layers"] == wide else raw["head_dim"]
+    return {**gguf_windows(metadata, raw, every=every), "query_pre_attn_scalar": scalar}
+
+
+def gguf_windows(metadata, raw, *, every):
+    """What GGUF files say of windows. Without a pattern, one block in `every` is global."""
+    pattern = metadata.get("attention.sliding_window_pattern", every)
+    of_number = lambda: [bool((i + 1) % pattern) for i in range(raw["num_hidden_layers"])]
+    local = pattern if isinstance(pattern, list) else of_number()
     return {
         "sliding_window": required(metadata, "attention.sliding_window"),
         "layer_types": ["sliding_attention" if flag else "full_attention" for flag in local],
-        "query_pre_attn_scalar": wide_heads if blocks == wide else raw["head_dim"],
     }
 
 
 def gguf_metadata(config):
-    """The inverse of gguf_entries, for what is said."""
+    """The inverse of gguf_windows."""
     local = list(config.local_blocks or (False,) * config.blocks)
     window = config.sliding_window
     return {"attention.sliding_window": window, "attention.sliding_window_pattern": local}

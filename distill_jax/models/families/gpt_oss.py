@@ -1,7 +1,7 @@
 """gpt-oss: experts with biases and a clamped gate, attention sinks, a window on every other block.
 
 The released checkpoints are quantized (MXFP4) and refused; those written again as bfloat16 are
-read.
+read, and so are GGUF files, those with MXFP4 among them.
 """
 
 from distill_jax.models.config_json import (
@@ -13,7 +13,16 @@ from distill_jax.models.config_json import (
     write_layer_types,
     write_rope_scaling,
 )
-from distill_jax.models.family import ALTERNATING, DEFAULT_WEIGHTS, Family, Weight, block_weight
+from distill_jax.models.families.gemma2 import gguf_metadata, gguf_windows
+from distill_jax.models.family import (
+    ALTERNATING,
+    DEFAULT_WEIGHTS,
+    GGUF_KEYS,
+    Family,
+    Gguf,
+    Weight,
+    block_weight,
+)
 
 # The defaults of transformers for absent keys.
 _DEFAULTS = {
@@ -92,6 +101,49 @@ _GATE, _UP = _gate_and_up("")
 _GATE_BIAS, _UP_BIAS = _gate_and_up("_bias")
 _SMALL = {"num_local_experts": 4, "num_experts_per_tok": 2, "swiglu_limit": 0.9, **ALTERNATING}
 _ROPE = {**_YARN, "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1000.0}
+_PLAIN_ROPE = {"rope_type": "default", "rope_theta": 1000.0}
+_AS_RELEASED = {**_SMALL, "swiglu_limit": 7.0}
+
+_GGUF_YARN = {  # metadata key -> name in rope_scaling
+    "rope.scaling.original_context_length": "original_max_position_embeddings",
+    "rope.scaling.yarn_beta_fast": "beta_fast",
+    "rope.scaling.yarn_beta_slow": "beta_slow",
+    "rope.scaling.yarn_attn_factor": "attention_factor",
+}
+
+
+def _gguf_entries(metadata, raw):
+    """Of YaRN, files leave `truncate` to the model, and gpt-oss does not."""
+    found = gguf_windows(metadata, raw, every=2)
+    if (raw.get("rope_scaling") or {}).get("rope_type") == "yarn":
+        yarn = {name: metadata[key] for key, name in _GGUF_YARN.items() if key in metadata}
+        found["rope_scaling"] = {
+            "original_max_position_embeddings": raw["max_position_embeddings"],
+            **raw["rope_scaling"],
+            **yarn,
+            "truncate": False,
+        }
+    elif raw.get("rope_scaling") is None:
+        found["rope_scaling"] = {"rope_type": "default"}  # absent, it would be YaRN
+    return found
+
+
+def _gguf_metadata(config):
+    said, scaling = gguf_metadata(config), write_rope_scaling(config.rope_scaling) or {}
+    if scaling.get("rope_type") != "yarn":
+        return said
+    del scaling["attention_factor"]  # llama.cpp takes the usual one of any factor
+    said |= {key: scaling.get(name) for key, name in _GGUF_YARN.items()}
+    return said | {"rope.scaling.type": "yarn", "rope.scaling.factor": scaling["factor"]}
+
+
+def _lacks(config):
+    if config.tied:
+        return "the embedding as output matrix"
+    if not config.local_blocks:
+        return "no block with a window"
+    return "" if config.qkv_bias else "projections without biases"
+
 
 GPT_OSS = Family(
     models="gpt-oss as bfloat16",
@@ -99,6 +151,7 @@ GPT_OSS = Family(
     to_hf=_to_hf,
     weights={
         **DEFAULT_WEIGHTS,
+        "blocks/feed_forward/norm": block_weight("post_attention_layernorm", "post_attention_norm"),
         "blocks/attention/sink_bias": Weight(
             "model.layers.{block}.self_attn.sinks", "blk.{block}.attn_sinks.weight"
         ),
@@ -111,6 +164,20 @@ GPT_OSS = Family(
         "blocks/feed_forward/expert_up_bias": _UP_BIAS,
         "blocks/feed_forward/expert_down_bias": _down("_bias"),
     },
+    gguf=Gguf(
+        "gpt-oss",
+        keys={**GGUF_KEYS, "expert_feed_forward_length": "intermediate_size"},
+        more_keys={"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"},
+        entries=_gguf_entries,
+        metadata=_gguf_metadata,
+        swapped="blocks/feed_forward/expert_(gate|up|down)",
+        lacks=_lacks,
+        variants={
+            "plain": {**_AS_RELEASED, "rope_parameters": _PLAIN_ROPE},
+            # Of a base with which rounding, as in llama.cpp, moves hardly anything.
+            "yarn": {**_AS_RELEASED, "rope_parameters": {**_ROPE, "rope_theta": 42.05}},
+        },
+    ),
     variants={
         "yarn": {**_SMALL, "rope_parameters": _ROPE},
         "truncated": {**_SMALL, "rope_parameters": {**_ROPE, "truncate": True}},
@@ -118,7 +185,7 @@ GPT_OSS = Family(
             **_SMALL,
             "attention_bias": False,
             "tie_word_embeddings": True,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0},
+            "rope_parameters": _PLAIN_ROPE,
         },
     },
 )

@@ -5,8 +5,10 @@ from distill_jax.models.family import (
     DEFAULT_WEIGHTS,
     TIED_AND_UNTIED,
     Family,
+    Gguf,
     Weight,
     block_weight,
+    lacks_other_widths,
 )
 
 # The defaults of transformers for absent keys.
@@ -48,6 +50,22 @@ def _to_hf(config):
     )
 
 
+_GGUF_KEYS = {
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.layer_norm_epsilon": "norm_epsilon",
+}
+
+
+def _lacks(config):
+    if config.local_blocks:
+        return "a window"
+    return lacks_other_widths(config) or ("" if config.qkv_bias else "projections without biases")
+
+
 STARCODER2 = Family(
     models="StarCoder2",
     from_hf=_from_hf,
@@ -65,5 +83,15 @@ STARCODER2 = Family(
         "blocks/feed_forward/down_bias": block_weight("mlp.c_proj", "ffn_down", "bias"),
     },
     own_entries={"norm_epsilon": "rms_norm_eps", "use_bias": "attention_bias"},
+    gguf=Gguf(
+        "starcoder2",
+        keys=_GGUF_KEYS,
+        entries=lambda metadata, raw: {"use_bias": raw["attention_bias"]},
+        lacks=_lacks,
+        variants={
+            name: {"head_dim": 8, "sliding_window": None, **entries}
+            for name, entries in TIED_AND_UNTIED.items()
+        },
+    ),
     variants={**TIED_AND_UNTIED, "window": {"sliding_window": 5, "use_bias": False}},
 )
