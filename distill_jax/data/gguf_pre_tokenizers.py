@@ -58,7 +58,7 @@ _QWEN2 = PreTokenizer(_of_llama3(r"\p{N}"), normalizer=normalizers.NFC())
 # Of several names with one meaning, the first is written.
 PRE_TOKENIZERS = {
     "gpt-2": _GPT2,
-    "default": _GPT2,
+    "default": _GPT2,  # for files that name none; that of llama.cpp is no model's own
     "olmo": _GPT2._replace(normalizer=normalizers.NFC()),  # GPT-NeoX too
     "smollm": _DIGITS,
     "refact": _DIGITS,  # Granite 3 too

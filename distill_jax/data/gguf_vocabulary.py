@@ -170,8 +170,10 @@ def _pieces(
             types[i] = int(TokenType.BYTE)
         elif token == unknown:
             types[i] = int(TokenType.UNKNOWN)
-    if bool(model["byte_fallback"]) != set(BYTES).issubset(tokens):
-        raise _refused("it has a token for every byte without using them, or uses them without")
+    if not set(BYTES).issubset(tokens):
+        raise _refused("it lacks a token for every byte, and llama.cpp ends at unknown characters")
+    if not model["byte_fallback"]:
+        raise _refused("it has a token for every byte without using them")
     merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
     first = {}
     for place, pair in enumerate(merges):

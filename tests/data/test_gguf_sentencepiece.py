@@ -42,8 +42,8 @@ def kind(request):
     return request.param
 
 
-@pytest.fixture(scope="module")
-def trained(kind):
+def train(kind):
+    """A model of SentencePiece's own."""
     model = io.BytesIO()
     options = {"vocab_size": 700, "byte_fallback": True, **KINDS[kind]}
     sentencepiece.SentencePieceTrainer.train(
@@ -53,6 +53,11 @@ def trained(kind):
         control_symbols=["<control>"], hard_vocab_limit=False, **options,
     )  # fmt: skip
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+
+
+@pytest.fixture(scope="module")
+def trained(kind):
+    return train(kind)
 
 
 def type_of(model, i, own):
@@ -125,6 +130,7 @@ def test_texts_and_special_tokens_in_them_are_those_of_transformers(trained, our
         assert ours.backend.encode(text).ids == theirs(text)["input_ids"], repr(text)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gemma"], indirect=True)
 def test_what_is_written_is_read_as_the_same_tokenizer(ours, tmp_path):
     metadata = tokenizer_metadata(ours, rows=ours.vocab_size + 5)
     assert metadata["tokenizer.ggml.model"] == "llama"
@@ -133,6 +139,12 @@ def test_what_is_written_is_read_as_the_same_tokenizer(ours, tmp_path):
     assert (again.special_tokens, again.adds_bos) == (ours.special_tokens, ours.adds_bos)
     for text in TEXTS:
         assert again.backend.encode(text).ids == ours.backend.encode(text).ids, repr(text)
+
+
+@pytest.mark.parametrize("kind", ["no bytes"], indirect=True)
+def test_without_a_token_for_every_byte_nothing_is_written(ours):
+    with pytest.raises(UserError, match="it lacks a token for every byte, and"):
+        tokenizer_metadata(ours, rows=ours.vocab_size)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma"], indirect=True)
