@@ -1,7 +1,7 @@
 """Documents as token ids, with a mark on every token that is trained."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -9,7 +9,8 @@ import numpy as np
 
 from distill_jax.data.chat import render_with_spans
 from distill_jax.data.documents import Document
-from distill_jax.data.limits import CHARACTERS_PER_TOKEN, Limits, batches, filled_by
+from distill_jax.data.limits import CHARACTERS_PER_TOKEN, LONGEST, Limits, batches, filled_by
+from distill_jax.data.long_texts import encode_long
 from distill_jax.data.tokenizer import Tokenizer, close_text
 from distill_jax.data.turn_spans import Span
 from distill_jax.types import UserError
@@ -47,7 +48,8 @@ def encode_documents(
 ) -> Iterator[Encoded]:
     """Encodes documents one after another and marks the trained tokens.
 
-    A text is encoded by the tokenizer plus the end-of-text token, and all of it is trained. A
+    A text is encoded by the tokenizer plus the end-of-text token, and all of it is trained; one
+    that is too long for memory in windows (long_texts.py), with the same result. A
     prompt with its completion is encoded as one string in the same way; the completion is trained,
     with a token that overlaps prompt and completion and with the end-of-text token. Messages are
     rendered by the chat template, nothing added; the assistant's spans are trained, but for those
@@ -61,7 +63,9 @@ def encode_documents(
     left = lambda: max_tokens - predicted if max_tokens else math.inf
     ahead = iter if max_tokens else _ahead  # how much is left decides what is encoded next
     enough, last = False, None
-    for batch, *encodings in ahead(_encodings(ahead(batches(documents, _BATCH, left)), tokenizer)):
+    for batch, *encodings in ahead(
+        _encodings(ahead(batches(documents, _BATCH, left)), tokenizer, left)
+    ):
         for (document, _), (ids, marks) in zip(
             batch, _tokens(batch, tokenizer, *encodings), strict=True
         ):
@@ -89,21 +93,34 @@ def _ahead(items: Iterator[Any]) -> Iterator[Any]:
 
 
 def _encodings(
-    groups: Iterable[list[tuple[Document, Document]]], tokenizer: Tokenizer
+    groups: Iterable[list[tuple[Document, Document]]],
+    tokenizer: Tokenizer,
+    left: Callable[[], float],
 ) -> Iterator[tuple[Any, ...]]:
     """Each batch with the encodings of its plain texts, of its others, and the spans of these."""
     for batch in groups:
         documents = [document for _, document in batch]
-        plain = [document.text for document in documents if document.text is not None]
+        plain = [document for document in documents if document.text is not None]
         turns = [document for document in documents if document.messages is not None]
         chats = iter(list(render_with_spans(tokenizer, turns)))
         spanned = [_pair(*d.pair) if d.pair else next(chats) for d in documents if d.text is None]
         yield (
             batch,
-            tokenizer.backend.encode_batch_fast(plain),
+            _plain(plain, tokenizer, left() + 1),
             tokenizer.offsets.encode_batch([text for text, _ in spanned]),
             [spans for _, spans in spanned],
         )
+
+
+def _plain(documents: list[Document], tokenizer: Tokenizer, most: float) -> list[Any]:
+    """The Encoding of each text, or the ids uint32 [n] of a long one, at least `most` if it has."""
+    short = [one.text for one in documents if len(one.text) <= LONGEST]
+    encodings = iter(tokenizer.backend.encode_batch_fast(short))
+    return [
+        next(encodings) if len(one.text) <= LONGEST
+        else encode_long(one.text, tokenizer, one.name, most=most)
+        for one in documents
+    ]  # fmt: skip
 
 
 def _tokens(
@@ -112,7 +129,7 @@ def _tokens(
     plain, spanned, spans = map(iter, encodings)
     for document, _ in batch:
         if document.text is not None:
-            ids = np.array(close_text(tokenizer, next(plain).ids), np.uint32)
+            ids = _closed(next(plain), tokenizer)
             yield ids, np.ones(len(ids), np.uint8)
             continue
         encoding = next(spanned)
@@ -126,6 +143,13 @@ def _tokens(
                 "remove the record"
             )
         yield ids, marks
+
+
+def _closed(found: Any, tokenizer: Tokenizer) -> np.ndarray:
+    """What _plain found, ids uint32 [n] with the end-of-text token."""
+    if isinstance(found, np.ndarray):
+        return np.concatenate([found, np.array(close_text(tokenizer, []), np.uint32)])
+    return np.array(close_text(tokenizer, found.ids), np.uint32)
 
 
 def _pair(prompt: str, completion: str) -> tuple[str, list[Span]]:

@@ -4,12 +4,13 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from distill_jax.data.documents import CUT, Document
+from distill_jax.data.documents import Document
 from distill_jax.types import UserError
 
 # No text has fewer tokens than one per so many characters. Saves reading and encoding the rest.
 CHARACTERS_PER_TOKEN = 256
-# Encoding takes 200 bytes and 2 microseconds per character; a batch is encoded at once.
+# Encoding takes 200 bytes and 2 microseconds per character; a batch is encoded at once. A longer
+# text is encoded in windows, a longer pair or longer turns not at all.
 LONGEST = 2**22
 _BATCH_CHARACTERS = 2**20
 
@@ -69,8 +70,8 @@ def batches(
             shortened = _shortened(document, wanted)
             batch.append((document, shortened))
             characters += characters_of(shortened)
-            if characters_of(shortened) > LONGEST:
-                check_length(characters_of(document), document.name)  # of the whole
+            if document.text is None:
+                check_length(characters_of(document), document.name)
             if characters > min(8 * wanted, _BATCH_CHARACTERS):
                 break
         if not batch:
@@ -79,11 +80,12 @@ def batches(
 
 
 def check_length(characters: int, where: str) -> None:
-    """Raises UserError for a text that is too long to be encoded in one piece."""
+    """Raises UserError for a prompt, or turns, that are too long to be encoded in one piece."""
     if characters > LONGEST:
         raise UserError(
-            f"{where}: the text has {characters:,} characters, and at most {LONGEST:,} are encoded"
-            f" in one piece: split it into several documents, a .txt file by `{CUT}`"
+            f"{where}: it has {characters:,} characters, and at most {LONGEST:,} of a prompt with"
+            " its completion, or of turns, are encoded: split it into several records, or give it"
+            " as a `text`"
         )
 
 

@@ -56,9 +56,9 @@ def test_text_of_too_few_tokens_is_an_error_and_not_less_text(smollm_like):
 
 
 @pytest.mark.parametrize("most", [0, 20_000])
-def test_a_text_too_long_to_be_encoded_is_told_with_its_own_length(tokenizer, most):
-    long = Document("n", "x", text="a" * 5_500_000)
-    with pytest.raises(UserError, match=r"has 5,500,000 characters, .* by `split -C 100k"):
+def test_a_pair_too_long_to_be_encoded_is_told_with_its_own_length(tokenizer, most):
+    long = Document("n", "x", pair=("a" * 5_000_000, "b" * 500_000))
+    with pytest.raises(UserError, match=r"n: it has 5,500,000 characters, .* several records"):
         tokenize_documents([long], tokenizer, max_tokens=most)
 
 
