@@ -41,6 +41,7 @@ def test_a_model_is_written_as_a_file_and_back_as_a_directory(model, tmp_path):
     assert done.returncode == 0, done.stderr
     path = tmp_path / "file" / "student.gguf"
     assert f"wrote {path} from" in done.stdout + done.stderr
+    assert "llama.cpp" not in done.stdout + done.stderr
     assert not (tmp_path / "file" / "student").exists()
     same(weights(path), weights(model))
     back = cli.run(
@@ -48,6 +49,15 @@ def test_a_model_is_written_as_a_file_and_back_as_a_directory(model, tmp_path):
     )
     assert back.returncode == 0, back.stderr
     same(weights(tmp_path / "back" / "student"), weights(model))
+
+
+def test_what_llama_cpp_computes_otherwise_is_said(tmp_path):
+    window = {"sliding_window": 8, "local_blocks": (True, True)}
+    model = cli.write_model(tmp_path / "model", family="phi3", width=32, **window)
+    done = export(tmp_path / "file", model)
+    assert done.returncode == 0, done.stderr
+    said = "note: llama.cpp computes texts of more than 8 tokens without the window\n"
+    assert said in done.stdout
 
 
 def test_a_workdir_with_the_file_alone_is_read_by_other_jobs(model, tmp_path):

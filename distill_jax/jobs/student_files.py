@@ -9,6 +9,8 @@ from distill_jax import workdir
 from distill_jax.data.tokenizer import Tokenizer
 from distill_jax.export import directory_dtype, export_gguf, export_student
 from distill_jax.models.binding import Model
+from distill_jax.models.families import FAMILIES
+from distill_jax.progress import say
 from distill_jax.types import Params
 
 
@@ -34,10 +36,15 @@ def write(
 def write_one(
     c: ConfigDict, path: Path, model: Model, params: Params, tokenizer: Tokenizer
 ) -> None:
-    """Writes a directory, or a file where the name is that of one."""
+    """Writes a directory, or a file where the name is that of one.
+
+    Says where llama.cpp computes another model than we do.
+    """
     of = (path, model.config, params, tokenizer)
     if path.name == workdir.STUDENT_FILE:
         export_gguf(*of, dtype=c.export.dtype)
+        if other := FAMILIES[model.config.family].gguf.differs(model.config):
+            say(f"note: llama.cpp computes {other}")
     else:
         export_student(*of, dtype=directory_dtype(c.export.dtype))
 

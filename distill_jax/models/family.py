@@ -112,6 +112,7 @@ class Gguf(NamedTuple):
     swapped       regular expression of paths whose last two axes lie the other way round
     norm_offset   what files add to the weights of norms, which rounds them to 2**-24
     lacks         config -> what llama.cpp lacks of it for this architecture, in words; "": nothing
+    differs       config -> what llama.cpp computes otherwise, though files say it in its own way
     is_own        metadata without the prefix -> whether such a file is of this family, where
                   several have one architecture
     variants      as in Family, those that such a file can express
@@ -126,6 +127,7 @@ class Gguf(NamedTuple):
     swapped: str = ""
     norm_offset: float = 0.0
     lacks: Callable[[ModelConfig], str] = lambda config: ""
+    differs: Callable[[ModelConfig], str] = lambda config: ""
     is_own: Callable[[dict], bool] = lambda metadata: True
     variants: dict[str, dict] = TIED_AND_UNTIED
 

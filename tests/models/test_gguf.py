@@ -22,6 +22,7 @@ from distill_jax.models.binding import bind
 from distill_jax.models.families import FAMILIES
 from distill_jax.models.storage import flatten
 from distill_jax.types import UserError
+from tests.models.conftest import SIZES
 
 # Architectures whose query and key rows are stored in pairs.
 INTERLEAVED = ("llama", "granite", "smollm3")
@@ -324,6 +325,17 @@ def test_what_a_file_cannot_say_is_refused_before_anything_is_written(case, by, 
     assert says in str(error.value)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.glob("*.gguf*"))
+
+
+def test_of_gpt_oss_llama_cpp_computes_yarn_otherwise_and_nothing_else():
+    of = FAMILIES["gpt_oss"]
+    sizes = {**SIZES, "rms_norm_eps": 1e-5}
+    said = {
+        name: of.gguf.differs(of.from_hf({**sizes, **entries}))
+        for name, entries in of.gguf.variants.items()
+    }
+    assert said.pop("plain") == ""
+    assert all("YaRN" in what for what in said.values())
 
 
 def test_a_student_of_mistral_is_written_as_llama(by, tmp_path):

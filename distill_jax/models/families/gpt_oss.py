@@ -137,6 +137,13 @@ def _gguf_metadata(config):
     return said | {"rope.scaling.type": "yarn", "rope.scaling.factor": scaling["factor"]}
 
 
+def _differs(config):
+    scaling = config.rope_scaling
+    if scaling is None or scaling.kind != "yarn":
+        return ""
+    return "YaRN, as of gpt-oss itself, with bounds rounded to whole pairs"
+
+
 def _lacks(config):
     if config.tied:
         return "the embedding as output matrix"
@@ -172,6 +179,7 @@ GPT_OSS = Family(
         metadata=_gguf_metadata,
         swapped="blocks/feed_forward/expert_(gate|up|down)",
         lacks=_lacks,
+        differs=_differs,
         variants={
             "plain": {**_AS_RELEASED, "rope_parameters": _PLAIN_ROPE},
             # Of a base with which rounding, as in llama.cpp, moves hardly anything.

@@ -80,6 +80,11 @@ def _gguf_entries(metadata, raw):
     }
 
 
+def _differs(config):
+    beyond = f"texts of more than {config.sliding_window} tokens without the window"
+    return beyond if config.local_blocks else ""
+
+
 PHI3 = Family(
     models="Phi-3, Phi-3.5, Phi-4",
     from_hf=_from_hf,
@@ -97,6 +102,7 @@ PHI3 = Family(
         more_keys={"attention.sliding_window": "sliding_window"},
         entries=_gguf_entries,
         lacks=lacks_other_widths,
+        differs=_differs,
         variants={
             name: {"head_dim": 8, **entries}
             for name, entries in {
