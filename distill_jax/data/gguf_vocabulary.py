@@ -75,6 +75,18 @@ def tokenizer_metadata(tokenizer: Tokenizer, *, rows: int) -> dict[str, Any]:
     }
 
 
+def other_tokens(tokenizer: Tokenizer) -> str:
+    """Of which texts llama.cpp makes other tokens, though it can be told no more; "": of none."""
+    definition = json.loads(tokenizer.backend.to_str())
+    steps = [*_steps(definition["normalizer"]), *_steps(definition["pre_tokenizer"])]
+    schemes = [step["prepend_scheme"] for step in steps if step["type"] == "Metaspace"]
+    if any(step["type"] == "NFC" for step in steps):
+        return "texts that are not in NFC"
+    if "first" in schemes:
+        return "texts that begin with a space, and after a special token"
+    return "texts that begin with a space" if "always" in schemes else ""
+
+
 def _refused(what: str) -> UserError:
     return UserError(
         f"GGUF has no name for the student's tokenizer ({what}): use --config.export.format=hf"

@@ -6,6 +6,7 @@ import jax
 from ml_collections import ConfigDict
 
 from distill_jax import workdir
+from distill_jax.data.gguf_vocabulary import other_tokens
 from distill_jax.data.tokenizer import Tokenizer
 from distill_jax.export import directory_dtype, export_gguf, export_student
 from distill_jax.models.binding import Model
@@ -38,13 +39,15 @@ def write_one(
 ) -> None:
     """Writes a directory, or a file where the name is that of one.
 
-    Says where llama.cpp computes another model than we do.
+    Says where llama.cpp has no way to do as we do.
     """
     of = (path, model.config, params, tokenizer)
     if path.name == workdir.STUDENT_FILE:
         export_gguf(*of, dtype=c.export.dtype)
         if other := FAMILIES[model.config.family].gguf.differs(model.config):
             say(f"note: llama.cpp computes {other}")
+        if texts := other_tokens(tokenizer):
+            say(f"note: llama.cpp makes other tokens of {texts}")
     else:
         export_student(*of, dtype=directory_dtype(c.export.dtype))
 

@@ -11,12 +11,15 @@ from pathlib import Path
 
 def write(directory):
     """NAME.gguf, and NAME.json: our tokens of each text, without BOS and EOS."""
+    from tokenizers import Tokenizer
+
     from distill_jax.data.gguf_pre_tokenizers import PRE_TOKENIZERS
     from distill_jax.data.gguf_vocabulary import tokenizer_metadata
-    from distill_jax.data.tokenizer import load_tokenizer
+    from distill_jax.data.tokenizer import load_tokenizer, make_tokenizer
     from distill_jax.gguf_file import write_gguf
     from tests.data import test_gguf_sentencepiece as pieces
     from tests.data.conftest import byte_level_backend, tokenizer_of
+    from tests.data.test_gguf_vocabulary import metaspace
 
     directory.mkdir(parents=True, exist_ok=True)
     found = {name: tokenizer_of(byte_level_backend(name)) for name in PRE_TOKENIZERS}
@@ -24,6 +27,13 @@ def write(directory):
         path = pieces.write(directory / "read.gguf", pieces.train(kind), kind)
         found[f"SentencePiece, {kind}"] = load_tokenizer(path)
         path.unlink()
+    llama = found["SentencePiece, llama"]
+    for scheme in ("always", "first", "never"):
+        definition = json.loads(llama.backend.to_str())
+        metaspace(scheme)(definition)
+        backend = Tokenizer.from_str(json.dumps(definition))
+        of = {"special_tokens": llama.special_tokens, "chat_template": None}
+        found[f"Metaspace, {scheme}"] = make_tokenizer(backend, **of)
     for name, tokenizer in found.items():
         metadata = tokenizer_metadata(tokenizer, rows=tokenizer.vocab_size)
         # Of names with one meaning we write one; all are compared.

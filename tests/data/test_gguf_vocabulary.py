@@ -7,7 +7,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, processors
 
 from distill_jax.data.gguf_pre_tokenizers import PRE_TOKENIZERS
 from distill_jax.data.gguf_sentencepiece import Pieces, merges_of
-from distill_jax.data.gguf_vocabulary import tokenizer_metadata
+from distill_jax.data.gguf_vocabulary import other_tokens, tokenizer_metadata
 from distill_jax.data.tokenizer import load_tokenizer, make_tokenizer
 from distill_jax.data.tokenizer_difference import first_difference
 from distill_jax.data.tokenizer_settings import NO_SETTINGS
@@ -114,6 +114,29 @@ def test_what_llama_cpp_cannot_be_told_is_one_line_that_names_it(case):
     assert says in str(error.value)
     assert str(error.value).endswith(": use --config.export.format=hf")
     assert "\n" not in str(error.value)
+
+
+def metaspace(scheme):
+    step = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False}
+    return lambda definition: definition.update(normalizer=None, pre_tokenizer=step)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("smollm", lambda d: None, ""),
+        ("gemma", lambda d: None, ""),
+        ("qwen2", lambda d: None, "not in NFC"),
+        ("gemma", metaspace("first"), "begin with a space, and after a special token"),
+        ("gemma", metaspace("always"), "begin with a space"),
+        ("gemma", metaspace("never"), ""),
+    ],
+)
+def test_where_llama_cpp_makes_other_tokens_is_known(name, change, says):
+    """As compared with llama.cpp: experiments/gguf."""
+    said = other_tokens(changed(name, change))
+    assert said.endswith(says)
+    assert bool(said) == bool(says)
 
 
 def test_a_kind_without_merges_is_refused():
