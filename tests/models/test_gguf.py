@@ -297,6 +297,18 @@ def test_rows_that_32_does_not_divide_are_float16_in_a_file_of_q8_0(by, tmp_path
     assert (kinds["blk.0.ffn_up.weight"], kinds["blk.0.ffn_down.weight"]) == ("Q8_0", "F16")
 
 
+def test_routers_and_biases_of_experts_stay_float32(by, tmp_path):
+    family = FAMILIES["gpt_oss"]
+    oracle = by.tiny("gpt_oss", family.gguf.variants["plain"])
+    oracle.save_pretrained(tmp_path)
+    checkpoint = huggingface.read(tmp_path, dtype="float32")
+    read = gguf.GGUFReader(written(tmp_path / "m.gguf", checkpoint, "q8_0"))
+    kinds = {t.name.partition(".ffn_")[2]: t.tensor_type.name for t in read.tensors}
+    precise = ("gate_inp.weight", "gate_inp.bias", "up_exps.bias", "down_exps.bias")
+    assert {kinds[name] for name in precise} == {"F32"}
+    assert kinds["up_exps.weight"] == "Q8_0"
+
+
 INEXPRESSIBLE = {
     "window": ("mistral", {"sliding_window": 5}, "cannot say sliding_window=5"),
     "window of some blocks": ("qwen2", QWEN_WINDOW, "cannot say sliding_window=5"),
