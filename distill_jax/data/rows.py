@@ -18,6 +18,7 @@ from distill_jax.data.shapes import (
     title,
 )
 from distill_jax.types import UserError
+from distill_jax.words import plural
 
 ON_ERROR = ("fail", "skip")  # data.on_error
 MOST_BAD = 0.01  # share of the records that may be left out
@@ -42,11 +43,15 @@ AS_NAMED = How()
 
 
 class Row(NamedTuple):
-    """A record and where it stands, or why it cannot be read."""
+    """A record and where it stands, or why it cannot be read.
+
+    count: how many records it may be in truth, since a quote may have made one of many.
+    """
 
     where: str
     record: Any = None
     error: UserError | None = None
+    count: int = 1
 
 
 class Read(NamedTuple):
@@ -56,12 +61,14 @@ class Read(NamedTuple):
     records  how many became documents
     bad      how many were left out
     places   where and why, of the first of these
+    empty    how many of the documents have nothing to be trained, or white space
     """
 
     title: str
     records: int
     bad: int = 0
     places: tuple[str, ...] = ()
+    empty: int = 0
 
 
 Tell = Callable[[Read], None]
@@ -81,7 +88,7 @@ def documents_of(
     """
     rows = iter(rows)
     first, shape, named = _decided(rows, how)
-    records, bad, places = 0, 0, []
+    records, empty, bad, places = 0, 0, 0, []
     try:
         for row in itertools.chain(first, rows):
             try:
@@ -91,14 +98,15 @@ def documents_of(
             except UserError as error:
                 if not how.skip:
                     raise
-                bad += 1
-                places += [str(error)] if bad <= _PLACES else []
+                bad += row.count
+                places += [str(error)] if len(places) < _PLACES else []
                 continue
             records += 1
+            empty += _is_empty(document)
             yield document
     finally:
         if records or bad:
-            tell(Read(named, records, bad, tuple(places)))
+            tell(Read(named, records, bad, tuple(places), empty))
 
 
 def texts_of(rows: Iterable[Row], label: str, how: How, tell: Tell = ignore) -> Iterator[Document]:
@@ -125,9 +133,11 @@ def line(reads: Sequence[Read]) -> str:
     """
     titles = list(dict.fromkeys(read.title for read in reads))
     count = lambda name: sum(read.records for read in reads if read.title == name)
-    parts = [f"{count(name):,} records read as {name}" for name in titles[:_PLACES]]
+    parts = [f"{plural(count(name), 'record')} read as {name}" for name in titles[:_PLACES]]
     if len(titles) > _PLACES:
-        parts.append(f"{len(titles) - _PLACES} other shapes")
+        parts.append(plural(len(titles) - _PLACES, "other shape"))
+    if empty := sum(read.empty for read in reads):
+        parts.append(f"{empty:,} of them empty")
     files = f"{len(reads):,} files, " if len(reads) > 1 else ""
     if bad := sum(read.bad for read in reads):
         places = [place[:200] for read in reads for place in read.places][:_PLACES]
@@ -219,6 +229,14 @@ def _document(shape: Shape, row: Row, label: str, how: How) -> Document:
     if how.skip and _is_unanswered(document):
         raise UserError(f"{row.where}: the assistant says nothing: remove the record")
     return document
+
+
+def _is_empty(document: Document) -> bool:
+    """Whether what is trained of a document is nothing, or white space."""
+    if document.messages is not None:
+        return _is_unanswered(document)
+    trained = document.pair[1] if document.pair else document.text
+    return not trained or trained.isspace()
 
 
 def _is_unanswered(document: Document) -> bool:

@@ -114,8 +114,11 @@ def test_every_format_is_tested():
         ("a.json", '[{"text": "\udcff"}]', "a.json:1: byte 0xff after this line is not UTF-8"),
         ("a.json", "[]", "holds no document"),
         ("a.json", "", "holds no document"),
-        ("a.csv", "text\na\nb,c\n", "a.csv:3: 2 cells, and the header names 1 columns"),
-        ("a.csv", 'text\na\n"b', "a.csv:3: unexpected end of data: mend the quotes"),
+        ("a.csv", "text\na\nb,c\n", "a.csv:3: 2 cells, and the header names 1 column: mend"),
+        ("a.csv", 'text\na\n"b\nc', 'a.csv:3: a " is not closed, with which lines 3 to 4 are one'),
+        ("a.csv", "text\ra\rb\r", "a.csv:1: a carriage return that ends no line: if all lines"),
+        ("a.csv", 'text\na\rb\n', "a.csv:2: a carriage return that ends no line"),
+        ("a.csv", 'text\n"b\nc"d\n', "a.csv:2: lines 2 to 3: ',' expected after"),
         ("a.csv", 'text\n"b"c\n', "a.csv:2: ',' expected after '\"': mend the quotes"),
         ("a.csv", 'text\na\n""\n', "a.csv:3: its 'text' is null"),
         ("a.csv", "text\n\udcff\n", "a.csv:2: byte 0 (0xff) is not UTF-8"),
@@ -163,6 +166,29 @@ def test_bad_records_of_other_formats_are_left_out(tmp_path, form):
     found = read_documents(tmp_path / f"a.{form}", how=skip, tell=told.append)
     assert {document.text for document in found} == {"a"}
     assert f"{ {'json': 1, 'csv': 2}[form] } left out as bad" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("rest", "says"),
+    [
+        (range(1000), r"a.csv:302: a .* is not closed, with which lines 302 to 1302 are one"),
+        ([*range(20), 'x"y'], r"22 of 322 records are bad, .*a.csv:302: lines 302 to 323: "),
+    ],
+)
+def test_a_quote_does_not_hide_what_follows_it(tmp_path, rest, says):
+    """Neither one that is never closed, nor one that is closed much later."""
+    rows = [*(f"{i},good" for i in range(300)), '1,"not closed', *(f"{i},more" for i in rest)]
+    (tmp_path / "a.csv").write_text("\n".join(["x,text", *rows]) + "\n")
+    with pytest.raises(UserError, match=says):
+        read_documents(tmp_path / "a.csv", how=How(skip=True))
+
+
+def test_of_records_of_many_lines_a_bad_one_counts_as_one(tmp_path):
+    rows = ['1,"a\nb\nc"'] * 150 + ['1,"a\nb\nc"d']
+    (tmp_path / "a.csv").write_text("\n".join(["x,text", *rows]) + "\n")
+    told = []
+    assert len(read_documents(tmp_path / "a.csv", how=How(skip=True), tell=told.append)) == 150
+    assert "; 1 left out as bad: " in told[0]
 
 
 def test_an_array_is_read_with_the_memory_of_a_record(tmp_path):
@@ -258,7 +284,7 @@ def test_names_of_columns_that_are_not_read_are_told(tmp_path):
     pq.write_table(table, tmp_path / "a.parquet")
     told = []
     read_documents(tmp_path / "a.parquet", tell=told.append)
-    assert told[0].endswith("1 records read as text: text (not read: instruction, output)")
+    assert told[0].endswith("1 record read as text: text (not read: instruction, output)")
 
 
 def test_a_record_over_many_lines_of_a_table_is_bounded(tmp_path):

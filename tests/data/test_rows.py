@@ -178,7 +178,15 @@ def test_the_input_of_an_instruction_is_part_of_what_identifies_it(tmp_path):
             + [{"instruction": "a", "input": "c", "output": "b"}],
             "3 records read as Alpaca: instruction, input, output",
         ),
-        ([{"conversations": FROM}], "1 records read as ShareGPT: conversations"),
+        (
+            [{"text": text} for text in ("a", "", " \n", "b")],
+            "4 records read as text: text; 2 of them empty",
+        ),
+        (
+            [{"prompt": "a", "completion": ""}],
+            "1 record read as prompt + completion: prompt, completion; 1 of them empty",
+        ),
+        ([{"conversations": FROM}], "1 record read as ShareGPT: conversations"),
     ],
 )
 def test_one_line_says_as_what_a_source_was_read(tmp_path, records, said):
@@ -188,7 +196,7 @@ def test_one_line_says_as_what_a_source_was_read(tmp_path, records, said):
     some = sources.read_documents(path, tell=lines.append)
     next(some)
     some.close()
-    assert lines[1].startswith("1 records read as ")
+    assert lines[1].startswith("1 record read as ")
 
 
 def test_the_line_of_many_files_has_every_shape(tmp_path):
@@ -197,7 +205,7 @@ def test_the_line_of_many_files_has_every_shape(tmp_path):
     lines = []
     assert len(read_documents(str(tmp_path / "*"), tell=lines.append)) == 3
     assert lines[0] == (
-        "2 files, 2 records read as text: text; 1 records read as prompt + completion: question,"
+        "2 files, 2 records read as text: text; 1 record read as prompt + completion: question,"
         " answer"
     )
 
