@@ -31,13 +31,18 @@ def read(directory: Path, *, dtype, advance: Advance = silent) -> Checkpoint:
     """A checkpoint from a directory. `dtype` None keeps the stored one.
 
     Raises UserError for missing or unreadable files, an unknown family or feature, and missing,
-    extra or misshapen weights.
+    extra or misshapen weights, and a stored head that differs from the embedding it is tied to.
     """
     raw = read_json(directory / "config.json")
     config = read_config(raw, directory / "config.json")
     with ExitStack() as stack:
         files = {path: stack.enter_context(_open(path)) for path in weight_files(directory)}
         place_of: dict[str, tuple[Path, str]] = {}
+
+        def fetch(_, name):
+            path, stored = place_of[name]
+            return _array(files[path], stored)
+
         for path, file in files.items():
             for stored in file.keys():  # noqa: SIM118
                 name = FAMILIES[config.family].canonical(stored)
@@ -47,11 +52,7 @@ def read(directory: Path, *, dtype, advance: Advance = silent) -> Checkpoint:
                     )
         present = [name for name in place_of if not _redundant(name, config)]
         check_names(config, present, _hf_name, source=directory)
-
-        def fetch(_, name):
-            path, stored = place_of[name]
-            return _array(files[path], stored)
-
+        _check_tied(config, place_of, fetch, directory)
         of = (config, fetch, _hf_name, lambda name: place_of[name][0])
         params = stack_weights(*of, dtype=dtype, advance=advance)
     return Checkpoint(config, params, directory)
@@ -165,6 +166,24 @@ def _redundant(name, config):
     family = FAMILIES[config.family]
     tied_head = config.tied and name == family.weights["head"].hf
     return tied_head or re.fullmatch(family.redundant, name) is not None
+
+
+def _check_tied(config, place_of, fetch, directory):
+    """Raises UserError where a stored head that the config ties is another array.
+
+    transformers keeps such a head, so dropping it would make another model.
+    """
+    weights = FAMILIES[config.family].weights
+    head, embedding = weights["head"].hf, weights["embedding"].hf
+    if not config.tied or head not in place_of:
+        return
+    one, other = fetch(None, head), fetch(None, embedding)
+    same = one.shape == other.shape and one.dtype == other.dtype
+    if not same or not np.array_equal(one.view(np.uint8), other.view(np.uint8)):
+        raise UserError(
+            f"{directory}: {head} differs from the embedding, and config.json ties them: set"
+            f" tie_word_embeddings to false there, or remove {head}"
+        )
 
 
 def _write_weights(directory, config, flat, dtype, max_shard_bytes):

@@ -115,6 +115,20 @@ def test_exporting_again_leaves_one_set_of_weights(checkpoint, by, tmp_path, cas
     assert not (tmp_path / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("case", ["llama-tied", "gpt2-tied"], indirect=True)
+def test_a_stored_head_of_a_tied_model_is_the_embedding_or_an_error(checkpoint, tmp_path):
+    export(checkpoint, tmp_path)
+    arrays, embedding = stored(tmp_path), checkpoint.params["embedding"]
+    save_file({**arrays, "lm_head.weight": embedding}, tmp_path / huggingface.SINGLE)
+    assert fingerprint(huggingface.read(tmp_path, dtype=None).params) == fingerprint(
+        checkpoint.params
+    )
+    for other in (embedding + np.eye(*embedding.shape, dtype=np.float32), embedding[:-1]):
+        save_file({**arrays, "lm_head.weight": other}, tmp_path / huggingface.SINGLE)
+        with pytest.raises(UserError, match=r"lm_head\.weight differs from the embedding"):
+            huggingface.read(tmp_path, dtype=None)
+
+
 @pytest.mark.parametrize("case", ["llama-tied"], indirect=True)
 def test_redundant_weights_are_ignored(checkpoint, tmp_path):
     export(checkpoint, tmp_path)
