@@ -72,7 +72,7 @@ def encode_long(
     borders = borders_of(tokenizer.backend)
     parts, left, since = [first], None, 0
     count = len(first)
-    for right in _windows(text, tokenizer, window):
+    for right in _windows(text, tokenizer, window, most):
         if left is not None:
             right, i, j = _join(text, tokenizer, borders, left, since, right, where)
             parts.append(left.ids[since:i])
@@ -102,14 +102,15 @@ def _around(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     return ids[: inner[0]], ids[inner[-1] + 1 :]
 
 
-def _windows(text: str, tokenizer: Tokenizer, window: int) -> Iterator[Window]:
+def _windows(text: str, tokenizer: Tokenizer, window: int, most: float) -> Iterator[Window]:
     overlap = max(window // _NARROW, min(_LEAST, window // 2))
     spans = [
         (max(0, start - overlap), min(start + window, len(text)))
         for start in range(0, max(len(text), 1), window)
     ]
-    for i in range(0, len(spans), _AT_ONCE):
-        yield from _encoded(text, tokenizer, spans[i : i + _AT_ONCE])
+    together = int(min(_AT_ONCE, 1 + most // window))  # a character is seldom more than a token
+    for i in range(0, len(spans), together):
+        yield from _encoded(text, tokenizer, spans[i : i + together])
 
 
 def _encoded(text: str, tokenizer: Tokenizer, spans: Iterable[tuple[int, int]]) -> Iterator[Window]:
