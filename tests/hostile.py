@@ -267,6 +267,13 @@ def offsets(*numbers):
     return good.replace(true, np.array(numbers, np.int32).tobytes())
 
 
+def views(length, count):
+    """An array of `count` texts, which are all the same `length` bytes."""
+    view = struct.pack("<i4sii", length, b"aaaa", 0, 0)
+    buffers = [None, pa.py_buffer(view * count), pa.py_buffer(b"a" * length)]
+    return pa.Array.from_buffers(pa.string_view(), count, buffers)
+
+
 def arrow_files():
     """arrow."""
     plain = {"text": [f"the fox {i}" for i in range(2000)]}
@@ -287,7 +294,11 @@ def arrow_files():
             arrow({"text": ["a" * 400_000_000]}, compression="zstd")
         ),
         "10 million rows in zstd": arrow({"text": repeated("a", 10_000_000)}, compression="zstd"),
-        "views of a text": arrow({"text": pa.array(["a" * 10**6], pa.string_view())}),
+        "views of a text": Case(arrow({"text": pa.array(["a" * 10**6], pa.string_view())}), False),
+        "a million views of a text": arrow({"text": views(10**6, 10**6)}),
+        "a list of a million views": arrow(
+            {"text": pa.ListArray.from_arrays([0, 10**6], views(10**6, 10**6))}
+        ),
         "a column of runs": arrow(
             {"text": pa.RunEndEncodedArray.from_arrays(pa.array([10**9], pa.int64()), ["a"])}
         ),

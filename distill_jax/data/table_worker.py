@@ -10,6 +10,7 @@ import os
 import resource
 import sys
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -41,10 +42,12 @@ def write_batches(path, kind, wholes, more, sink):
     if len(chosen) > COLUMNS:
         raise Refused(f"it has {len(chosen):,} columns, and at most {COLUMNS:,} are read")
     others = [pa.field(name, pa.null()) for name in schema.names if whole and name not in known]
-    fields = [schema.field(i) for i in chosen] + others[:OTHERS]
+    own = [schema.field(i).with_type(_owning(schema.field(i).type)) for i in chosen]
+    fields = own + others[:OTHERS]
     rows = unfolded = 0
     with pa.ipc.new_stream(sink, pa.schema(fields)) as stream:
         for batch in batches_of(chosen):
+            batch = batch.cast(pa.schema(own))
             values, taken = _size(batch.to_struct_array())
             unfolded, rows = unfolded + taken, rows + len(batch)
             if taken > BATCH_BYTES or values > BATCH_VALUES:
@@ -92,6 +95,9 @@ def _arrow(path, size):
         reader = opened(file, options=options)
         found = map(reader.get_batch, range(reader.num_record_batches)) if whole else reader
         for batch in found:
+            batch.validate()
+            if (seen := sum(map(_viewed, batch.columns))) > BYTES + BYTES_PER_BYTE * size:
+                raise Refused(f"its {size:,} bytes unfold to {seen:,}")  # it would take hours
             batch.validate(full=True)  # offsets may point anywhere
             count = _rows_of(batch.nbytes // max(len(batch), 1))
             for at in range(0, len(batch), count):
@@ -100,6 +106,13 @@ def _arrow(path, size):
     return schema, batches
 
 
+# What holds values of one type, and how it is made; lists of views become lists of their own.
+LISTS = (
+    (pa.types.is_list, pa.list_),
+    (pa.types.is_large_list, pa.large_list),
+    (pa.types.is_list_view, pa.list_),
+    (pa.types.is_large_list_view, pa.large_list),
+)
 KINDS = {"parquet": _parquet, "arrow": _arrow}
 
 
@@ -125,17 +138,41 @@ def _size(array):
         inner = [array.keys, array.items]
     elif types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         inner = [array.flatten()]
-    elif types.is_nested(kind) or isinstance(kind, pa.BaseExtensionType) or _is_view(kind):
-        raise Refused(f"it has a column of {kind}")
+    elif types.is_nested(kind) or isinstance(kind, pa.BaseExtensionType):
+        raise Refused(f"it has a column of {kind}, which is not read: cast it to another type")
     else:
         return len(array), array.nbytes
     sizes = [_size(one) for one in inner]
     return len(array) + sum(values for values, _ in sizes), sum(size for _, size in sizes)
 
 
-def _is_view(kind):
-    """Whether values of a type may be many times the same bytes."""
-    return pa.types.is_string_view(kind) or pa.types.is_binary_view(kind)
+def _viewed(array):
+    """How many bytes the views in an array point at, the same ones counted each time."""
+    kind, types = array.type, pa.types
+    if types.is_string_view(kind) or types.is_binary_view(kind):
+        lengths = np.frombuffer(array.buffers()[1] or b"", "<i4")[::4]  # of 16 bytes the first
+        return int(lengths.clip(0).sum(dtype=np.int64))
+    if types.is_struct(kind):
+        return sum(_viewed(array.field(i)) for i in range(kind.num_fields))
+    return _viewed(array.values) if any(is_it(kind) for is_it, _ in LISTS) else 0
+
+
+def _owning(kind):
+    """The type with values of their own where they are views, which may be many of the same bytes.
+
+    As values are copied, the limit of memory holds for them too.
+    """
+    types = pa.types
+    if types.is_string_view(kind):
+        return pa.large_string()
+    if types.is_binary_view(kind):
+        return pa.large_binary()
+    if types.is_struct(kind):
+        return pa.struct([field.with_type(_owning(field.type)) for field in kind])
+    for is_it, make in LISTS:
+        if is_it(kind):
+            return make(kind.value_field.with_type(_owning(kind.value_type)))
+    return kind
 
 
 def _limit_memory():

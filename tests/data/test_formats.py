@@ -85,6 +85,22 @@ def test_arrow_is_read_as_a_file_or_a_stream(tmp_path, write):
     assert [document.pair for document in read_documents(tmp_path / "a.arrow")] == PAIRS
 
 
+WRITERS = [write_stream, write_file, lambda path, table: pq.write_table(table, path)]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_views_of_texts_are_read_as_texts(tmp_path, write):
+    """Also within lists of objects. polars writes such columns."""
+    text = pa.string_view()
+    turns = [{"role": "user", "content": "a" * 50}, {"role": "assistant", "content": "b"}]
+    kind = pa.list_(pa.struct([("role", text), ("content", text)]))
+    form = "arrow" if write in WRITERS[:2] else "parquet"
+    write(tmp_path / f"a.{form}", pa.table({"text": pa.array(["a", "b" * 50, "c"], text)}))
+    write(tmp_path / f"b.{form}", pa.table({"messages": pa.array([turns], kind)}))
+    assert [d.text for d in read_documents(tmp_path / f"a.{form}")] == ["a", "b" * 50, "c"]
+    assert [d.messages for d in read_documents(tmp_path / f"b.{form}")] == [tuple(turns)]
+
+
 def test_a_text_may_be_packed(tmp_path):
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"one"))
     (tmp_path / "b.md.zst").write_bytes(zstd(b"two"))
@@ -117,7 +133,7 @@ def test_every_format_is_tested():
         ("a.csv", "text\na\nb,c\n", "a.csv:3: 2 cells, and the header names 1 column: mend"),
         ("a.csv", 'text\na\n"b\nc', 'a.csv:3: a " is not closed, with which lines 3 to 4 are one'),
         ("a.csv", "text\ra\rb\r", "a.csv:1: a carriage return that ends no line: if all lines"),
-        ("a.csv", 'text\na\rb\n', "a.csv:2: a carriage return that ends no line"),
+        ("a.csv", "text\na\rb\n", "a.csv:2: a carriage return that ends no line"),
         ("a.csv", 'text\n"b\nc"d\n', "a.csv:2: lines 2 to 3: ',' expected after"),
         ("a.csv", 'text\n"b"c\n', "a.csv:2: ',' expected after '\"': mend the quotes"),
         ("a.csv", 'text\na\n""\n', "a.csv:3: its 'text' is null"),
