@@ -56,20 +56,27 @@ def files_in(directory: Path, form: str = "") -> list[Path]:
 
 
 def left_out(pattern: str, form: str = "") -> list[str]:
-    """The files of a directory that files_of leaves out, but for those that describe data."""
+    """What files_of leaves out of a directory, but for what describes data or begins with a point.
+
+    Also what is no file (FIFOs, links to what is gone), and links to directories.
+    """
     if not Path(pattern).is_dir():
         return []
-    left = {*_walk(Path(pattern))} - {*files_of(pattern, form)}
+    left = {*_walk(Path(pattern), files_only=False)} - {*files_of(pattern, form)}
     return sorted(str(p.relative_to(pattern)) for p in left if p.name not in METADATA)
 
 
-def _walk(directory: Path) -> Iterator[Path]:
-    """All files in their order, what begins with a point left out."""
+def _walk(directory: Path, *, files_only: bool = True) -> Iterator[Path]:
+    """All files in their order, what begins with a point left out.
+
+    files_only: or else also what is there and is not read: links to directories, and no files.
+    """
     for folder, folders, names in os.walk(directory):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
+        links = [] if files_only else [n for n in folders if Path(folder, n).is_symlink()]
+        for name in sorted([*names, *links]):
             path = Path(folder, name)
-            if not name.startswith(".") and path.is_file():
+            if not name.startswith(".") and (path.is_file() or not files_only):
                 yield path
 
 

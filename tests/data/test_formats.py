@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import tracemalloc
 
 import pyarrow as pa
@@ -243,6 +244,17 @@ def test_a_directory_is_all_of_its_records_and_what_is_left_out_is_named(directo
     )
     (directory / "b.jsonl").rename(directory / "sub" / "b.jsonl")
     assert [document.text for document in read_documents(directory / "s*")] == ["b", "c"]
+
+
+def test_what_is_no_file_of_a_directory_is_named(tmp_path):
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "a.jsonl").write_text('{"text": "a"}')
+    os.mkfifo(tmp_path / "b.jsonl")
+    (tmp_path / "c.jsonl").symlink_to("gone")
+    (tmp_path / "d").symlink_to("more")
+    told = []
+    assert [document.text for document in read_documents(tmp_path, tell=told.append)] == ["a"]
+    assert told[0].endswith("; files not read: b.jsonl, c.jsonl, d")
 
 
 def test_a_directory_of_texts_is_a_text_per_file(tmp_path):
