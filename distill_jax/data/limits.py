@@ -84,8 +84,8 @@ def check_length(characters: int, where: str) -> None:
     if characters > LONGEST:
         raise UserError(
             f"{where}: it has {characters:,} characters, and at most {LONGEST:,} of a prompt with"
-            " its completion, or of turns, are encoded: split it into several records, or give it"
-            " as a `text`"
+            " its completion, or of turns, are encoded: shorten it, or split it into several"
+            " records"
         )
 
 
