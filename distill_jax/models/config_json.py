@@ -1,13 +1,15 @@
 """Reads and writes the entries of config.json that most decoder families share.
 
-Written with the names that every version of transformers reads: `rope_theta` and `rope_scaling`.
-The newer `rope_parameters` is read too.
+Those of rotary positions stand in config_rope.py.
 """
 
-import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 from distill_jax.models.architecture import ModelConfig
-from distill_jax.models.rope import RopeScaling
+from distill_jax.models.config_rope import read_rope, write_longrope, write_rope_scaling
+from distill_jax.models.config_values import required, shown
 from distill_jax.types import UserError
 
 # Keys of features that the decoder lacks, with the value that turns the feature off.
@@ -21,160 +23,19 @@ UNSUPPORTED = {
     "num_local_experts": 0,
 }
 
-_SCALING_KEYS = {
-    "factor": "factor",
-    "low_freq_factor": "low_frequency_factor",
-    "high_freq_factor": "high_frequency_factor",
-    "original_max_position_embeddings": "original_positions",
-}
-_YARN_KEYS = {
-    "factor": "factor",
-    "original_max_position_embeddings": "original_positions",
-    "beta_fast": "fast_turns",
-    "beta_slow": "slow_turns",
-    "truncate": "truncate",
-    "attention_factor": "attention_factor",
-}
 
+def refuse_unsupported(raw: dict, features: Mapping[str, Any] = MappingProxyType(UNSUPPORTED)):
+    """Raises UserError for the first feature of a config.json that the decoder lacks.
 
-def required(raw: dict, name: str):
-    """raw[name]. Raises UserError if it is absent or null."""
-    if raw.get(name) is None:
-        raise UserError(f"config.json has no '{name}': add it or use a complete checkpoint")
-    return raw[name]
-
-
-def without_null(raw: dict) -> dict:
-    """The entries that are not null, where null means the same as an absent entry."""
-    return {name: value for name, value in raw.items() if value is not None}
-
-
-def refuse_unsupported(raw: dict) -> None:
-    """Raises UserError for the first feature of a config.json that the decoder lacks."""
-    for name, harmless in UNSUPPORTED.items():
+    features: key -> the value that turns the feature off.
+    """
+    for name, harmless in features.items():
         value = raw.get(name)
         if value is not None and value != harmless:
             raise UserError(
-                f"config.json asks for {name}={str(value)[:60]}, which is not supported: "
-                f"use a checkpoint with {name}={harmless}"
+                f"config.json asks for {name}={shown(value)}, which is not supported: "
+                f"use a checkpoint with {name}={shown(harmless)}"
             )
-
-
-def read_rope(raw: dict, *, layer_type: str, theta: float) -> tuple[float, RopeScaling | None]:
-    """(rotary base, scaling) of a kind of layer; `theta` is the default base."""
-    parameters = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    parameters = parameters.get(layer_type) or parameters
-    theta = float(parameters.get("rope_theta") or raw.get("rope_theta") or theta)
-    kind = parameters.get("rope_type") or parameters.get("type") or "default"
-    if kind == "default":
-        return theta, None
-    if kind == "linear":
-        return theta, RopeScaling("linear", float(required(parameters, "factor")))
-    if kind == "longrope":
-        return theta, _read_longrope(raw, parameters)
-    if kind != "llama3":
-        raise UserError(
-            f"rope type '{kind}' is not supported: use a checkpoint with default, linear, llama3 or"
-            " longrope"
-        )
-    positions = required(raw, "max_position_embeddings")
-    values = {"original_max_position_embeddings": positions, **parameters}
-    return theta, RopeScaling(
-        "llama3", **{ours: required(values, name) for name, ours in _SCALING_KEYS.items()}
-    )
-
-
-def _read_longrope(raw, parameters):
-    positions = required(raw, "max_position_embeddings")
-    name = "original_max_position_embeddings"
-    original = raw.get(name) or parameters.get(name) or positions
-    if type(original) is not int or original < 2:
-        raise UserError(f"config.json has {name}={original}, not a whole number from 2: restore it")
-    factor = float(parameters.get("factor") or positions / original)
-    return RopeScaling(
-        "longrope",
-        factor,
-        original_positions=original,
-        short_factors=tuple(map(float, required(parameters, "short_factor"))),
-        long_factors=tuple(map(float, required(parameters, "long_factor"))),
-        attention_factor=parameters.get("attention_factor") or _attention_factor(factor, original),
-    )
-
-
-def _attention_factor(factor, original):
-    """The default of LongRoPE (2402.13753, section 3.3)."""
-    return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
-
-
-def _write_longrope(config):
-    """Three keys where the others have their defaults: older versions of transformers insist."""
-    scaling = config.rope_scaling
-    factor, original = scaling.factor, scaling.original_positions
-    rest = {
-        "factor": (factor, config.max_positions / original),
-        "attention_factor": (scaling.attention_factor, _attention_factor(factor, original)),
-    }
-    return {
-        "rope_scaling": {
-            "type": "longrope",
-            "short_factor": list(scaling.short_factors),
-            "long_factor": list(scaling.long_factors),
-            **{name: value for name, (value, default) in rest.items() if value != default},
-        },
-        "original_max_position_embeddings": original,
-    }
-
-
-def read_yarn(raw: dict, *, theta: float) -> tuple[float, RopeScaling | None]:
-    """As read_rope of all layers, of a family that has YaRN too.
-
-    Absent entries are what transformers takes them to be (2309.00071, section 3.4).
-    """
-    parameters = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    if (parameters.get("rope_type") or parameters.get("type")) != "yarn":
-        return read_rope(raw, layer_type="full_attention", theta=theta)
-    for name in ("mscale", "mscale_all_dim"):
-        if parameters.get(name):
-            raise UserError(
-                f"config.json asks for {name}={str(parameters[name])[:60]} of a rope type 'yarn',"
-                " which is not supported: use a checkpoint without it"
-            )
-    theta = float(parameters.get("rope_theta") or raw.get("rope_theta") or theta)
-    if theta <= 1:
-        raise UserError(f"config.json has rope_theta={theta:g}, not more than 1: restore the file")
-    factor = float(required(parameters, "factor"))
-    usual = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
-    values = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True, "attention_factor": usual}
-    values |= without_null({name: parameters.get(name) for name in _YARN_KEYS})
-    return theta, RopeScaling(
-        "yarn", **{ours: required(values, name) for name, ours in _YARN_KEYS.items()}
-    )
-
-
-def read_rotary_width(raw: dict, head_width: int, *, share: float) -> int:
-    """Coordinates of a head that turn; `share` of it where `rope_parameters` do not say."""
-    parameters = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    return int(head_width * (parameters.get("partial_rotary_factor") or share))
-
-
-def rotary_share(config: ModelConfig) -> float:
-    """The share of a head that turns, such that rounding down gives back the whole number."""
-    return share_of(config.turned_width, config.head_width)
-
-
-def share_of(turned: int, head_width: int) -> float:
-    """The same of the coordinates that turn."""
-    share = turned / head_width
-    return share if int(head_width * share) == turned else math.nextafter(share, 1.0)
-
-
-def write_rope_scaling(scaling: RopeScaling | None) -> dict | None:
-    """The `rope_scaling` entry of a config.json."""
-    if scaling is None:
-        return None
-    keys = _YARN_KEYS if scaling.kind == "yarn" else _SCALING_KEYS
-    values = {name: getattr(scaling, ours) for name, ours in keys.items()}
-    return {"rope_type": scaling.kind, **{k: v for k, v in values.items() if v is not None}}
 
 
 def read_local_blocks(raw: dict, *, pattern) -> tuple[bool, ...] | None:
@@ -255,5 +116,5 @@ def write_common(config: ModelConfig, *, architecture: str, **own) -> dict:
         "attention_dropout": 0.0,
     }
     if config.rope_scaling is not None and config.rope_scaling.kind == "longrope":
-        shared |= _write_longrope(config)
+        shared |= write_longrope(config)
     return {**shared, **own}

@@ -1,5 +1,6 @@
 """What the values of a config.json may be, looked at before anything is computed from them."""
 
+import json
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -64,16 +65,49 @@ OF_ROPE = {
     "original_max_position_embeddings": (0, 2**31 - 1),
     "attention_factor": (0, 1e6),
 }
+# Which transformers refuses to read as null, in all families that have them.
+NOT_NULL = {
+    *FLAGS,
+    *TEXTS,
+    "initializer_range",
+    "max_window_layers",
+    "no_rope_layer_interval",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "decoder_sparse_step",
+    "embedding_multiplier",
+    "attention_multiplier",
+    "residual_multiplier",
+    "logits_scaling",
+    "swiglu_limit",
+    "swiglu_alpha",
+}
 _KINDS = ("full_attention", "sliding_attention")
+
+
+def required(raw: dict, name: str):
+    """raw[name]. Raises UserError if it is absent or null."""
+    if raw.get(name) is None:
+        raise UserError(f"config.json has no '{name}': add it or use a complete checkpoint")
+    return raw[name]
+
+
+def without_null(raw: dict) -> dict:
+    """The entries that are not null, where null means the same as an absent entry."""
+    return {name: value for name, value in raw.items() if value is not None}
 
 
 def check_values(raw: dict, own_entries: Mapping[str, str] = MappingProxyType({})) -> None:
     """Raises UserError for the first value that is of a wrong type or out of bounds.
 
-    own_entries: of the family, see family.Family. Absent and null are the same, and for the
-    families to judge.
+    own_entries: of the family, see family.Family. Absent and null are the same but in NOT_NULL,
+    and for the families to judge.
     """
-    given = {name: value for name, value in raw.items() if value is not None}
+    given = {
+        name: value
+        for name, value in raw.items()
+        if value is not None or own_entries.get(name, name) in NOT_NULL
+    }
     for name, value in given.items():
         _check_value(name, value, own_entries.get(name, name))
     blocks = given.get("num_hidden_layers")
@@ -145,5 +179,13 @@ def _check_number(name: str, value: Any, bounds: tuple[float, float]) -> None:
         raise _wrong(name, value, f"a number above {least}, up to {most:g}")
 
 
+def shown(value: Any) -> str:
+    """A value as it stands in a config.json, cut short."""
+    try:
+        return json.dumps(value)[:60]
+    except (TypeError, ValueError):  # from a GGUF file
+        return str(value)[:60]
+
+
 def _wrong(name: str, value: Any, wanted: str) -> UserError:
-    return UserError(f"config.json has {name}={str(value)[:60]!r}, not {wanted}: restore the file")
+    return UserError(f"config.json has {name}={shown(value)}, not {wanted}: restore the file")

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from distill_jax.models import config_json
 from distill_jax.models.architecture import ModelConfig
-from distill_jax.models.config_values import check_values
+from distill_jax.models.config_rope import write_rope_scaling
+from distill_jax.models.config_values import check_values, without_null
 from distill_jax.models.families import FAMILIES
 from distill_jax.models.family import Family
 from distill_jax.models.rope import RopeScaling, inverse_frequencies
@@ -141,7 +141,7 @@ def _keys(gguf):
 
 def _check(raw, family, path):
     try:
-        check_values(raw, family.own_entries)
+        check_values(without_null(raw), family.own_entries)
     except UserError as error:
         raise UserError(f"{path}: its metadata as a {error}") from None
 
@@ -188,7 +188,7 @@ def _llama3_scaling(divisors, raw, path):
         raise UserError(
             f"{path} has {ROPE_DIVISORS} unlike Llama 3's: use a safetensors checkpoint"
         )
-    return config_json.write_rope_scaling(scaling)
+    return write_rope_scaling(scaling)
 
 
 def _divisors(config):

@@ -97,6 +97,46 @@ def test_the_names_of_longrope(name, kind):
         FAMILIES["phi3"].from_hf(raw)
 
 
+_ROPE = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
+_OTHER_ROPE = {"type": "linear", "factor": 4.0}
+_NULLS = ["hidden_act", "tie_word_embeddings", "norm_topk_prob", "embedding_multiplier"]
+
+
+@pytest.mark.parametrize(
+    ("family", "entries", "said"),
+    [
+        ("llama", {"rope_parameters": _ROPE, "rope_scaling": _OTHER_ROPE}, "which disagree"),
+        ("gpt_neox", {"rope_parameters": _ROPE, "rope_scaling": _OTHER_ROPE}, "which disagree"),
+        (
+            "gemma3_text",
+            {"rope_parameters": {"full_attention": _ROPE}, "rope_scaling": _OTHER_ROPE},
+            "which disagree",
+        ),
+        ("gemma3_text", {"rope_parameters": _ROPE}, "of no kind of block"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=null"),
+        ("smollm3", {"no_rope_layers": [1, 0]}, "2 no_rope_layers for 3"),
+        ("gpt2", {"n_embd": 32, "hidden_size": 64}, "n_embd=32 and hidden_size=64"),
+        ("llama", {"rope_parameters": {"type": "foo"}}, "default, linear, llama3, longrope$"),
+        ("gpt_oss", {"rope_parameters": {"rope_type": "foo"}}, "longrope, yarn$"),
+        ("llama", {"model_type": None}, "has no 'model_type': add one of gemma,"),
+        ("llama", {"hidden_size": "32"}, 'hidden_size="32", not a whole number'),
+        *[("llama", {name: None}, f"{name}=null, not ") for name in _NULLS],
+    ],
+)
+def test_what_transformers_refuses_or_takes_otherwise_is_one_line(family, entries, said):
+    sizes = transformers.AutoConfig.for_model(family, **SIZES).to_dict()
+    with pytest.raises(UserError, match=said):
+        read_config({**sizes, **entries}, Path("config.json"))
+
+
+def test_both_names_of_the_same_rope_are_read():
+    sizes = transformers.AutoConfig.for_model("llama", **SIZES).to_dict()
+    raw = {**sizes, "rope_parameters": _ROPE, "rope_scaling": {"type": "linear", "factor": 2.0}}
+    one = read_config({**raw, "rope_theta": 1e4}, Path("config.json"))
+    two = read_config({**sizes, "rope_parameters": _ROPE}, Path("config.json"))
+    assert one == two
+
+
 def test_every_file_of_the_room_is_in_the_registry():
     files = [f.name for f in pkgutil.iter_modules(families.__path__, families.__name__ + ".")]
     assert len(files) == len(FAMILIES)

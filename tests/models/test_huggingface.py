@@ -228,10 +228,10 @@ SPOILT = {
     "rope": (edit_config(rope_scaling={"type": "yarn", "factor": 2.0}), "rope type 'yarn'"),
     "activation": (edit_config(hidden_act="relu"), "activation 'relu'"),
     "bias": (edit_config(mlp_bias=True), "lacks weights (9): model.layers.0.mlp.down_proj.bias"),
-    "cross attention": (edit_config(add_cross_attention=True), "add_cross_attention=True"),
+    "cross attention": (edit_config(add_cross_attention=True), "add_cross_attention=true"),
     "scores": (
         edit_config(scale_attn_by_inverse_layer_idx=True),
-        "scale_attn_by_inverse_layer_idx=True",
+        "scale_attn_by_inverse_layer_idx=true",
     ),
     "experts": (edit_config(num_local_experts=8), "num_local_experts=8"),
     "quantized": (edit_config(quantization_config={"bits": 4}), "quantization_config="),

@@ -2,7 +2,7 @@
 
 A family holds everything that differs between models: config.json, names of weights, sharding and
 GGUF. Start with models/family.py (the fields of a family), then llama.py. A family's file imports
-models/family.py, models/config_json.py and types. To add one, write its file and its line here.
+models/family.py, the models/config_*.py and types. To add one, write its file and its line here.
 """
 
 from pathlib import Path
@@ -32,6 +32,8 @@ from distill_jax.types import UserError
 
 def family_of(model_type: str | None) -> Family:
     """The family of a config.json's model_type. Raises UserError for an unknown one."""
+    if model_type is None:
+        raise UserError(f"it has no 'model_type': add one of {', '.join(sorted(FAMILIES))}")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UserError(
             f"model_type '{str(model_type)[:60]}' is not supported: use one of"

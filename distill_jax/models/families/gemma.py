@@ -1,6 +1,7 @@
 """Gemma 1: Llama with norms that add 1 to their weight, a scaled embedding and a GELU gate."""
 
-from distill_jax.models.config_json import read_common, required, write_common
+from distill_jax.models.config_json import read_common, write_common
+from distill_jax.models.config_values import required
 from distill_jax.models.family import TIED_AND_UNTIED, Family, Gguf
 
 

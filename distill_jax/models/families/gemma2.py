@@ -1,11 +1,7 @@
 """Gemma 2: Gemma with soft caps, a window on every other block, and a norm after each half too."""
 
-from distill_jax.models.config_json import (
-    read_local_blocks,
-    required,
-    write_common,
-    write_layer_types,
-)
+from distill_jax.models.config_json import read_local_blocks, write_common, write_layer_types
+from distill_jax.models.config_values import required
 from distill_jax.models.families.gemma import no_output_matrix, read_gemma
 from distill_jax.models.family import (
     ALTERNATING,

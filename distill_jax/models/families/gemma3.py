@@ -1,6 +1,8 @@
 """Gemma 3, text: local and global blocks with separate rotary tables; norms after each half."""
 
-from distill_jax.models.config_json import read_rope
+from distill_jax.models.config_json import refuse_unsupported
+from distill_jax.models.config_rope import read_rope
+from distill_jax.models.config_values import shown
 from distill_jax.models.families.gemma import biases
 from distill_jax.models.families.gemma2 import (
     FOUR_NORMS,
@@ -18,6 +20,14 @@ _DEFAULTS = {"num_key_value_heads": 4, "sliding_window": 4096}
 
 
 def _from_hf(raw):
+    # transformers reads it and computes without; no released model sets it.
+    refuse_unsupported(raw, {"attn_logit_softcapping": None})
+    ropes = raw.get("rope_parameters")
+    if ropes and not any(ropes.get(kind) for kind in ("full_attention", "sliding_attention")):
+        raise UserError(
+            f"config.json has rope_parameters {shown(ropes)} of no kind of block, which"
+            " transformers leaves aside: give full_attention and sliding_attention in it"
+        )
     theta, scaling = read_rope(raw, layer_type="full_attention", theta=1_000_000.0)
     local_raw = {"rope_theta": raw.get("rope_local_base_freq")}
     if raw.get("rope_parameters"):
@@ -54,10 +64,6 @@ def _gguf_entries(metadata, raw):
     return {**own, "rope_local_base_freq": metadata.get("rope.freq_base_swa", 10_000.0)}
 
 
-def _lacks(config):
-    return biases(config) or ("a soft cap on scores" if config.attention_softcap else "")
-
-
 _LINEAR_ROPE = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000.0}
 _LINEAR = {
     "rope_parameters": {"full_attention": _LINEAR_ROPE},
@@ -83,7 +89,7 @@ GEMMA3 = Family(
         entries=_gguf_entries,
         metadata=gguf_metadata,
         norm_offset=1.0,
-        lacks=_lacks,
+        lacks=biases,
         variants=_GGUF_VARIANTS,
     ),
     variants=_VARIANTS,

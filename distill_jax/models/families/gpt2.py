@@ -1,7 +1,9 @@
 """GPT-2: LayerNorm with biases, no gate, learned positions; matrices lie as [in, out] in files."""
 
-from distill_jax.models.config_json import read_common, required, without_null
+from distill_jax.models.config_json import read_common
+from distill_jax.models.config_values import required, shown, without_null
 from distill_jax.models.family import TIED_AND_UNTIED, Family, Gguf, Weight
+from distill_jax.types import UserError
 
 # Names in config.json, and those of most families.
 _SIZES = {
@@ -15,6 +17,12 @@ _SIZES = {
 def _from_hf(raw):
     usual = {name: required(raw, ours) for ours, name in _SIZES.items()}
     given = without_null(raw)
+    for ours, name in _SIZES.items():
+        if given.get(name, raw[ours]) != raw[ours]:
+            raise UserError(
+                f"config.json has {ours}={raw[ours]} and {name}={shown(given[name])}, which are the"
+                " same number: remove one of them"
+            )
     width, heads = usual["hidden_size"], usual["num_attention_heads"]
     usual |= {
         "intermediate_size": given.get("n_inner", 4 * width),

@@ -2,15 +2,9 @@
 
 import numpy as np
 
-from distill_jax.models.config_json import (
-    read_common,
-    read_rotary_width,
-    required,
-    rotary_share,
-    share_of,
-    without_null,
-    write_common,
-)
+from distill_jax.models.config_json import read_common, write_common
+from distill_jax.models.config_rope import read_rotary_width, rotary_share, share_of
+from distill_jax.models.config_values import required, without_null
 from distill_jax.models.family import TIED_AND_UNTIED, Family, Gguf, Weight
 
 # The defaults of transformers for absent keys.

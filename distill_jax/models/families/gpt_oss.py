@@ -8,11 +8,10 @@ from distill_jax.models.config_json import (
     read_common,
     read_experts,
     read_local_blocks,
-    read_yarn,
     write_common,
     write_layer_types,
-    write_rope_scaling,
 )
+from distill_jax.models.config_rope import read_yarn, write_rope_scaling
 from distill_jax.models.families.gemma2 import gguf_metadata, gguf_windows
 from distill_jax.models.family import (
     ALTERNATING,

@@ -1,6 +1,7 @@
 """Granite 3: Llama with factors on the embedding, the scores, the residual sums and the logits."""
 
-from distill_jax.models.config_json import read_common, without_null, write_common
+from distill_jax.models.config_json import read_common, write_common
+from distill_jax.models.config_values import without_null
 from distill_jax.models.families.llama import interleaved
 from distill_jax.models.family import TIED_AND_UNTIED, Family, Gguf
 

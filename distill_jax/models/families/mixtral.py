@@ -1,6 +1,7 @@
 """Mixtral: Mistral with experts in the place of the feed-forward half (2401.04088)."""
 
-from distill_jax.models.config_json import read_common, read_experts, required, write_common
+from distill_jax.models.config_json import read_common, read_experts, write_common
+from distill_jax.models.config_values import required
 from distill_jax.models.families.llama import LLAMA
 from distill_jax.models.family import DEFAULT_WEIGHTS, TIED_AND_UNTIED, Family, block_weight
 

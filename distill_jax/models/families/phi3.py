@@ -1,13 +1,8 @@
 """Phi 3, 3.5 and 4: Llama with one matrix for query, key and value, and one for gate and up."""
 
-from distill_jax.models.config_json import (
-    read_common,
-    read_rotary_width,
-    required,
-    rotary_share,
-    share_of,
-    write_common,
-)
+from distill_jax.models.config_json import read_common, write_common
+from distill_jax.models.config_rope import read_rotary_width, rotary_share, share_of
+from distill_jax.models.config_values import required
 from distill_jax.models.family import (
     DEFAULT_WEIGHTS,
     TIED_AND_UNTIED,

@@ -3,7 +3,8 @@
 Which blocks have experts is up to config.json; here it is all of them, or none.
 """
 
-from distill_jax.models.config_json import read_common, read_experts, required, write_common
+from distill_jax.models.config_json import read_common, read_experts, write_common
+from distill_jax.models.config_values import required
 from distill_jax.models.family import DEFAULT_WEIGHTS, TIED_AND_UNTIED, Family, Gguf, block_weight
 from distill_jax.types import UserError
 

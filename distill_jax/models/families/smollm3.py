@@ -3,13 +3,14 @@
 from distill_jax.models.config_json import (
     read_common,
     read_local_blocks,
-    read_rope,
-    required,
     write_common,
     write_layer_types,
 )
+from distill_jax.models.config_rope import read_rope
+from distill_jax.models.config_values import required
 from distill_jax.models.families.llama import interleaved
 from distill_jax.models.family import ALTERNATING, TIED_AND_UNTIED, Family, Gguf
+from distill_jax.types import UserError
 
 # The defaults of transformers for absent keys.
 _DEFAULTS = {
@@ -24,6 +25,11 @@ def _from_hf(raw):
     every, turns = raw.get("no_rope_layer_interval") or 4, raw.get("no_rope_layers")
     if turns is None:
         turns = [(i + 1) % every != 0 for i in range(blocks)]
+    if len(turns) < blocks:
+        raise UserError(
+            f"config.json has {len(turns)} no_rope_layers for {blocks} num_hidden_layers: restore"
+            " the file"
+        )
     rope_blocks = tuple(bool(flag) for flag in turns[:blocks])  # there may be more in a file
     windowed = bool(raw.get("use_sliding_window")) and window is not None
     local = read_local_blocks(raw, pattern=lambda i: windowed and not turns[i])

@@ -1,6 +1,7 @@
 """StarCoder2: Llama with LayerNorm, no gate, and biases in every projection."""
 
-from distill_jax.models.config_json import read_common, required, without_null, write_common
+from distill_jax.models.config_json import read_common, write_common
+from distill_jax.models.config_values import required, without_null
 from distill_jax.models.family import (
     DEFAULT_WEIGHTS,
     TIED_AND_UNTIED,
