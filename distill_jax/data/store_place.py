@@ -72,7 +72,7 @@ def remembered(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]
 def contents(files: Sequence[Path], memory: Path) -> list[list[str]]:
     """[name, sha256] of each file.
 
-    A file whose path, size, time of change and inode are as they were is not read again: `memory`,
+    A file whose path, size, times of change and inode are as they were is not read again: `memory`,
     a file, knows its hash.
     """
     known = {row[0]: row for row in (read_sealed(memory) or {}).get("files", [])}
@@ -87,7 +87,7 @@ def contents(files: Sequence[Path], memory: Path) -> list[list[str]]:
 
 
 def states(files: Sequence[Path]) -> list[list[Any]]:
-    """What tells a changed file without reading it: [path, size, time in ns, inode] of each."""
+    """What tells a changed file without reading it: [path, size, times in ns, inode] of each."""
     return [_state(file) for file in files]
 
 
@@ -96,4 +96,6 @@ def _state(file: Path) -> list[Any]:
         found = file.stat()
     except OSError as error:
         raise unreadable(file, error) from None
-    return [str(file.absolute()), found.st_size, found.st_mtime_ns, found.st_ino]
+    # Whoever sets the time of a file's content back changes the time of its inode.
+    times = [found.st_mtime_ns, found.st_ctime_ns]
+    return [str(file.absolute()), found.st_size, *times, found.st_ino]

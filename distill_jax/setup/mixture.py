@@ -1,11 +1,13 @@
 """The sources of a training text, what they are called, and how much of each is read."""
 
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from distill_jax.types import UserError
-from distill_jax.words import cut
+from distill_jax.words import cut, plural
 
 
 def sources_of(c: ConfigDict) -> tuple[str, ...]:
@@ -25,6 +27,31 @@ def sources_of(c: ConfigDict) -> tuple[str, ...]:
             f" {len(sources)} sources: give one number for each, or none"
         )
     return sources
+
+
+def told_of_shared_files(
+    sources: Sequence[str], held_out: str, files: Callable[[str], list[Path]]
+) -> str:
+    """A line on files of the held-out source that are trained on, too; empty where none is.
+
+    files: those of a source. Raises UserError for a file that two sources have, however they name
+    it.
+    """
+    of = {}
+    for source in sources:
+        for file in map(os.path.realpath, files(source)):
+            if (other := of.setdefault(file, source)) != source:
+                raise UserError(
+                    f"config.data.source has {cut(file)} in {cut(repr(other))} and in"
+                    f" {cut(repr(source))}: give each file once"
+                )
+    measured = [os.path.realpath(file) for file in files(held_out)] if held_out else []
+    if not (both := [file for file in measured if file in of]):
+        return ""
+    return (
+        f"{len(both)} of {plural(len(measured), 'file')} of config.data.eval_source are trained on,"
+        f" too, as {cut(both[0])}: what is measured there is not of new text"
+    )
 
 
 def names_of(sources: tuple[str, ...]) -> tuple[str, ...]:

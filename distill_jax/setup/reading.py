@@ -23,7 +23,7 @@ from distill_jax.data.store_place import contents, remembered, states, store_roo
 from distill_jax.seals import hash_of
 from distill_jax.setup.cleaning import cleaning_of, identity_of
 from distill_jax.setup.hearing import DEAF, Hear
-from distill_jax.setup.mixture import sources_of
+from distill_jax.setup.mixture import sources_of, told_of_shared_files
 from distill_jax.setup.scanning import FORM, part_of, read, removed_of, scan, scan_again
 from distill_jax.types import UserError
 
@@ -75,6 +75,9 @@ def training_documents(
             "config.data.source is empty: give a path or glob of jsonl, parquet or text,"
             " tfds:name, hub:name or python_docs"
         )
+    files = lambda source: files_of_source(source, c.data.format)
+    if line := told_of_shared_files(sources, eval_source, files):
+        hear.line(line)
     limits, eval_limits = _limits(c)
     cleaning = cleaning_of(c)
     cleaner = Cleaner(cleaning) if asked(cleaning) else None

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from distill_jax.setup.data import packed, tokens_by_source
+from distill_jax.setup.hearing import Hear
 from distill_jax.setup.mixture import names_of, sources_of
 from distill_jax.setup.reading import training_documents
 from distill_jax.setup.storing import tokenized
@@ -37,6 +38,33 @@ def files(tmp_path_factory):
 def test_sources_and_weights_have_to_match(source, weights, says):
     with pytest.raises(UserError, match=says):
         sources_of(config_of(source, weights=weights))
+
+
+def test_a_file_belongs_to_one_source_however_it_is_named(files, tmp_path):
+    (tmp_path / "link.jsonl").symlink_to(files[0])
+    (tmp_path / "sub").mkdir()
+    same = (
+        files[0].replace("a.jsonl", "sub/../a.jsonl"),
+        str(tmp_path / "link.jsonl"),
+        files[0].replace("a.jsonl", "*.jsonl"),
+        files[0].removesuffix("/a.jsonl"),
+    )
+    for other in same:
+        with pytest.raises(UserError, match=r"a\.jsonl' and in .*: give each file once"):
+            training_documents(config_of((files[0], other)))
+
+
+def test_held_out_files_that_are_trained_on_are_told(files):
+    told = []
+    c = config_of(tuple(files))
+    c.data.eval_source = files[1]
+    training_documents(c, Hear(line=told.append))
+    assert [line.split(":")[0].split(", too")[0] for line in told if "trained on" in line] == [
+        "1 of 1 file of config.data.eval_source are trained on"
+    ]
+    c = config_of(files[0])
+    c.data.eval_source = files[1]
+    training_documents(c, Hear(line=lambda line: pytest.fail(line)))
 
 
 def test_one_source_is_a_tuple_of_one():
