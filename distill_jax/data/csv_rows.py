@@ -1,15 +1,15 @@
 """The records of tables in text: a header that names the columns, and a record per row."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from distill_jax.data.compressed import open_bytes
 from distill_jax.data.formats import not_text
 from distill_jax.data.rows import Row
 from distill_jax.types import UserError
-from distill_jax.untrusted import MOST_JSON
+from distill_jax.untrusted import MOST_JSON, parse_json
 from distill_jax.words import plural
 
 COLUMNS = 1000
@@ -18,10 +18,11 @@ _LINES = 2**18  # of a record
 csv.field_size_limit(MOST_JSON)
 
 
-def read_csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
+def read_csv_rows(path: Path, delimiter: str, turns: Set[str] = frozenset()) -> Iterator[Row]:
     """The records, each with the line on which it begins. A cell that is empty is null.
 
-    Cells may be quoted by ", which is doubled within, and then hold new lines.
+    Cells may be quoted by ", which is doubled within, and then hold new lines. turns: columns
+    whose cells are JSON.
     Raises UserError for a file without a header, a record that is too long to be read, or a quote
     that is not closed: where the next record begins is not known then.
     """
@@ -57,7 +58,18 @@ def read_csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
                 continue
             records, taken = records + 1, taken + lines.count
             record = {k: v or None for k, v in zip(header, cells, strict=True) if k}
+            try:
+                record |= {k: _value(record[k], k, lines.where) for k in turns & record.keys()}
+            except UserError as error:
+                yield Row(lines.where, None, error, lost)
+                continue
             yield Row(lines.where, record, None, lost)
+
+
+def _value(cell: str | None, column: str, where: str) -> Any:
+    """What a cell of JSON says."""
+    remedy = "write turns as JSON, with json.dumps in Python"
+    return None if cell is None else parse_json(cell, f"{where}: its {column!r}", remedy)
 
 
 def _lost(lines: int, records: int, taken: int) -> int:

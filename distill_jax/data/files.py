@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from distill_jax.data.compressed import open_bytes, plain_name
+from distill_jax.data.compressed import check_packed, open_bytes, plain_name
 from distill_jax.data.csv_rows import read_csv_rows
 from distill_jax.data.directories import files_of
 from distill_jax.data.documents import Document
@@ -43,9 +43,19 @@ def read_all(
     for path, name in zip(files, formats, strict=True):
         documents = texts_of if name == "text" else documents_of
         try:
-            yield from documents(READERS[name](path, how), plain_name(path).stem, how, tell)
+            rows = READERS[name](path, how)
+            yield from _unpacked(path, documents(rows, plain_name(path).stem, how, tell))
         except OSError as error:
             raise unreadable(path, error) from error
+
+
+def _unpacked(path: Path, documents: Iterator[Document]) -> Iterator[Document]:
+    """The same. Of a file that is unpacked wrongly this is the error, and not what comes of it."""
+    try:
+        yield from documents
+    except UserError:
+        check_packed(path)
+        raise
 
 
 def _read_jsonl(path: Path, _: How) -> Iterator[Row]:
@@ -89,6 +99,12 @@ def _columns(how: How) -> tuple[Sequence[Sequence[str]], Sequence[str]]:
     return fields, _MORE
 
 
+def _turn_columns(how: How) -> set[str]:
+    """The columns whose cells are turns: a table in text can have them as JSON only."""
+    given = {shape.field("messages") for shape in how.fields if shape.kind == "turns"}
+    return given if how.fields else {"messages"}
+
+
 def _read_text(path: Path, _: How) -> Iterator[Row]:
     with open_bytes(path, _MOST_UNPACKED) as file:
         content = file.read()
@@ -102,8 +118,8 @@ READERS = {
     "text": _read_text,
     "jsonl": _read_jsonl,
     "json": lambda path, _: read_json_rows(path),
-    "csv": lambda path, _: read_csv_rows(path, ","),
-    "tsv": lambda path, _: read_csv_rows(path, "\t"),
+    "csv": lambda path, how: read_csv_rows(path, ",", _turn_columns(how)),
+    "tsv": lambda path, how: read_csv_rows(path, "\t", _turn_columns(how)),
     "parquet": lambda path, how: _read_table(path, how, "parquet"),
     "arrow": lambda path, how: _read_table(path, how, "arrow"),
 }

@@ -29,6 +29,7 @@ _SHORT_HEAD, _HEAD = 1 << 12, 1 << 20
 _UNPACKED_BY = {"gzip": "gunzip -c", "zstd": "zstd -dc"}
 _OTHERS = {b"BZh": "bunzip2 -c", b"\xfd7zXZ\x00": "xz -dc", b"PK\x03\x04": "unzip -p"}
 _OTHER_SUFFIXES = (".bz2", ".xz", ".zip")
+_UTF_32 = (b"\xff\xfe\0\0", b"\0\0\xfe\xff")  # the first is how UTF-16 begins, too
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _TABLE_MARKS = {b"PAR1": "parquet", b"ARROW1": "arrow"}
 
@@ -57,7 +58,7 @@ def format_of(path: Path, form: str = "") -> str:
             f"{path} is a file of {table} by its content: rename it to .{table} or give"
             f" --config.data.format={table}"
         )
-    if found not in ("", "text") and head.startswith(_UTF_16):
+    if found not in ("", "text") and head.startswith(_UTF_32 + _UTF_16):
         raise not_text(head, str(path))
     if found in ("json", "jsonl"):
         return _json_of(path, head, found)
@@ -116,9 +117,10 @@ def unreadable(path: Path, error: OSError) -> UserError:
 
 def not_text(content: bytes, where: str) -> UserError | None:
     """The error for bytes that are no UTF-8 text, None where they are."""
-    if content.startswith(_UTF_16):
+    if content.startswith(_UTF_32 + _UTF_16):
+        name = "UTF-32" if content.startswith(_UTF_32) else "UTF-16"
         return UserError(
-            f"{where} is UTF-16, not UTF-8: convert it with iconv -f UTF-16 -t UTF-8 FILE > NEW"
+            f"{where} is {name}, not UTF-8: convert it with iconv -f {name} -t UTF-8 FILE > NEW"
         )
     if b"\0" in content:
         return UserError(
@@ -138,7 +140,7 @@ def _unknown(path: Path, head: bytes) -> UserError:
     """Why a file of an unknown suffix is not read, and what to do."""
     suffix = plain_name(path).suffix
     what = f"its suffix {suffix} is" if suffix else "its name has no suffix, which is"
-    if not head.startswith(_UTF_16) and b"\0" in head:
+    if not head.startswith(_UTF_32 + _UTF_16) and b"\0" in head:
         return UserError(
             f"{path} is a binary file and {what} not known: write its text to a .txt file, or"
             " records to .jsonl or .parquet"

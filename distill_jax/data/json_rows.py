@@ -14,7 +14,15 @@ from distill_jax.data.rows import Row
 from distill_jax.types import UserError
 from distill_jax.untrusted import MOST_JSON, parse_json_at
 
+_REMEDY = "write one array of records, or one record per line to a .jsonl file"
 _PIECE = 2**16  # bytes that are read at a time, at least
+_KINDS = {  # by their first character
+    '"': "of type str",
+    "[": "of type list",
+    "n": "null",
+    **dict.fromkeys("tf", "of type bool"),
+    **dict.fromkeys("-0123456789", "a number"),
+}
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -38,6 +46,8 @@ def read_json_rows(path: Path) -> Iterator[Row]:
                 if text.next() != ",":
                     raise text.error(f"a , or ] is missing after record {number}")
                 text.take(1)
+                if text.next() == "]":
+                    raise text.error(f"a , follows record {number}, the last", "remove it")
             number += 1
             text.next()
             where = f"{path}:{text.line}"
@@ -55,11 +65,8 @@ class _Text:
         self._path, self._file, self._text, self._at = path, file, "", 0
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
 
-    def error(self, reason: str) -> UserError:
-        return UserError(
-            f"{self._path}:{self.line}: not JSON ({reason}): write one array of records, or one"
-            " record per line to a .jsonl file"
-        )
+    def error(self, reason: str, remedy: str = _REMEDY) -> UserError:
+        return UserError(f"{self._path}:{self.line}: not JSON ({reason}): {remedy}")
 
     def next(self) -> str:
         """The next character that is no white space; empty at the end of the file."""
@@ -78,8 +85,13 @@ class _Text:
         """The value that begins here, taken."""
         if not self.next():
             raise self.error(f"it ends before record {number}")
-        if self.next() != "{":  # of no other value is it known where it ends
-            raise self.error(f"record {number} is no object")
+        if found := _KINDS.get(self.next()):  # of these it is not known where they end
+            raise UserError(
+                f"{self._path}:{self.line}: record {number} is {found}, not an object: write"
+                ' records such as {"text": "..."}'
+            )
+        if self.next() != "{":
+            raise self.error(f"record {number}: Expecting value")
         while True:
             try:
                 value, end = parse_json_at(self._text, self._at)

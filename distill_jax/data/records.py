@@ -44,7 +44,8 @@ def document_of(shape: Shape, record: Mapping[str, Any], *, where: str, label: s
         if (field := shape.field(part)) in present:
             continue
         if field in record:
-            raise UserError(f"{where}: its {field!r} is null: remove the record, or give it one")
+            says = f"{where}: its {field!r} is null, or an empty cell"
+            raise UserError(f"{says}: remove the record, or give it one")
         raise UserError(
             f"{where}: no {field!r} among the fields {shown(record)}: add it, or see"
             " config.data.fields"

@@ -178,7 +178,9 @@ def _nothing(
     fields = shown(record)
     for name in ("messages", "completion", "text"):
         if name in record and name not in present:
-            return Unclear(f"its {name!r} is null", "remove the record, or give it one")
+            return Unclear(
+                f"its {name!r} is null, or an empty cell", "remove the record, or give it one"
+            )
     for name in _TURNS:
         if is_turns(present.get(name)) and (remedy := rename_turn(present[name][0])):
             return Unclear(f"no turns in {name!r} that are known", f"in each turn {remedy}")

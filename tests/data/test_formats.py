@@ -9,11 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distill_jax.data import sources
+from distill_jax.data import compressed, sources
 from distill_jax.data.directories import files_of
 from distill_jax.data.formats import FORMATS, TABLES
 from distill_jax.data.json_rows import read_json_rows
 from distill_jax.data.rows import How
+from distill_jax.data.shapes import parse_fields
 from distill_jax.types import UserError
 from distill_jax.untrusted import MOST_JSON
 
@@ -126,7 +127,12 @@ def test_every_format_is_tested():
         ("a.json", '[{"text": "a"},\n', "a.json:2: not JSON (it ends before record 2)"),
         ("a.json", '[{"text": "a"}', "a.json:1: not JSON (it ends after record 1, without a ])"),
         ("a.json", '[{"text": "a"}]\nx', "a.json:2: not JSON (something follows its array)"),
-        ("a.json", '[{"text": "a"}, 1]', "a.json:1: not JSON (record 2 is no object)"),
+        ("a.json", '[{"text": "a"}, 1]', "a.json:1: record 2 is a number, not an object"),
+        ("a.json", '["a", "b"]', "a.json:1: record 1 is of type str, not an object"),
+        ("a.json", '[{"text": "a"}, b]', "a.json:1: not JSON (record 2: Expecting value)"),
+        ("a.json", '[{"text": "a"},\n]', "not JSON (a , follows record 1, the last): remove it"),
+        ("a.csv", "messages\n[{'role': 1}]\n", "a.csv:2: its 'messages': not JSON (Expecting"),
+        ("a.csv", "messages\n1\n", "a.csv:2: 'messages' is of type int, not a list of turns"),
         ("a.json", '[\n{"text": "a"},\n{"text": 1}]', "a.json:3: 'text' is of type int"),
         ("a.json", '[{"text": "\udcff"}]', "a.json:1: byte 0xff after this line is not UTF-8"),
         ("a.json", "[]", "holds no document"),
@@ -137,7 +143,7 @@ def test_every_format_is_tested():
         ("a.csv", "text\na\rb\n", "a.csv:2: a carriage return that ends no line"),
         ("a.csv", 'text\n"b\nc"d\n', "a.csv:2: lines 2 to 3: ',' expected after"),
         ("a.csv", 'text\n"b"c\n', "a.csv:2: ',' expected after '\"': mend the quotes"),
-        ("a.csv", 'text\na\n""\n', "a.csv:3: its 'text' is null"),
+        ("a.csv", 'text\na\n""\n', "a.csv:3: its 'text' is null, or an empty cell"),
         ("a.csv", "text\n\udcff\n", "a.csv:2: byte 0 (0xff) is not UTF-8"),
         (
             "a.csv",
@@ -183,6 +189,45 @@ def test_bad_records_of_other_formats_are_left_out(tmp_path, form):
     found = read_documents(tmp_path / f"a.{form}", how=skip, tell=told.append)
     assert {document.text for document in found} == {"a"}
     assert f"{ {'json': 1, 'csv': 2}[form] } left out as bad" in told[0]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "json", "csv", "txt"])
+@pytest.mark.parametrize("name", ["utf-16", "utf-32"])
+def test_text_of_other_widths_is_named_with_what_converts_it(tmp_path, form, name):
+    (tmp_path / f"a.{form}").write_bytes('[{"text": "a"}]'.encode(name))
+    with pytest.raises(UserError, match=f" is {name.upper()}, .* iconv -f {name.upper()} -t UTF-8"):
+        read_documents(tmp_path / f"a.{form}")
+
+
+def test_turns_in_a_cell_are_json(tmp_path):
+    turns = [{"role": "user", "content": 'a "b",\n'}, {"role": "assistant", "content": "c"}]
+    for name in ("messages", "chat"):
+        records = [{name: json.dumps(turns), "text": "d"}, {name: json.dumps(turns), "text": ""}]
+        (tmp_path / f"{name}.csv").write_text(table_text(records, ","))
+    found = read_documents(tmp_path / "messages.csv")
+    given = read_documents(tmp_path / "chat.csv", how=How(parse_fields("messages=chat")))
+    assert [document.messages for document in found + given] == [tuple(turns)] * 4
+
+
+@pytest.mark.parametrize("form", ["jsonl", "json"])
+def test_a_byte_that_changed_in_a_packed_file_is_told_of_the_packing(tmp_path, form):
+    """And not of the JSON, which is what is unpacked wrongly."""
+    packed = bytearray(gzip.compress(CONTENTS[form].encode(), compresslevel=0))
+    packed[packed.index(b"answer") - 1] ^= 1  # a quote
+    (tmp_path / f"a.{form}.gz").write_bytes(packed)
+    with pytest.raises(UserError, match=r"its gzip stream is damaged or cut"):
+        read_documents(tmp_path / f"a.{form}.gz")
+
+
+@pytest.mark.parametrize("form", ["jsonl", "json", "csv"])
+def test_a_file_that_unfolds_to_too_much_is_told_of_the_packing(tmp_path, form, monkeypatch):
+    """And not of a line or a record of which nobody knows."""
+    monkeypatch.setattr(compressed, "BYTES", 2 * MOST_JSON)
+    monkeypatch.setattr(compressed, "BYTES_PER_BYTE", 0)
+    start = {"jsonl": b'{"text": "', "json": b'[{"text": "', "csv": b'text\n"'}[form]
+    (tmp_path / f"a.{form}.gz").write_bytes(gzip.compress(start + b"a" * 2 * MOST_JSON, 1))
+    with pytest.raises(UserError, match=r"unfolds to more than"):
+        read_documents(tmp_path / f"a.{form}.gz")
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_label_is_the_records_or_the_files(extra, label):
     [
         ([1], "of type list"),
         ({"body": "a", "title": "b"}, "['body', 'title']"),
-        ({"text": None}, "its 'text' is null: remove the record"),
+        ({"text": None}, "its 'text' is null, or an empty cell: remove the record"),
         ({"text": 3}, "of type int"),
         ({"completion": "a"}, "without 'prompt'"),
         ({"prompt": ["a"], "completion": "a"}, "of type str"),
