@@ -94,7 +94,7 @@ def _header(path: Path, table: Iterator[list[str]], delimiter: str) -> list[str]
     try:
         header = next(table, [])
     except csv.Error as error:
-        raise UserError(f"{path}:1: {_told(error)}, of the names of columns") from None
+        raise UserError(f"{path}:1: in the names of columns, {_told(error)}") from None
     names = [name for name in header if name]
     if len(header) > COLUMNS:
         raise UserError(f"{path}:1: {len(header):,} columns, and at most {COLUMNS:,} are read")

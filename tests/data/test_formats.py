@@ -139,7 +139,11 @@ def test_every_format_is_tested():
         ("a.json", "", "holds no document"),
         ("a.csv", "text\na\nb,c\n", "a.csv:3: 2 cells, and the header names 1 column: mend"),
         ("a.csv", 'text\na\n"b\nc', 'a.csv:3: a " is not closed, with which lines 3 to 4 are one'),
-        ("a.csv", "text\ra\rb\r", "a.csv:1: a carriage return that ends no line: if all lines"),
+        (
+            "a.csv",
+            "text\ra\rb\r",
+            "a.csv:1: in the names of columns, a carriage return that ends no",
+        ),
         ("a.csv", "text\na\rb\n", "a.csv:2: a carriage return that ends no line"),
         ("a.csv", 'text\n"b\nc"d\n', "a.csv:2: lines 2 to 3: ',' expected after"),
         ("a.csv", 'text\n"b"c\n', "a.csv:2: ',' expected after '\"': mend the quotes"),
