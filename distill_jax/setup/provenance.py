@@ -43,7 +43,7 @@ def provenance(
             for what, value in (
                 ("documents", removed.documents),
                 ("characters", removed.characters),
-                ("first", " | ".join(removed.names)),
+                ("first", " | ".join(removed.names) or None),
             )
         },
         **{

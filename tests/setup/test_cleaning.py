@@ -232,3 +232,32 @@ def test_what_was_removed_is_one_line():
 def test_without_a_key_nothing_is_asked_for(c):
     assert cleaning_of(c) == cleaning.Cleaning()
     assert _read(c)[2] == {}
+
+
+def test_a_run_says_what_was_removed_and_goes_on_with_the_same_alone(flags, world, tmp_path):
+    lines = (world / "text.jsonl").read_text().splitlines()
+    source = tmp_path / "text.jsonl"
+    source.write_text("\n".join([*lines, *lines[:4], '{"text": "x"}']) + "\n")
+    asked = (
+        *(flag for flag in flags if "data.source" not in flag and "steps" not in flag),
+        "--config.steps=2", f"--config.data.source={source}", f"--workdir={tmp_path / 'run'}",
+        "--config.data.clean.exact_duplicates=true",
+    )  # fmt: skip
+    done = cli.run(*asked, "--config.data.clean.min_characters=5")
+    assert done.returncode == 0, done.stderr
+    told = f"1 too short or too long (1 characters: {source}:65); 4 copies"
+    assert f"  removed: {told}" in done.stdout
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert [(one["documents"], one["characters"]) for one in report["removed"]] == [
+        (1, 1), (4, sum(len(json.loads(line)["text"]) for line in lines[:4]))
+    ]  # fmt: skip
+    kept = json.loads((tmp_path / "run" / "provenance.json").read_text())
+    assert kept["data.train.removed.exact_duplicates.documents"] == 4
+    assert kept["data.train.documents"] + kept["data.eval.documents"] == 60
+    assert "Removed from the text to train on" in (tmp_path / "run" / "report.html").read_text()
+    other = cli.run(*asked, "--config.data.clean.min_characters=6")
+    assert other.returncode == 2
+    assert "data.clean.min_characters (5 there, 6 here)" in other.stderr
+    held = cli.run(f"--workdir={tmp_path / 'run'}", "--config.job=evaluate", config=None)
+    assert held.returncode == 0, held.stderr
+    assert f"text: {kept['data.eval.documents']} documents" in held.stdout
