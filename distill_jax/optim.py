@@ -44,9 +44,8 @@ def make_schedule(options: OptimOptions, peak: float, steps: int) -> optax.Sched
         )
     warmup = options.warmup_steps
     if not 0 <= warmup < steps:
-        raise UserError(
-            f"config.optim.warmup_steps is {warmup} of {steps} steps: use 0 to {steps - 1}"
-        )
+        use = f"0 to {steps - 1}" if steps > 1 else "0"
+        raise UserError(f"config.optim.warmup_steps is {warmup} of {steps} steps: use {use}")
     final = peak * options.final_fraction
     shape = SCHEDULES[options.schedule](peak, steps - warmup, options.decay_steps, final)
     # The first update already moves: a warm-up from exactly 0 would waste a batch.

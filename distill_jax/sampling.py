@@ -149,13 +149,16 @@ def generate(
     Raises UserError for an empty prompt, or one that leaves no room in the model's positions.
     """
     room = program.max_positions - program.max_new_tokens
-    for i, prompt in enumerate(prompts):
-        if not 1 <= len(prompt) <= room:
+    for number, prompt in enumerate(prompts, 1):
+        if not prompt:
+            raise UserError(f"prompt {number} has no tokens: give it at least 1")
+        if len(prompt) > room:
+            left = program.max_positions - len(prompt)
+            use = f"at most {left} new tokens" if left > 0 else "a shorter prompt"
             raise UserError(
-                f"prompt {i} has {len(prompt)} tokens and generate.max_new_tokens is"
-                f" {program.max_new_tokens}: together they must fit"
-                f" {program.max_positions} positions,"
-                " and a prompt needs at least 1 token"
+                f"prompt {number} has {len(prompt)} tokens and generate.max_new_tokens is"
+                f" {program.max_new_tokens}: together they must fit {program.max_positions}"
+                f" positions: use {use}"
             )
     if not prompts:
         return []

@@ -7,7 +7,9 @@ import gguf
 import pytest
 import transformers
 
+from distill_jax.data.gguf_vocabulary import splits_as
 from distill_jax.data.tokenizer import load_tokenizer
+from distill_jax.models.families import FAMILIES
 from tests import cli
 from tests.data.conftest import small_tokenizer
 from tests.data.test_gguf_tokenizer import write_gguf
@@ -167,6 +169,21 @@ def test_a_class_that_pads_left_is_not_needed_to_pad_left(name, kind, side, tmp_
     assert load_tokenizer(tmp_path).settings.tokenizer.get("padding_side") == side
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert theirs.padding_side == (side or "right")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ["smollm", "qwen2"])
+def test_transformers_splits_texts_as_tokenizer_json_says_or_it_is_known(name, family, tmp_path):
+    small, text = small_tokenizer(name), "e\u0301 cafe\u0301 don't 12345  x"
+    small.backend.save(str(tmp_path / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    only = FAMILIES[family].only_tokenizer
+    known = not only or splits_as(small, only)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ours = small.backend.encode(text, add_special_tokens=False).ids
+    assert (theirs(text, add_special_tokens=False)["input_ids"] == ours) == known
 
 
 def test_metadata_of_a_gguf_file_become_settings(tmp_path):

@@ -146,6 +146,11 @@ def test_mistakes_name_the_choices(changed, expected):
         make_optimizer(options(**changed), STEPS)
 
 
+def test_one_step_has_no_warm_up():
+    with pytest.raises(UserError, match=r"1 of 1 steps: use 0$"):
+        make_optimizer(options(warmup_steps=1), 1)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_frozen_parameters_have_no_moments_and_never_move(name):
     params = tiny.params(tiny.model())

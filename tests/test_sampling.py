@@ -115,7 +115,10 @@ def test_seeds_differ_and_repeat(model):
     assert first != write(model, PROMPTS, temperature=1.0, seed=2)
 
 
-@pytest.mark.parametrize("prompt", [[], list(range(60))])
-def test_a_prompt_that_cannot_be_continued_is_named(model, prompt):
-    with pytest.raises(UserError, match="prompt 0 has"):
-        write(model, [prompt])
+@pytest.mark.parametrize(
+    ("length", "said"),
+    [(0, "has no tokens"), (60, "use at most 4 new tokens"), (64, "use a shorter prompt")],
+)
+def test_a_prompt_that_cannot_be_continued_is_named(model, length, said):
+    with pytest.raises(UserError, match=f"prompt 2 has .*{said}|prompt 2 {said}"):
+        write(model, [[1], [1] * length])

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from gguf import TokenType
 
-from distill_jax.data.gguf_pre_tokenizers import PRE_TOKENIZERS
+from distill_jax.data.gguf_pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from distill_jax.data.gguf_sentencepiece import BYTES, SPACE, Pieces, merges_of
 from distill_jax.data.gguf_tokenizer import SPECIAL_TOKEN_KEYS
 from distill_jax.data.tokenizer import Tokenizer
@@ -87,6 +87,14 @@ def other_tokens(tokenizer: Tokenizer) -> str:
     return "texts that begin with a space" if "always" in schemes else ""
 
 
+def splits_as(tokenizer: Tokenizer, name: str) -> bool:
+    """Whether it makes the same words as the pre-tokenizer of that name in PRE_TOKENIZERS."""
+    definition = json.loads(tokenizer.backend.to_str())
+    whole_words = definition["model"].get("ignore_merges", False)
+    said = _meaning(definition["normalizer"], definition["pre_tokenizer"], whole_words)
+    return said == _meaning_of(PRE_TOKENIZERS[name])
+
+
 def _refused(what: str) -> UserError:
     return UserError(
         f"GGUF has no name for the student's tokenizer ({what}): use --config.export.format=hf"
@@ -128,9 +136,7 @@ def _byte_level(
     model = definition["model"]
     said = _meaning(definition["normalizer"], definition["pre_tokenizer"], model["ignore_merges"])
     for name, pre in PRE_TOKENIZERS.items():
-        normalizer = json.loads(pre.normalizer.__getstate__()) if pre.normalizer else None
-        steps = {"pretokenizers": [json.loads(step.__getstate__()) for step in pre.steps]}
-        if said == _meaning(normalizer, steps, pre.whole_words):
+        if said == _meaning_of(pre):
             merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
             return {
                 "tokenizer.ggml.model": "gpt2",
@@ -144,6 +150,12 @@ def _byte_level(
 def _meaning(normalizer: Any, pre_tokenizer: Any, whole_words: bool) -> list[Any]:
     """What decides which words there are, in a form that can be compared."""
     return [*_steps(normalizer), "then", *_steps(pre_tokenizer), bool(whole_words)]
+
+
+def _meaning_of(pre: PreTokenizer) -> list[Any]:
+    normalizer = json.loads(pre.normalizer.__getstate__()) if pre.normalizer else None
+    steps = {"pretokenizers": [json.loads(step.__getstate__()) for step in pre.steps]}
+    return _meaning(normalizer, steps, pre.whole_words)
 
 
 def _steps(part: Any) -> Iterator[dict[str, Any]]:

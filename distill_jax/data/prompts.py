@@ -39,7 +39,7 @@ def read_prompts(given: Iterable[str]) -> list[Prompt]:
     per line. Raises UserError for what is none of these.
     """
     prompts = []
-    for i, text in enumerate(given):
+    for i, text in enumerate(given, 1):
         if not isinstance(text, str):
             raise UserError(f"prompt {i} is {text!r}: give texts, in quotes")
         if text.startswith(FILE) and not text.startswith(FILE * 2):

@@ -6,7 +6,7 @@ import jax
 from ml_collections import ConfigDict
 
 from distill_jax import workdir
-from distill_jax.data.gguf_vocabulary import other_tokens
+from distill_jax.data.gguf_vocabulary import other_tokens, splits_as
 from distill_jax.data.tokenizer import Tokenizer
 from distill_jax.export import directory_dtype, export_gguf, export_student
 from distill_jax.models.binding import Model
@@ -39,7 +39,7 @@ def write_one(
 ) -> None:
     """Writes a directory, or a file where the name is that of one.
 
-    Says where llama.cpp has no way to do as we do.
+    Says where llama.cpp or transformers has no way to do as we do.
     """
     of = (path, model.config, params, tokenizer)
     if path.name == workdir.STUDENT_FILE:
@@ -50,6 +50,14 @@ def write_one(
             say(f"note: llama.cpp makes other tokens of {texts}")
     else:
         export_student(*of, dtype=directory_dtype(c.export.dtype))
+        family = model.config.family
+        only = FAMILIES[family].only_tokenizer
+        if only and not splits_as(tokenizer, only):
+            say(
+                f"note: AutoTokenizer of transformers splits texts of a {family} model in its own"
+                " way, other than this tokenizer: load it with"
+                " PreTrainedTokenizerFast.from_pretrained"
+            )
 
 
 def damaged(c: ConfigDict, directory: Path) -> list[str]:

@@ -1,17 +1,23 @@
 """The config of a decoder."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 
 from distill_jax.models.rope import RopeScaling
 from distill_jax.types import UserError
 
+_gelu_tanh = partial(jax.nn.gelu, approximate=True)
+# By the names of transformers, some of which mean the same.
 ACTIVATIONS = {
     "silu": jax.nn.silu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),  # the same in GPT-2's files
+    "swish": jax.nn.silu,
+    "relu": jax.nn.relu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "gelu_new": _gelu_tanh,
+    "gelu_fast": _gelu_tanh,
 }
 
 

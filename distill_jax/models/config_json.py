@@ -57,15 +57,20 @@ def write_layer_types(config: ModelConfig) -> list[str]:
     return ["sliding_attention" if local else "full_attention" for local in flags]
 
 
-def read_experts(raw: dict, *, count: int, per_token: int) -> tuple[dict, dict]:
+def read_experts(raw: dict, *, count: int, per_token: int, least: int = 1) -> tuple[dict, dict]:
     """(the other entries of a config.json, the fields of its experts); `count` and `per_token` are
-    the defaults of absent keys.
+    the defaults of absent keys. Raises UserError for fewer than `least` experts.
 
     Older files say num_experts where newer ones say num_local_experts.
     """
     names = ("num_local_experts", "num_experts")
     given = [raw[name] for name in names if raw.get(name) is not None]
     rest = {name: value for name, value in raw.items() if name not in names}
+    if given and given[0] < least:
+        raise UserError(
+            f"config.json has {given[0]} experts, and every block of this family has some: restore"
+            " num_local_experts"
+        )
     per_token = raw.get("num_experts_per_tok") or per_token
     return rest, {"experts": given[0] if given else count, "experts_per_token": per_token}
 

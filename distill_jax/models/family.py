@@ -155,6 +155,8 @@ class Family(NamedTuple):
                  same values
     sharding     (regular expression that matches a whole path, mesh axes of its dimensions), first
                  match wins; the leading block axis is included
+    only_tokenizer  key of PRE_TOKENIZERS: how transformers splits texts for such a model, whatever
+                 its tokenizer.json says; "": as that says
     gguf         None: there are no GGUF files of this family's own
     """
 
@@ -167,4 +169,5 @@ class Family(NamedTuple):
     canonical: Callable[[str], str] = lambda name: name
     own_entries: Mapping[str, str] = MappingProxyType({})
     sharding: list[tuple[str, tuple[str | None, ...]]] = DEFAULT_SHARDING
+    only_tokenizer: str = ""
     gguf: Gguf | None = None

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from distill_jax.models.architecture import ModelConfig
+from distill_jax.models.architecture import ACTIVATIONS, ModelConfig
 from distill_jax.models.config_rope import write_rope_scaling
 from distill_jax.models.config_values import check_values, without_null
 from distill_jax.models.families import FAMILIES
@@ -21,6 +21,8 @@ from distill_jax.models.rope import RopeScaling, inverse_frequencies
 from distill_jax.types import UserError
 
 ROPE_DIVISORS = "rope_freqs.weight"  # divisors of the rotary frequencies, [R/2]
+# Low and high frequency factor and original positions of all released models with that scaling.
+_LLAMA3 = (1.0, 4.0, 8192)
 # What files of every family may say besides.
 _MORE_KEYS = {
     "attention.head_count_kv": "num_key_value_heads",
@@ -97,6 +99,8 @@ def check_same(config: ModelConfig, metadata: Mapping[str, Any], tensors: Tensor
         what = str(error).rpartition(": use")[0] or str(error)
         raise _inexpressible(f"a GGUF file could not be read again ({what})") from None
     for field, value in dataclasses.asdict(config).items():
+        if field == "activation" and ACTIVATIONS[value] is ACTIVATIONS[read[field]]:
+            continue  # two names of one function
         if field not in _NOT_TOLD and not _equal(value, read[field]):
             raise _inexpressible(
                 f"a GGUF file of {family.gguf.architecture} cannot say {field}="
@@ -180,7 +184,7 @@ def _config_json(own, tensors, family, path):
 
 def _llama3_scaling(divisors, raw, path):
     """GGUF stores Llama 3's scaling as divisors; its models differ only in the factor."""
-    scaling = RopeScaling("llama3", float(divisors.max()), 1.0, 4.0, 8192)
+    scaling = RopeScaling("llama3", float(divisors.max()), *_LLAMA3)
     theta = raw["rope_theta"] or 10_000.0
     plain = inverse_frequencies(raw["head_dim"], theta, None)
     scaled = inverse_frequencies(raw["head_dim"], theta, scaling)
@@ -195,6 +199,14 @@ def _divisors(config):
     scaling = config.rope_scaling
     if scaling is None or scaling.kind != "llama3":
         return None
+    names = ("low_frequency_factor", "high_frequency_factor", "original_positions")
+    own = tuple(getattr(scaling, name) for name in names)
+    if own != _LLAMA3:
+        said = ", ".join(f"{name}={value:g}" for name, value in zip(names, own, strict=True))
+        raise _inexpressible(
+            f"GGUF files of Llama 3's rope scaling stand for {_LLAMA3[0]:g}, {_LLAMA3[1]:g} and"
+            f" {_LLAMA3[2]} alone, and this model has {said}"
+        )
     of = (config.turned_width, config.rope_theta)
     return inverse_frequencies(*of, None) / inverse_frequencies(*of, scaling)
 

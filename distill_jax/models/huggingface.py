@@ -154,10 +154,10 @@ def _open(path):
 def _array(file, name):
     try:
         return file.get_tensor(name)
-    except (AttributeError, SafetensorError) as error:  # numpy lacks the dtype
+    except (AttributeError, SafetensorError):  # numpy lacks the dtype
         raise UserError(
-            f"weight {name} is stored as {file.get_slice(name).get_dtype()} ({error}): use a"
-            f" checkpoint in one of {', '.join(STORED)}"
+            f"weight {name} is stored as {file.get_slice(name).get_dtype()}, which is not read: use"
+            f" a checkpoint in one of {', '.join(STORED)}"
         ) from None
 
 

@@ -53,7 +53,7 @@ MISTAKES = {
     "not json": (["@{}/bad.jsonl"], "bad.jsonl:2: not JSON"),
     "other record": (["@{}/other.jsonl"], "other.jsonl:1"),
     "directory": (["@{}"], "is a directory"),
-    "number": ([5], "prompt 0 is 5"),
+    "number": ([5], "prompt 1 is 5"),
 }
 
 

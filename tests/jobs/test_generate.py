@@ -112,8 +112,8 @@ MISTAKES = {
     "no template": (("--config.generate.chat=true", PROMPTS), "has no chat template"),
     "chat": (("--config.generate.chat=maybe", PROMPTS), "config.generate.chat is 'maybe'"),
     "top_p": (("--config.generate.top_p=0", PROMPTS), "config.generate.top_p is 0"),
-    "too long": (("--config.generate.max_new_tokens=64", PROMPTS), "fit 64 positions"),
-    "empty": (("--config.generate.prompts=('a', '')",), "prompt 1 is empty"),
+    "too long": (("--config.generate.max_new_tokens=64", PROMPTS), "64 positions: use at most 57 new"),
+    "empty": (("--config.generate.prompts=('a', '')",), "prompt 2 is empty"),
     "file": (("--config.generate.prompts=@absent.txt",), "there is no such file"),
     "messages": (("--config.generate.messages=hi",), "config.generate.messages: not JSON"),
 }

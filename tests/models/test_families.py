@@ -6,10 +6,14 @@ import pkgutil
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import transformers
+from transformers.activations import ACT2FN
 
 from distill_jax.models import families
+from distill_jax.models.architecture import ACTIVATIONS
 from distill_jax.models.families import FAMILIES, family_of, read_config
 from distill_jax.models.family import Family
 from distill_jax.models.storage import layout
@@ -120,6 +124,12 @@ _NULLS = ["hidden_act", "tie_word_embeddings", "norm_topk_prob", "embedding_mult
         ("gpt_oss", {"rope_parameters": {"rope_type": "foo"}}, "longrope, yarn$"),
         ("llama", {"model_type": None}, "has no 'model_type': add one of gemma,"),
         ("llama", {"hidden_size": "32"}, 'hidden_size="32", not a whole number'),
+        (
+            "qwen2",
+            {"layer_types": ["sliding_attention"] * 3, "sliding_window": 5},
+            "without use_sliding_window=true: set that",
+        ),
+        ("mixtral", {"num_local_experts": 0}, "has 0 experts, and every block"),
         *[("llama", {name: None}, f"{name}=null, not ") for name in _NULLS],
     ],
 )
@@ -127,6 +137,13 @@ def test_what_transformers_refuses_or_takes_otherwise_is_one_line(family, entrie
     sizes = transformers.AutoConfig.for_model(family, **SIZES).to_dict()
     with pytest.raises(UserError, match=said):
         read_config({**sizes, **entries}, Path("config.json"))
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_activation_is_that_of_transformers_of_the_same_name(name):
+    x = np.linspace(-6, 6, 101, dtype=np.float32)
+    theirs = ACT2FN[name](torch.tensor(x)).numpy()
+    np.testing.assert_allclose(ACTIVATIONS[name](x), theirs, atol=2e-6)
 
 
 def test_both_names_of_the_same_rope_are_read():

@@ -316,7 +316,7 @@ INEXPRESSIBLE = {
     "scaling": (
         "llama",
         {"rope_parameters": SHORT_LLAMA3},
-        "(it has rope_freqs.weight unlike Llama 3's)",
+        "stand for 1, 4 and 8192 alone, and this model has low_frequency_factor=1,",
     ),
     "matrix": ("gemma", {"tie_word_embeddings": False}, "no gemma with an output matrix of its"),
     "rounded bounds": ("gpt_oss", {"rope_parameters": ROUNDED_YARN}, "cannot say rope_scaling="),

@@ -226,7 +226,7 @@ SPOILT = {
     "family": (edit_config(model_type="mamba"), "model_type 'mamba' is not supported"),
     "key": (edit_config(hidden_size=None), "has no 'hidden_size'"),
     "rope": (edit_config(rope_scaling={"type": "yarn", "factor": 2.0}), "rope type 'yarn'"),
-    "activation": (edit_config(hidden_act="relu"), "activation 'relu'"),
+    "activation": (edit_config(hidden_act="mish"), "activation 'mish'"),
     "bias": (edit_config(mlp_bias=True), "lacks weights (9): model.layers.0.mlp.down_proj.bias"),
     "cross attention": (edit_config(add_cross_attention=True), "add_cross_attention=true"),
     "scores": (

@@ -7,6 +7,7 @@ from distill_jax.models.config_json import (
     write_layer_types,
 )
 from distill_jax.models.family import ALTERNATING, TIED_AND_UNTIED, Family, Gguf, lacks_other_widths
+from distill_jax.types import UserError
 
 # The defaults of transformers for absent keys.
 _DEFAULTS = {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28}
@@ -18,6 +19,11 @@ def read_qwen(raw, **own):
     window = raw["sliding_window"] if raw.get("use_sliding_window") else None
     first = raw["max_window_layers"] or 0
     local = read_local_blocks(raw, pattern=lambda i: window is not None and i >= first)
+    if local and window is None and raw["sliding_window"] is not None:
+        raise UserError(
+            "config.json has sliding_attention in layer_types without use_sliding_window=true: set"
+            " that, or full_attention in all of layer_types"
+        )
     return read_common(raw, sliding_window=window, local_blocks=local, **own)
 
 
@@ -38,6 +44,7 @@ QWEN2 = Family(
     models="Qwen2, Qwen2.5",
     from_hf=lambda raw: read_qwen(raw, family="qwen2", qkv_bias=True),
     to_hf=lambda config: write_qwen(config, architecture="Qwen2ForCausalLM"),
+    only_tokenizer="qwen2",
     gguf=Gguf(
         "qwen2",
         lacks=lacks_other_widths,

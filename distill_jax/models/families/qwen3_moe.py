@@ -12,7 +12,7 @@ from distill_jax.types import UserError
 def _from_hf(raw):
     # The defaults of transformers for absent keys.
     raw = {"num_key_value_heads": 4, "moe_intermediate_size": 768, "sliding_window": 4096, **raw}
-    rest, experts = read_experts(raw, count=128, per_token=8)
+    rest, experts = read_experts(raw, count=128, per_token=8, least=0)
     blocks, step = required(raw, "num_hidden_layers"), raw.get("decoder_sparse_step") or 1
     dense = raw.get("mlp_only_layers") or []
     with_experts = [i for i in range(blocks) if i not in dense and (i + 1) % step == 0]
