@@ -153,14 +153,18 @@ def test_what_arrow_fills_with_null_is_read_as_it_was_written(tmp_path, conversa
         ("a.jsonl.gz", b'{"text": "a"}', "is no gzip file: rename it, or copy it again"),
         ("a.jsonl.gz", b"\x28\xb5\x2f\xfd", "is zstd by its content"),
         ("a.txt.zst", b"", "is empty"),
-        ("a.parquet.gz", gzip.compress(b"PAR1"), "is compressed as a whole, and parquet can only"),
+        (
+            "a.parquet.gz",
+            gzip.compress(b"PAR1", mtime=0),
+            "is compressed as a whole, and parquet can only",
+        ),
         ("a.bin", b"PAR1", "--config.data.format=parquet"),
         ("a.txt", b"ARROW1", "--config.data.format=arrow"),
         ("a.csv", "text".encode("utf-16"), "is UTF-16"),
         ("a.json", "[]".encode("utf-16"), "is UTF-16"),
         ("a.db", b"SQLite\0", "is a binary file"),
         ("a.py", b"import os\n", "its suffix .py is not known: texts are .txt, .md, .rst"),
-        ("a.py.gz", gzip.compress(b"import os\n"), "its suffix .py is not known"),
+        ("a.py.gz", gzip.compress(b"import os\n", mtime=0), "its suffix .py is not known"),
         ("a.log", b"[2026] x\n", "give --config.data.format=text"),
         ("a.jsonl.part", b"", "its suffix .part is not known"),
         ("a", b"abc", "its name has no suffix, which is not known"),
@@ -331,7 +335,7 @@ def test_other_records_of_the_hub_are_read_where_there_are_no_tables_or_lines():
     for name in ("train-00000-of-00001.parquet", "test.jsonl"):
         (data / name).unlink()
     (data / "test.json").write_text('[{"text": "a"}]')
-    (data / "test.jsonl.gz").write_bytes(gzip.compress(b'{"text": "b"}'))
+    (data / "test.jsonl.gz").write_bytes(gzip.compress(b'{"text": "b"}', mtime=0))
     assert [d.text for d in read_documents("hub:org/name:test")] == ["more", "a", "b"]
 
 
