@@ -18,6 +18,7 @@ import numpy as np
 from distill_jax.losses.partial_targets import draw
 from distill_jax.losses.vocabulary import head_logits
 from distill_jax.models.binding import Model
+from distill_jax.models.context import short_texts
 from distill_jax.types import COMPILING, Advance, Array, Params, UserError
 
 # Prompts are padded to a multiple of this many tokens, so that few shapes are compiled.
@@ -47,12 +48,12 @@ class Continue(NamedTuple):
     """What generate runs: two jitted functions, and their limits.
 
     begin(params, prompts_BT, length_B) -> Written, with nothing written yet
-    go_on(params, written, length_B, keys_B, until) -> Written, up to index `until` or the last
-    row's end; takes the buffers of `written`
+    go_on(params, written, prompts_BT, length_B, keys_B, until) -> Written, up to index `until` or
+    the last row's end; takes the buffers of `written`
     """
 
     begin: Callable[[Params, Array, Array], Written]
-    go_on: Callable[[Params, Written, Array, Array, int], Written]
+    go_on: Callable[[Params, Written, Array, Array, Array, int], Written]
     max_new_tokens: int
     max_positions: int
     stop_ids: tuple[int, ...]
@@ -74,7 +75,10 @@ def make_continue(
     Prompts are padded on the right. After its first stop token a row holds only stop tokens. Token
     i of a row is drawn with fold_in(key, i), one key per row, so that a row's text does not depend
     on the other rows of its batch.
+    A model that turns long texts otherwise than short ones (LongRoPE) reads a text again when it
+    becomes long, as transformers does.
     """
+    short = short_texts(model.config)
     stops = jnp.asarray(stop_ids, jnp.int32)
 
     @jax.jit
@@ -82,13 +86,13 @@ def make_continue(
         rows, padded = prompts_BT.shape
         cache = model.new_cache(rows, padded + max_new_tokens, cache_dtype)
         position_BT = jnp.broadcast_to(jnp.arange(padded), (rows, padded))
-        hidden, cache = model.decode(params, prompts_BT, position_BT, cache)
+        hidden, cache = model.decode(params, prompts_BT, position_BT, cache, length_B)
         last_BD = hidden.last_BTD[jnp.arange(rows), length_B - 1]
         new_BT = jnp.full((rows, max_new_tokens), stops[0], jnp.int32)
         return Written(jnp.int32(0), last_BD, cache, length_B <= 0, new_BT)
 
     @partial(jax.jit, donate_argnums=1)
-    def go_on(params, written, length_B, keys_B, until):
+    def go_on(params, written, prompts_BT, length_B, keys_B, until):
         unembed = model.unembed(params)
 
         def more(so_far):
@@ -101,12 +105,37 @@ def make_continue(
             new_BT = new_BT.at[:, index].set(token_B)
             position_B1 = (length_B + index)[:, None]
             hidden, cache = model.decode(params, token_B[:, None], position_B1, cache)
+            last_BD = hidden.last_BTD[:, 0]
             done_B |= jnp.isin(token_B, stops)
-            return Written(index + 1, hidden.last_BTD[:, 0], cache, done_B, new_BT)
+            if short is not None and cache["key"].shape[2] > short:
+                again_B = ~done_B & (position_B1[:, 0] == short)
+                text_BT = _beginnings(prompts_BT, length_B, new_BT, short + 1)
+                read = partial(_read_again, model, params, text_BT, again_B)
+                keep = lambda *as_they_are: as_they_are
+                last_BD, cache = jax.lax.cond(jnp.any(again_B), read, keep, last_BD, cache)
+            return Written(index + 1, last_BD, cache, done_B, new_BT)
 
         return jax.lax.while_loop(more, one, written)
 
     return Continue(begin, go_on, max_new_tokens, model.config.max_positions, stop_ids)
+
+
+def _beginnings(prompts_BT, length_B, new_BT, tokens):
+    """The first `tokens` tokens of each row's prompt and new tokens."""
+    place_T, length_B1 = jnp.arange(tokens), length_B[:, None]
+    after_prompt = place_T - length_B1 + prompts_BT.shape[1]
+    source_BT = jnp.where(place_T < length_B1, place_T, after_prompt)
+    both_BS = jnp.concatenate([prompts_BT, new_BT], axis=1)
+    return jnp.take_along_axis(both_BS, source_BT, axis=1, mode="clip")
+
+
+def _read_again(model, params, text_BT, again_B, last_BD, cache):
+    """The cache and last hidden states, of the rows `again_B` those of the whole `text_BT`."""
+    place_T = jnp.arange(text_BT.shape[1])
+    # The other rows' places lie beyond the last slot, where nothing is stored.
+    position_BT = jnp.where(again_B[:, None], place_T, place_T + cache["key"].shape[2])
+    hidden, cache = model.decode(params, text_BT, position_BT, cache)
+    return jnp.where(again_B[:, None], hidden.last_BTD[:, -1], last_BD), cache
 
 
 def _draw(logits_BV, temperature, top_p, keys_B, index):
@@ -180,11 +209,11 @@ def generate(
             program.begin.lower(params, rows, lengths).compile()
         written = program.begin(params, rows, lengths)
         if advance is not None:
-            program.go_on.lower(params, written, lengths, row_keys, step).compile()
+            program.go_on.lower(params, written, rows, lengths, row_keys, step).compile()
             advance("prompts", start, len(prompts))
         for until in range(step, program.max_new_tokens + step, step):
             until = min(until, program.max_new_tokens)
-            written = program.go_on(params, written, lengths, row_keys, until)
+            written = program.go_on(params, written, rows, lengths, row_keys, until)
             if show:
                 done = np.asarray(written.done_B) | (until == program.max_new_tokens)
                 for i, text in enumerate(_texts(program, written)[: len(prompts) - start]):

@@ -4,19 +4,43 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from distill_jax.losses.vocabulary import head_logits
+from distill_jax.models import huggingface
+from distill_jax.models.binding import bind
+from distill_jax.models.rope import RopeScaling
 from distill_jax.sampling import generate, make_continue
 from distill_jax.types import UserError
 from tests import tiny
+from tests.models.conftest import CASES, tiny_oracle
 
 PROMPTS = [[5, 9, 3], [7], [1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12]]
+
+
+# Two of the three prompts become long while they are continued, one is.
+LONG = RopeScaling(
+    "longrope", 4.0, original_positions=8, short_factors=(1.0, 1.1, 1.3, 1.6),
+    long_factors=(3.0, 5.0, 9.0, 16.0), attention_factor=1.2,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def model():
     made = tiny.model()
     return made, tiny.params(made, 3)
+
+
+@pytest.fixture(scope="module")
+def switching():
+    made = tiny.model(rope_scaling=LONG)
+    params = tiny.params(made, 3)
+    # Larger matrices yet, so that a text depends on how positions are turned.
+    larger = jax.tree.map(lambda x: 4 * x if x.ndim > 2 else x, params["blocks"])
+    return made, params | {"blocks": larger}
+
+
+either = pytest.mark.parametrize("kind", ["model", "switching"])
 
 
 def write(
@@ -47,7 +71,9 @@ def next_logits(model, tokens):
     return np.asarray(head_logits(hidden, of.unembed(params)))
 
 
-def test_greedy_equals_the_argmax_of_full_passes(model):
+@either
+def test_greedy_equals_the_argmax_of_full_passes(kind, request):
+    model = request.getfixturevalue(kind)
     for prompt, text in zip(PROMPTS, write(model, PROMPTS), strict=True):
         tokens = list(prompt)
         for token in text:
@@ -57,11 +83,39 @@ def test_greedy_equals_the_argmax_of_full_passes(model):
             assert int(np.argmax(next_logits(model, tokens))) == 60
 
 
+@either
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_text_does_not_depend_on_its_neighbors(model, temperature):
+def test_a_text_does_not_depend_on_its_neighbors(kind, temperature, request):
+    model = request.getfixturevalue(kind)
     together = write(model, PROMPTS, temperature=temperature)
     by_ones = write(model, PROMPTS, temperature=temperature, batch_size=1)
     assert together == by_ones
+
+
+@either
+def test_a_text_does_not_depend_on_how_long_it_may_become(kind, request):
+    model = request.getfixturevalue(kind)
+    most = write(model, PROMPTS, new=24)
+    for new in (1, 4, 7):
+        assert write(model, PROMPTS, new=new) == [text[:new] for text in most]
+
+
+@pytest.mark.parametrize("name", ["phi3-long", "phi3-short"])
+def test_texts_that_become_long_are_those_of_transformers(name, tmp_path):
+    """Of one batch here and one by one there; phi3-long has 10 positions for short texts."""
+    oracle, r = tiny_oracle(*CASES[name]), np.random.default_rng(0)
+    oracle.save_pretrained(tmp_path)
+    checkpoint = huggingface.read(tmp_path, dtype="float32")
+    of = bind(checkpoint.config, param_dtype="float32", compute_dtype="float32", remat="none")
+    prompts = [r.integers(0, of.config.vocab, n).tolist() for n in (2, 4, 7, 9, 10, 11, 14)]
+    texts = write((of, checkpoint.params), prompts, new=12, stop=(10**6,))
+    for prompt, text in zip(prompts, texts, strict=True):
+        ids_1T = torch.tensor([prompt])
+        whole = oracle.generate(
+            ids_1T, attention_mask=torch.ones_like(ids_1T), do_sample=False, max_new_tokens=12,
+            eos_token_id=None,
+        )  # fmt: skip
+        assert whole[0].tolist() == prompt + text
 
 
 def test_a_text_ends_before_its_stop_token(model):

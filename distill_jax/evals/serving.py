@@ -72,6 +72,8 @@ def serving_programs(
     """Greedy generation in two halves that can be timed apart. Nothing stops early.
 
     prefill reads the prompt and gives the first new token; decode gives the new_tokens after it.
+    A text that becomes long for LongRoPE is not read again here, as it is once in generation: such
+    texts are timed, and their later tokens are others.
     """
     slots = prompt_tokens + new_tokens
 

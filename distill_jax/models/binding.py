@@ -26,7 +26,7 @@ class Model(NamedTuple):
     block(block_params) -> Block with the parameters of one layer
     context(segment_BT, position_BT) -> the Context that every block's `attend` takes
     new_cache(batch, slots, dtype) -> {"key", "value"}, each [L, B, S, K, H]
-    decode(params, tokens_BT, position_BT, cache) -> (types.Hidden, cache)
+    decode(params, tokens_BT, position_BT, cache, length_B=None) -> (types.Hidden, cache)
 
     The same as apply, block by block:
         x, context = model.embed(params, tokens, position), model.context(segment, position)
@@ -37,7 +37,8 @@ class Model(NamedTuple):
     decode writes keys and values to slot == position, and a query attends to slots up to its own
     position, so rows may be at different positions. The positions of a row must differ: continue
     them over right padding; its slots are overwritten before any query attends to them.
-    A position beyond the last slot is not stored.
+    A position beyond the last slot is not stored. length_B: tokens of each row's text, for models
+    that turn long texts otherwise; None: up to the row's last position.
     """
 
     config: ModelConfig
@@ -100,8 +101,8 @@ def bind(
         shape = (config.blocks, batch, slots, config.kv_heads, config.head_width)
         return {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
 
-    def decode(params, tokens_BT, position_BT, cache):
-        context = cache_context(config, position_BT, cache["key"].shape[2])
+    def decode(params, tokens_BT, position_BT, cache, length_B=None):
+        context = cache_context(config, position_BT, cache["key"].shape[2], length_B)
         row_B1 = jnp.arange(tokens_BT.shape[0])[:, None]
 
         # The cache is carried, not scanned over: only the new slots are written, in place.

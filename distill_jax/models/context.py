@@ -49,25 +49,31 @@ def _of_blocks(config):
 def packed_context(config: ModelConfig, segment_BT: Array, position_BT: Array) -> Context:
     """The context of packed rows: causal attention within each segment."""
     long_BT = None
-    if (short := _short_texts(config)) is not None:
+    if (short := short_texts(config)) is not None:
         same_BTS = segment_BT[:, :, None] == segment_BT[:, None, :]
         long_BT = jnp.any(same_BTS & (position_BT[:, None, :] >= short), axis=-1)
     return _context(config, packed_mask(segment_BT), position_BT, position_BT, long_BT)
 
 
-def cache_context(config: ModelConfig, position_BT: Array, slots: int) -> Context:
+def cache_context(
+    config: ModelConfig, position_BT: Array, slots: int, length_B: Array | None = None
+) -> Context:
     """The context of queries at `position_BT` that attend to a cache with slot == position.
 
-    Keys are stored as they were turned, and how long the texts become is not known: they are long
-    where the cache has slots for it.
+    length_B: how many tokens each row's text has; None: it ends with the row's last position. Keys
+    are stored as they were turned: where a text grows longer than short_texts, those of its shorter
+    beginning stay in the cache until they are decoded again.
     """
     slot_BS = jnp.broadcast_to(jnp.arange(slots), (position_BT.shape[0], slots))
-    short = _short_texts(config)
-    long_BT = None if short is None else jnp.full(position_BT.shape, slots > short)
+    long_BT = None
+    if (short := short_texts(config)) is not None:
+        length_B = jnp.max(position_BT, axis=1) + 1 if length_B is None else length_B
+        long_BT = jnp.broadcast_to((length_B > short)[:, None], position_BT.shape)
     return _context(config, cache_mask(position_BT, slots), position_BT, slot_BS, long_BT)
 
 
-def _short_texts(config):
+def short_texts(config: ModelConfig) -> int | None:
+    """Tokens of the longest text that counts as short; None: texts of all lengths are alike."""
     return config.rope_scaling and config.rope_scaling.short_texts
 
 

@@ -101,15 +101,18 @@ def test_decoding_with_a_cache_equals_the_whole_pass(case, checkpoint, whole):
     whole_BTD = np.asarray(whole.last_BTD)
     decode = jax.jit(model.decode)
     lengths, prompt, slots = np.array([9, 4]), 9, tokens_BT.shape[1]
+    whole_B = np.full(2, slots)
     inside = np.arange(prompt) < lengths[:, None]
     position_BT = np.broadcast_to(np.arange(prompt), (2, prompt))
     cache = model.new_cache(2, slots, "float32")
-    hidden, cache = decode(params, np.where(inside, tokens_BT[:, :prompt], 60), position_BT, cache)
+    prompts_BT = np.where(inside, tokens_BT[:, :prompt], 60)
+    hidden, cache = decode(params, prompts_BT, position_BT, cache, whole_B)
     np.testing.assert_allclose(hidden.last_BTD[inside], whole_BTD[:, :prompt][inside], **TIGHT)
     rows = np.arange(2)
     for step in range(slots - lengths.max()):
         at = lengths + step
-        hidden, cache = decode(params, tokens_BT[rows, at][:, None], at[:, None], cache)
+        step_B1 = tokens_BT[rows, at][:, None]
+        hidden, cache = decode(params, step_B1, at[:, None], cache, whole_B)
         np.testing.assert_allclose(hidden.last_BTD[:, 0], whole_BTD[rows, at], **TIGHT)
 
 
