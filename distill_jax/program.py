@@ -211,5 +211,8 @@ def _fail(code: int, message: str, group: Group | None) -> int:
     line = visible(shortened("error: " + message.replace("\n", " ")))
     if group:
         group.fail(code, line)
-    print(line, file=sys.stderr, flush=True)
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:  # stderr has no room, or nobody reads it: the code is all that can be said
+        streams.drop(sys.stderr)
     return code

@@ -10,6 +10,7 @@ of its own hears of each signal through a pipe instead. What is half written the
 files.py says; locks go with the process.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -144,9 +145,13 @@ def _end(line) -> NoReturn:
 
 
 def write(line: str) -> None:
-    """Past sys.stderr, whose lock another thread may hold; on a terminal below its ^C or bar."""
+    """Past sys.stderr, whose lock another thread may hold; on a terminal below its ^C or bar.
+
+    Whoever calls it is about to end the process, which must not fail where stderr has no room.
+    """
     descriptor = sys.stderr.fileno()
-    os.write(descriptor, ("\n" * os.isatty(descriptor) + line + "\n").encode())
+    with contextlib.suppress(OSError):
+        os.write(descriptor, ("\n" * os.isatty(descriptor) + line + "\n").encode())
 
 
 def _leave():

@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 import traceback
+from typing import TextIO
 
 PRINTERS = ("distill_jax.progress", "distill_jax.program")  # the modules that write to stdout
 
@@ -54,6 +55,6 @@ def refused(error: Exception) -> bool:
     return isinstance(error, OSError) and frames[-1].f_globals.get("__name__") in PRINTERS
 
 
-def drop() -> None:
-    """What stdout still holds goes nowhere, or the interpreter would fail in writing it."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def drop(stream: TextIO | None = None) -> None:
+    """What a stream, stdout unless given, still holds goes nowhere, or the interpreter would fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), (stream or sys.stdout).fileno())

@@ -42,6 +42,17 @@ def test_a_full_disk_of_stdout_is_named_as_that():
     assert len(done.stderr.splitlines()) == 1
 
 
+GONE = "import sys\nfrom distill_jax.peers import Group\nGroup(10).fail(70, 'error: gone')\n"
+
+
+@pytest.mark.parametrize("words", [("--config=none.py",), ()])
+def test_an_error_that_stderr_does_not_take_is_told_by_the_code(words):
+    """Of a process alone, and of one that ends others with it."""
+    code = SAYS if words else GONE
+    done = run("", "2>/dev/full", *words, code=code)
+    assert done.returncode == (2 if words else 70)
+
+
 def test_a_file_that_has_no_room_is_not_stdout(tmp_path):
     with open("/dev/full", "wb", buffering=0) as full, pytest.raises(OSError, match="No sp") as e:
         full.write(b"text")
