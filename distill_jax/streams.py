@@ -56,5 +56,5 @@ def refused(error: Exception) -> bool:
 
 
 def drop(stream: TextIO | None = None) -> None:
-    """What a stream, stdout unless given, still holds goes nowhere, or the interpreter would fail."""
+    """What a stream, stdout unless given, still holds goes nowhere; else writing it would fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), (stream or sys.stdout).fileno())

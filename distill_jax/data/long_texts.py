@@ -24,7 +24,7 @@ from distill_jax.data.documents import CUT
 from distill_jax.data.tokenizer import Tokenizer
 from distill_jax.types import UserError
 
-WINDOW = 2**20  # characters; encoding takes 200 bytes of memory per character
+WINDOW = 2**19  # characters; encoding takes 200 bytes of memory per character
 _AT_ONCE = 4  # windows, which the library encodes in parallel
 _NARROW = 64  # an overlap is a window divided by it
 _WIDER = (4, 16, 64)  # times an overlap, where it has no border
