@@ -115,6 +115,10 @@ def test_several_sources_are_cleaned_as_one_also_where_one_is_known(c, tmp_path)
     _write(tmp_path / "more.jsonl", [*_texts(9, seed=7), *_texts(7)])
     again, _ = training_documents(c)
     assert [part.removed["exact_duplicates"].documents for part in again] == [5, 7]
+    # What the first has lost, the second keeps.
+    _write(tmp_path / "text.jsonl", _texts(60)[30:])
+    again, _ = training_documents(c)
+    assert [part.removed["exact_duplicates"].documents for part in again] == [0, 0]
 
 
 def test_training_text_with_words_of_held_out_text_is_removed_alone(c, tmp_path):
