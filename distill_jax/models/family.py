@@ -89,14 +89,14 @@ ALTERNATING = {
 
 
 # Metadata keys of GGUF files, without the architecture's prefix, and their names in a config.json.
-GGUF_KEYS = {
+GGUF_SIZES = {
     "block_count": "num_hidden_layers",
     "context_length": "max_position_embeddings",
     "embedding_length": "hidden_size",
     "feed_forward_length": "intermediate_size",
     "attention.head_count": "num_attention_heads",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
 }
+GGUF_KEYS = {**GGUF_SIZES, "attention.layer_norm_rms_epsilon": "rms_norm_eps"}
 
 
 class Gguf(NamedTuple):

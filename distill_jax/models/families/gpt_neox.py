@@ -5,7 +5,7 @@ import numpy as np
 from distill_jax.models.config_json import read_common, write_common
 from distill_jax.models.config_rope import read_rotary_width, rotary_share, share_of
 from distill_jax.models.config_values import required, without_null
-from distill_jax.models.family import TIED_AND_UNTIED, Family, Gguf, Weight
+from distill_jax.models.family import GGUF_SIZES, TIED_AND_UNTIED, Family, Gguf, Weight
 
 # The defaults of transformers for absent keys.
 _DEFAULTS = {
@@ -99,15 +99,6 @@ _LINEAR_ROPE = {
     "partial_rotary_factor": 0.25,
 }
 
-_GGUF_KEYS = {
-    "block_count": "num_hidden_layers",
-    "context_length": "max_position_embeddings",
-    "embedding_length": "hidden_size",
-    "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-    "attention.layer_norm_epsilon": "layer_norm_eps",
-}
-
 
 def _gguf_entries(metadata, raw):
     """Of a head, `rope.dimension_count` coordinates turn."""
@@ -145,7 +136,7 @@ GPT_NEOX = Family(
     },
     gguf=Gguf(
         "gptneox",
-        keys=_GGUF_KEYS,
+        keys={**GGUF_SIZES, "attention.layer_norm_epsilon": "layer_norm_eps"},
         more_keys={
             "use_parallel_residual": "use_parallel_residual",
             "rope.freq_base": "rotary_emb_base",

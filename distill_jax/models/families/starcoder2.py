@@ -4,6 +4,7 @@ from distill_jax.models.config_json import read_common, write_common
 from distill_jax.models.config_values import required, without_null
 from distill_jax.models.family import (
     DEFAULT_WEIGHTS,
+    GGUF_SIZES,
     TIED_AND_UNTIED,
     Family,
     Gguf,
@@ -51,16 +52,6 @@ def _to_hf(config):
     )
 
 
-_GGUF_KEYS = {
-    "block_count": "num_hidden_layers",
-    "context_length": "max_position_embeddings",
-    "embedding_length": "hidden_size",
-    "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-    "attention.layer_norm_epsilon": "norm_epsilon",
-}
-
-
 def _lacks(config):
     if config.local_blocks:
         return "a window"
@@ -86,7 +77,7 @@ STARCODER2 = Family(
     own_entries={"norm_epsilon": "rms_norm_eps", "use_bias": "attention_bias"},
     gguf=Gguf(
         "starcoder2",
-        keys=_GGUF_KEYS,
+        keys={**GGUF_SIZES, "attention.layer_norm_epsilon": "norm_epsilon"},
         entries=lambda metadata, raw: {"use_bias": raw["attention_bias"]},
         lacks=_lacks,
         variants={
