@@ -69,6 +69,11 @@ def parse(argv: list[str]) -> Command:
     check_keys(config, base)
     if not workdir:
         raise UserError("--workdir is missing: give a directory, such as --workdir=runs/first")
+    if scheme := re.match(r"(\w+)://", workdir):
+        raise UserError(
+            f"--workdir {workdir} is an address of {scheme[1]}, which is not written to: give a"
+            " directory, for several hosts one that all have mounted, such as of NFS"
+        )
     # Who gives one of these means it, whatever the file or the run has of the other.
     if given.get("epochs") and "steps" not in given:
         given["steps"] = 0

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,19 +16,21 @@ DAMAGED = "damaged_"  # before the name of what was set aside
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def written_whole(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """Yields a temporary path beside `path`; what is written there is then renamed to `path`.
 
     The directory around it is made where it is missing.
 
     The content is flushed to disk before the rename, so that even a power cut leaves either the old
     content or the new. A process that dies in between leaves `NAME.part`, which nothing reads and
-    the next write replaces.
+    the next write replaces. shared: others may write the same path at the same time; the last one
+    stays, and what a process leaves that dies in between is NAME.HEX.part, which nothing replaces.
 
         with written_whole(Path("table.csv")) as part:
             part.write_text("a,b\\n")
     """
-    part = path.with_name(f"{path.name}.part")
+    own = f".{secrets.token_hex(8)}" if shared else ""
+    part = path.with_name(f"{path.name}{own}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     remove(part)
     part.touch()
@@ -45,15 +48,16 @@ def written_whole(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a UTF-8 file, completely or not at all."""
-    with written_whole(path) as part:
+def write_text(path: Path, text: str, *, shared: bool = False) -> None:
+    """Writes a UTF-8 file, completely or not at all. shared: as in written_whole."""
+    with written_whole(path, shared=shared) as part:
         part.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON, completely or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+def write_json(path: Path, value: Any, *, shared: bool = False) -> None:
+    """Writes indented JSON, completely or not at all. shared: as in written_whole."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(path, text, shared=shared)
 
 
 def sealed(value: dict[str, Any]) -> dict[str, Any]:

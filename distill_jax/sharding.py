@@ -132,6 +132,13 @@ def anywhere(flag: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
+def told_by_first(number: int) -> int:
+    """The number that process 0 gives, below 2**31. All call it."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
 def barrier(name: str) -> None:
     """Waits for all processes; files written before it are then visible to all of them."""
     if jax.process_count() > 1:

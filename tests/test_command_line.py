@@ -128,6 +128,8 @@ def test_without_a_file_and_a_run_both_ways_are_named(tmp_path):
         parse(["main"])
     with pytest.raises(UserError, match="--workdir is missing"):
         parse(["main", BASE[0]])
+    with pytest.raises(UserError, match="gs://bucket/run is an address of gs, which is not"):
+        parse(["main", BASE[0], "--workdir=gs://bucket/run"])
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json is damaged, as is config_diff\.txt"):
         parse(["main", f"--workdir={tmp_path}"])

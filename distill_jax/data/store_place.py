@@ -65,7 +65,7 @@ def remembered(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]
     if known is None:
         known = make()
         check_root(path.parent)
-        write_json(path, sealed(known))
+        write_json(path, sealed(known), shared=True)
     return known
 
 
@@ -82,7 +82,7 @@ def contents(files: Sequence[Path], memory: Path) -> list[list[str]]:
         rows.append(row if row and row[:-1] == state else [*state, sha256_of(Path(state[0]))])
     if rows != [*known.values()]:
         check_root(memory.parent)
-        write_json(memory, sealed({"files": rows}))
+        write_json(memory, sealed({"files": rows}), shared=True)
     return [[Path(row[0]).name, row[-1]] for row in rows]
 
 

@@ -1,5 +1,6 @@
 """Which job a config names, and the directory it runs in."""
 
+import secrets
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,7 +23,8 @@ from distill_jax.jobs.verdict import verdict_job
 from distill_jax.progress import Progress, say
 from distill_jax.setup.growth import fitted
 from distill_jax.setup.owner import Question, check_owner, mend, publish, question_of
-from distill_jax.sharding import barrier
+from distill_jax.sharding import anywhere, barrier, told_by_first
+from distill_jax.types import UserError
 
 
 class Job(NamedTuple):
@@ -35,11 +37,13 @@ class Job(NamedTuple):
 def run_job(c: ConfigDict, base: ConfigDict, directory: Path, progress: Progress) -> None:
     """Runs config.job in its directory, held by a lock.
 
-    Raises UserError for an unknown job, or a directory of another config or of a running job.
+    Raises UserError for an unknown job, or a directory of another config, of a running job or of
+    one host alone.
     """
     job = JOBS[choose("job", c.job, JOBS)]
     lock = workdir.locked(directory) if jax.process_index() == 0 else nullcontext()
     with lock:
+        _check_shared(directory)
         if mended := mend(directory):
             say(mended)
         barrier("whose the directory is")
@@ -51,6 +55,24 @@ def run_job(c: ConfigDict, base: ConfigDict, directory: Path, progress: Progress
         else:
             check_owner(c, directory)
             job.run(c, directory, progress)
+
+
+def _check_shared(directory: Path) -> None:
+    """Raises UserError on all processes where one of them does not see what process 0 writes."""
+    if jax.process_count() == 1:
+        return
+    mark = directory / f".seen-{told_by_first(secrets.randbits(31))}"
+    if jax.process_index() == 0:
+        mark.touch()
+    barrier("process 0 has written")
+    lost = anywhere(not mark.exists())
+    if jax.process_index() == 0:
+        mark.unlink()
+    if lost:
+        raise UserError(
+            f"--workdir {directory} is not one directory for all {jax.process_count()} processes:"
+            " give one that all hosts have mounted, such as of NFS"
+        )
 
 
 def _read(job: Job, asked: Question, progress: Progress) -> None:
