@@ -151,4 +151,5 @@ def outputs(model: Model, params: Params, batch: Batch) -> Projected:
 def logits(model: Model, params: Params, batch: Batch) -> Array:
     """Logits [B, T, V] in float32."""
     projected = outputs(model, params, batch)
-    return projected.hidden_BTD @ projected.unembed.weight_DV
+    weight_DV = projected.unembed.weight_DV
+    return jnp.matmul(projected.hidden_BTD, weight_DV, preferred_element_type=jnp.float32)

@@ -4,6 +4,7 @@ import os
 import shutil
 import time
 
+import jax
 import numpy as np
 
 from distill_jax.models.architecture import ModelConfig
@@ -25,7 +26,7 @@ class Skipped(Exception):
 
 
 def build(case: Case, *, compiled: bool) -> dict[str, Program]:
-    """The step as eager PyTorch, or with its loss through torch.compile.
+    """The step as eager PyTorch, or with its loss through torch.compile, on JAX's platform.
 
     Raises Skipped where PyTorch, or the C++ compiler that torch.compile calls, is missing.
     """
@@ -36,19 +37,26 @@ def build(case: Case, *, compiled: bool) -> dict[str, Program]:
     if compiled and not shutil.which(os.environ.get("CXX", "g++")):
         raise Skipped("torch.compile needs a C++ compiler: install g++, or name one in CXX")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
+    device = torch.device("cuda" if jax.devices()[0].platform == "gpu" else "cpu")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise Skipped("this torch sees no GPU: install one that is built for the driver's CUDA")
     pair = case.pair
-    student, teacher = (_tensors(torch, p) for p in (pair.student_params, pair.teacher_params))
+    params = pair.student_params, pair.teacher_params
+    student, teacher = (_on(device, _tensors(torch, of)) for of in params)
     tokens, labels = (torch.from_numpy(np.array(x, np.int64)) for x in pair.batch[:2])
-    batch = tokens, labels, torch.from_numpy(np.array(pair.batch.weight_BT))
+    batch = _on(device, [tokens, labels, torch.from_numpy(np.array(pair.batch.weight_BT))])
     leaves = [tensor.requires_grad_() for tensor in _leaves(student)]
     optimizer = _adamw(torch, leaves, _faster(torch, leaves))
     loss = _loss(torch, case.shape.student, case.shape.teacher)
     if compiled:
         loss = torch.compile(loss)
+    half = case.dtype != "float32"
+    autocast = torch.autocast(device.type, getattr(torch, case.dtype), enabled=half)
 
     def run():
         optimizer.zero_grad(set_to_none=True)
-        value = loss(student, teacher, *batch)
+        with autocast:
+            value = loss(student, teacher, *batch)
         value.backward()
         optimizer.step()
         return value.item()
@@ -79,7 +87,7 @@ def _logits(torch, weights: dict, config: ModelConfig, tokens):
     """Logits [B, T, V] of a llama: pre-norms, rotary positions, causal attention, SwiGLU."""
     F = torch.nn.functional
     norm = lambda x, weight: F.rms_norm(x, (config.width,), weight, config.norm_eps)
-    cos, sin = _rotary(torch, config, tokens.shape[1])
+    cos, sin = (y.to(tokens.device) for y in _rotary(torch, config, tokens.shape[1]))
     x = F.embedding(tokens, weights["embedding"])
     for block in weights["blocks"]:
         h = norm(x, block["attention/norm"])
@@ -131,6 +139,13 @@ def _tensors(torch, params: Params) -> dict:
     return {"blocks": blocks, **ends}
 
 
+def _on(device, tree):
+    """The same tensors on a device."""
+    if isinstance(tree, dict):
+        return {name: _on(device, part) for name, part in tree.items()}
+    return [_on(device, part) for part in tree] if isinstance(tree, list) else tree.to(device)
+
+
 def _leaves(tree) -> list:
     if isinstance(tree, dict):
         tree = list(tree.values())
@@ -156,8 +171,13 @@ def _faster(torch, leaves: list) -> str:
         for copy in copies:
             copy.grad = torch.full_like(copy, 1e-3)
         optimizer = _adamw(torch, copies, implementation)
-        optimizer.step()
-        seconds[implementation] = min(_seconds(optimizer.step) for _ in range(TRIALS))
+
+        def step(optimizer=optimizer, last=copies[-1]):
+            optimizer.step()
+            last.flatten()[0].item()  # waits for the device
+
+        step()
+        seconds[implementation] = min(_seconds(step) for _ in range(TRIALS))
     return min(seconds, key=seconds.get)
 
 

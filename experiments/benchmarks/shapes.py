@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.binding import Model, bind
@@ -49,11 +50,15 @@ class Pair(NamedTuple):
 
 
 class Case(NamedTuple):
-    """The inputs that all contenders of a shape share; no pair where only the loss is timed."""
+    """The inputs that all contenders of a shape share; no pair where only the loss is timed.
+
+    dtype: what both models compute in; parameters are float32.
+    """
 
     shape: Shape
     loss: LossInputs
     pair: Pair | None
+    dtype: str = "float32"
 
 
 def llama(width: int, blocks: int, vocab: int, **changes) -> ModelConfig:
@@ -74,8 +79,8 @@ def llama(width: int, blocks: int, vocab: int, **changes) -> ModelConfig:
     )  # fmt: skip
 
 
-def make_case(shape: Shape, seed: int = 0) -> Case:
-    """Float32 inputs of a shape, the same for every contender."""
+def make_case(shape: Shape, seed: int = 0, dtype: str = "float32") -> Case:
+    """Float32 inputs of a shape, the same for every contender, and models that compute in dtype."""
     keys = jax.random.split(jax.random.key(seed), 6)
     batch = make_batch(shape, seed)
     hidden = lambda key, width: jax.random.normal(key, (shape.rows, shape.length, width))
@@ -90,15 +95,15 @@ def make_case(shape: Shape, seed: int = 0) -> Case:
         batch.weight_BT,
     )
     if "step" not in shape.groups:
-        return Case(shape, loss, None)
-    student, teacher = bound(shape.student), bound(shape.teacher)
+        return Case(shape, loss, None, dtype)
+    student, teacher = bound(shape.student, dtype), bound(shape.teacher, dtype)
     params = (jax.jit(student.init)(keys[4]), jax.jit(teacher.init)(keys[5]))
-    return Case(shape, loss, Pair(student, teacher, *params, batch))
+    return Case(shape, loss, Pair(student, teacher, *params, batch), dtype)
 
 
-def bound(config: ModelConfig) -> Model:
-    """The decoder in float32, keeping every intermediate for the backward pass."""
-    return bind(config, param_dtype="float32", compute_dtype="float32", remat="none")
+def bound(config: ModelConfig, dtype: str = "float32", mesh: Mesh | None = None) -> Model:
+    """The decoder with float32 parameters, keeping every intermediate for the backward pass."""
+    return bind(config, param_dtype="float32", compute_dtype=dtype, remat="none", mesh=mesh)
 
 
 def make_batch(shape: Shape, seed: int = 0) -> Batch:
