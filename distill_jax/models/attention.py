@@ -1,91 +1,120 @@
-"""Attention masks and attention. S indexes keys: positions or cache slots."""
+"""Attention over packed rows, by the form of the platform that runs it, and over a cache.
+
+S indexes keys: positions of a row, or slots of a cache. Neither makes an array of [T, S].
+"""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from distill_jax.models import blockwise_attention
+from distill_jax.models.attention_pattern import Pattern
+from distill_jax.models.platforms import platform_of
 from distill_jax.types import Array
 
-QUERY_BLOCK = 128  # queries processed at a time; the backward pass recomputes their scores
-
-
-def packed_mask(segment_BT: Array) -> Array:
-    """bool [B, T, S]: causal, within one segment of the row.
-
-    Padding (segment 0) attends to earlier padding and itself, so that no softmax is empty.
-    """
-    length = segment_BT.shape[1]
-    same_BTS = segment_BT[:, :, None] == segment_BT[:, None, :]
-    return same_BTS & jnp.tril(jnp.ones((length, length), bool))
-
-
-def cache_mask(position_BT: Array, slots: int) -> Array:
-    """bool [B, T, S]: a query attends to slots up to its own position (slot == position)."""
-    return jnp.arange(slots) <= position_BT[:, :, None]
-
-
-def within_window(mask_BTS: Array, query_BT: Array, key_BS: Array, window: int) -> Array:
-    """The mask limited to keys fewer than `window` positions back (a query itself counts)."""
-    return mask_BTS & (query_BT[:, :, None] - key_BS[:, None, :] < window)
+CACHED_QUERIES = 128  # of a prompt, processed at a time
 
 
 def attention(
     query_BTNH: Array,
+    key_BTKH: Array,
+    value_BTKH: Array,
+    segment_BT: Array,
+    sink_N: Array | None,
+    *,
+    patterns: tuple[Pattern, ...],
+    index: Array | int,
+    mesh: Mesh | None,
+) -> Array:
+    """Grouped-query attention, causal within each segment of a row; softmax in float32.
+
+    Gives [B, T, N, H] in the dtype of the query. Padding (segment 0) sees earlier padding and
+    itself, so that no softmax is empty. sink_N: per head the score of a key that has no value, so
+    that less than everything is attended to (2309.17453). index: which of the patterns; it may be
+    traced, since all blocks run in one scan. mesh: that the arrays lie on; its platform chooses the
+    form.
+    """
+    attend = KERNELS[platform_of(mesh)]
+    # Residuals of equal shape are shared by the branches of a switch, so that each is kept once.
+    forms = [partial(attend, pattern=pattern, mesh=mesh) for pattern in patterns]
+    return _one_of(forms, index, query_BTNH, key_BTKH, value_BTKH, segment_BT, sink_N)
+
+
+def cached_attention(
+    query_BTNH: Array,
     key_BSKH: Array,
     value_BSKH: Array,
-    mask_BTS: Array,
+    position_BT: Array,
+    sink_N: Array | None,
     *,
-    scale: float,
-    softcap: float | None,
-    sink_N: Array | None = None,
+    patterns: tuple[Pattern, ...],
+    index: Array | int,
 ) -> Array:
-    """Grouped-query attention, softmax in float32. Gives [B, T, N, H] in the dtype of the query.
+    """The same of queries at `position_BT` over a cache with slot == position, without a gradient.
 
-    softcap c replaces each scaled score s by c * tanh(s / c) before masking. sink_N: per head the
-    score of a key that has no value, so that less than everything is attended to (2309.17453). With
-    as many keys as queries, the mask must be causal (packed_mask).
+    A query sees the slots up to its own position. Queries of a long prompt take turns.
     """
-    # JAX's version has kernels for GPUs and TPUs; on a CPU its gradient takes four times as long as
-    # this one, and it has no soft cap and no sinks.
-    if softcap is None and sink_N is None and jax.default_backend() != "cpu":
-        return jax.nn.dot_product_attention(
-            query_BTNH, key_BSKH, value_BSKH, mask=mask_BTS[:, None], scale=scale
-        )
+    forms = [partial(_cached, pattern=pattern) for pattern in patterns]
+    return _one_of(forms, index, query_BTNH, key_BSKH, value_BSKH, position_BT, sink_N)
+
+
+def _one_of(forms, index, *arrays):
+    return forms[0](*arrays) if len(forms) == 1 else jax.lax.switch(index, forms, *arrays)
+
+
+def _cached(query_BTNH, key_BSKH, value_BSKH, position_BT, sink_N, *, pattern):
     batch, length, heads, width = query_BTNH.shape
-    kv_heads = key_BSKH.shape[2]
+    of_cache = partial(
+        _of_cache, key_BKSH=jnp.swapaxes(key_BSKH, 1, 2), value_BKSH=jnp.swapaxes(value_BSKH, 1, 2),
+        sink_N=sink_N, pattern=pattern,
+    )  # fmt: skip
+    if length <= CACHED_QUERIES:
+        return of_cache(query_BTNH, position_BT)
+    count = -(-length // CACHED_QUERIES)
+    filled = count * CACHED_QUERIES - length
+
+    def blocks(x):
+        x = jnp.pad(x, ((0, 0), (0, filled)) + ((0, 0),) * (x.ndim - 2))
+        return jnp.swapaxes(x.reshape(batch, count, CACHED_QUERIES, *x.shape[2:]), 0, 1)
+
+    mixed = jax.lax.map(lambda some: of_cache(*some), (blocks(query_BTNH), blocks(position_BT)))
+    return jnp.swapaxes(mixed, 0, 1).reshape(batch, -1, heads, width)[:, :length]
+
+
+def _of_cache(query_BTNH, position_BT, *, key_BKSH, value_BKSH, sink_N, pattern):
+    """Attention of a few queries; the heads of a group share one product with their keys."""
+    batch, length, heads, width = query_BTNH.shape
+    kv_heads, slots = key_BKSH.shape[1:3]
     grouped = query_BTNH.reshape(batch, length, kv_heads, heads // kv_heads, width)
-    query_BKGTH = jnp.moveaxis(grouped, 1, 3)
-    key_BKSH, value_BKSH = jnp.swapaxes(key_BSKH, 1, 2), jnp.swapaxes(value_BSKH, 1, 2)
-    packed = length == key_BSKH.shape[1]
-    sink_KG = None if sink_N is None else sink_N.reshape(kv_heads, -1).astype(jnp.float32)
-    part = jax.checkpoint(_attend, static_argnums=(5, 6))
-    mixed = []
-    for start in range(0, length, QUERY_BLOCK):
-        rows = slice(start, start + QUERY_BLOCK)
-        seen = slice(0, start + QUERY_BLOCK) if packed else slice(None)
-        keys, values = key_BKSH[:, :, seen], value_BKSH[:, :, seen]
-        queries, mask = query_BKGTH[:, :, :, rows], mask_BTS[:, rows, seen]
-        mixed.append(part(queries, keys, values, mask, sink_KG, scale, softcap))
-    mixed_BTKGH = jnp.moveaxis(jnp.concatenate(mixed, axis=3), 3, 1)
-    return mixed_BTKGH.reshape(batch, length, heads, width)
-
-
-def _attend(query_BKGTH, key_BKSH, value_BKSH, mask_BTS, sink_KG, scale, softcap):
-    """Attention of one block of queries; the heads of a group share one product with their keys."""
-    batch, kv_heads, group, length, width = query_BKGTH.shape
-    rows_BKRH = query_BKGTH.reshape(batch, kv_heads, group * length, width)
-    score_BKRS = scale * jnp.einsum(
+    rows_BKRH = jnp.moveaxis(grouped, 1, 3).reshape(batch, kv_heads, -1, width)
+    score_BKRS = pattern.scale * jnp.einsum(
         "bkrh,bksh->bkrs", rows_BKRH, key_BKSH, preferred_element_type=jnp.float32
     )
-    if softcap is not None:
-        score_BKRS = softcap * jnp.tanh(score_BKRS / softcap)
-    mask_B1RS = jnp.tile(mask_BTS, (1, group, 1))[:, None]
-    score_BKRS = jnp.where(mask_B1RS, score_BKRS, jnp.finfo(jnp.float32).min)
-    if sink_KG is None:
-        weight_BKRS = jax.nn.softmax(score_BKRS, axis=-1).astype(value_BKSH.dtype)
+    if pattern.softcap is not None:
+        score_BKRS = pattern.softcap * jnp.tanh(score_BKRS / pattern.softcap)
+    back_BTS = position_BT[:, :, None] - jnp.arange(slots)
+    seen_BTS = back_BTS >= 0
+    if pattern.window is not None:
+        seen_BTS &= back_BTS < pattern.window
+    seen_B1RS = jnp.tile(seen_BTS, (1, heads // kv_heads, 1))[:, None]
+    score_BKRS = jnp.where(seen_B1RS, score_BKRS, jnp.finfo(jnp.float32).min)
+    if sink_N is None:
+        weight_BKRS = jax.nn.softmax(score_BKRS, axis=-1)
     else:
-        sink_BKR1 = jnp.repeat(sink_KG, length, axis=1)[None, :, :, None]
-        sink_BKR1 = jnp.broadcast_to(sink_BKR1, (batch, *sink_BKR1.shape[1:]))
+        sink_KR = jnp.repeat(sink_N.astype(jnp.float32).reshape(kv_heads, -1), length, axis=1)
+        sink_BKR1 = jnp.broadcast_to(sink_KR[None, :, :, None], (*score_BKRS.shape[:3], 1))
         with_sink = jax.nn.softmax(jnp.concatenate([score_BKRS, sink_BKR1], axis=-1), axis=-1)
-        weight_BKRS = with_sink[..., :-1].astype(value_BKSH.dtype)
-    mixed = jnp.einsum("bkrs,bksh->bkrh", weight_BKRS, value_BKSH)
-    return mixed.reshape(batch, kv_heads, group, length, width)
+        weight_BKRS = with_sink[..., :-1]
+    mixed = jnp.einsum("bkrs,bksh->bkrh", weight_BKRS.astype(value_BKSH.dtype), value_BKSH)
+    mixed_BKGTH = mixed.reshape(batch, kv_heads, -1, length, width)
+    return jnp.moveaxis(mixed_BKGTH, 3, 1).reshape(batch, length, heads, width)
+
+
+# By the platform of the devices.
+KERNELS = {
+    "cpu": blockwise_attention.attend,
+    "gpu": blockwise_attention.attend,
+    "tpu": blockwise_attention.attend,
+}

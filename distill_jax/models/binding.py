@@ -9,6 +9,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from distill_jax.models.architecture import ModelConfig
+from distill_jax.models.blockwise_attention import KEPT
 from distill_jax.models.context import block_kinds, cache_context, packed_context
 from distill_jax.models.transformer import Block, EmbeddingAndHead
 from distill_jax.types import Hidden
@@ -59,7 +60,7 @@ def bind(
 ) -> Model:
     """The decoder of a config. remat: what the backward pass keeps, a key of REMAT.
 
-    mesh: that experts are computed on; all else goes by the shardings of the arrays.
+    mesh: that attention and experts are computed on; all else goes by the shardings of the arrays.
     """
     param_dtype, compute_dtype = jnp.dtype(param_dtype), jnp.dtype(compute_dtype)
     make_block = lambda key: Block(config, param_dtype, key, mesh)
@@ -102,7 +103,7 @@ def bind(
         return {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
 
     def decode(params, tokens_BT, position_BT, cache, length_B=None):
-        context = cache_context(config, position_BT, cache["key"].shape[2], length_B)
+        context = cache_context(config, position_BT, length_B)
         row_B1 = jnp.arange(tokens_BT.shape[0])[:, None]
 
         # The cache is carried, not scanned over: only the new slots are written, in place.
@@ -150,8 +151,12 @@ def _remat(policy):
     return lambda layer: jax.checkpoint(layer, policy=policy, prevent_cse=False)
 
 
+_PROJECTIONS_AND_ATTENTION = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names(KEPT),
+)
 REMAT = {
     "none": lambda layer: layer,  # keep every intermediate
-    "dots": _remat(jax.checkpoint_policies.dots_with_no_batch_dims_saveable),  # keep projections
+    "dots": _remat(_PROJECTIONS_AND_ATTENTION),  # keep what matrices give, and attention
     "full": _remat(jax.checkpoint_policies.nothing_saveable),  # keep only the blocks' inputs
 }

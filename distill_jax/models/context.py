@@ -1,4 +1,4 @@
-"""Inputs of every block besides the residual stream: rotary tables and masks."""
+"""Inputs of every block besides the residual stream: rotary tables, segments and positions."""
 
 from typing import NamedTuple
 
@@ -7,23 +7,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.models.architecture import ModelConfig
-from distill_jax.models.attention import cache_mask, packed_mask, within_window
+from distill_jax.models.attention_pattern import Pattern
 from distill_jax.models.rope import rotary_tables
 from distill_jax.types import Array
 
 
-class View(NamedTuple):
-    """Rotary tables and mask of one kind of block."""
+class Tables(NamedTuple):
+    """Cosines and sines of the angles by which one kind of block turns queries and keys."""
 
     cos_BTh: Array
     sin_BTh: Array
-    mask_BTS: Array
 
 
 class Context(NamedTuple):
-    """The view of each kind of block that the model has."""
+    """What all blocks share.
 
-    views: tuple[View, ...]
+    tables      those of each kind of block that the model has
+    position_BT of the queries: in their text, or of a cache the slot
+    segment_BT  of packed rows; None where keys lie in a cache
+    """
+
+    tables: tuple[Tables, ...]
+    position_BT: Array
+    segment_BT: Array | None
 
 
 class _Kind(NamedTuple):
@@ -34,7 +40,7 @@ class _Kind(NamedTuple):
 
 
 def block_kinds(config: ModelConfig) -> np.ndarray:
-    """int32 [L]: for each block, which of a Context's views is its own."""
+    """int32 [L]: for each block, which of a Context's tables is its own."""
     of_blocks = _of_blocks(config)
     kinds = sorted(set(of_blocks))
     return np.array([kinds.index(kind) for kind in of_blocks], np.int32)
@@ -46,17 +52,38 @@ def _of_blocks(config):
     return [_Kind(*flags) for flags in zip(local, turns, strict=True)]
 
 
+def patterns(config: ModelConfig) -> tuple[tuple[Pattern, ...], np.ndarray]:
+    """The patterns of attention that the model has, and int32 [kinds]: which of them a kind has."""
+    scale = config.attention_scale
+    of_kinds = [
+        Pattern(
+            window=config.sliding_window if kind.local else None,
+            scale=config.head_width**-0.5 if scale is None else scale,
+            softcap=config.attention_softcap,
+        )
+        for kind in sorted(set(_of_blocks(config)))
+    ]
+    own = tuple(dict.fromkeys(of_kinds))
+    return own, np.array([own.index(pattern) for pattern in of_kinds], np.int32)
+
+
 def packed_context(config: ModelConfig, segment_BT: Array, position_BT: Array) -> Context:
     """The context of packed rows: causal attention within each segment."""
     long_BT = None
     if (short := short_texts(config)) is not None:
-        same_BTS = segment_BT[:, :, None] == segment_BT[:, None, :]
-        long_BT = jnp.any(same_BTS & (position_BT[:, None, :] >= short), axis=-1)
-    return _context(config, packed_mask(segment_BT), position_BT, position_BT, long_BT)
+        long_BT = _last_positions(segment_BT, position_BT) >= short
+    return Context(_tables(config, position_BT, long_BT), position_BT, segment_BT)
+
+
+def _last_positions(segment_BT, position_BT):
+    """[B, T]: the largest position of each one's segment; those of a row count from 0 or 1."""
+    most = segment_BT.shape[1] + 1
+    largest = lambda segment, position: jax.ops.segment_max(position, segment, most)[segment]
+    return jax.vmap(largest)(segment_BT, position_BT)
 
 
 def cache_context(
-    config: ModelConfig, position_BT: Array, slots: int, length_B: Array | None = None
+    config: ModelConfig, position_BT: Array, length_B: Array | None = None
 ) -> Context:
     """The context of queries at `position_BT` that attend to a cache with slot == position.
 
@@ -64,12 +91,11 @@ def cache_context(
     are stored as they were turned: where a text grows longer than short_texts, those of its shorter
     beginning stay in the cache until they are decoded again.
     """
-    slot_BS = jnp.broadcast_to(jnp.arange(slots), (position_BT.shape[0], slots))
     long_BT = None
     if (short := short_texts(config)) is not None:
         length_B = jnp.max(position_BT, axis=1) + 1 if length_B is None else length_B
         long_BT = jnp.broadcast_to((length_B > short)[:, None], position_BT.shape)
-    return _context(config, cache_mask(position_BT, slots), position_BT, slot_BS, long_BT)
+    return Context(_tables(config, position_BT, long_BT), position_BT, None)
 
 
 def short_texts(config: ModelConfig) -> int | None:
@@ -77,24 +103,22 @@ def short_texts(config: ModelConfig) -> int | None:
     return config.rope_scaling and config.rope_scaling.short_texts
 
 
-def _context(config, mask_BTS, query_BT, key_BS, long_BT):
-    def view(kind):
-        theta, scaling, mask = config.rope_theta, config.rope_scaling, mask_BTS
-        if kind.local:
-            mask = within_window(mask_BTS, query_BT, key_BS, config.sliding_window)
-            if config.rope_local_theta is not None:
-                theta, scaling = config.rope_local_theta, None
+def _tables(config, position_BT, long_BT):
+    def of(kind):
+        theta, scaling = config.rope_theta, config.rope_scaling
+        if kind.local and config.rope_local_theta is not None:
+            theta, scaling = config.rope_local_theta, None
         far_BT = None if scaling is None else long_BT
-        cos, sin = rotary_tables(query_BT, config.turned_width, theta, scaling, far_BT)
+        cos, sin = rotary_tables(position_BT, config.turned_width, theta, scaling, far_BT)
         if not kind.turns:
             cos, sin = jnp.ones_like(cos), jnp.zeros_like(sin)
-        return View(cos, sin, mask)
+        return Tables(cos, sin)
 
-    return Context(tuple(view(kind) for kind in sorted(set(_of_blocks(config)))))
+    return tuple(of(kind) for kind in sorted(set(_of_blocks(config))))
 
 
-def view_of(context: Context, kind) -> View:
-    """The view of a block; its `kind` may be traced, since all blocks run in one scan."""
-    if len(context.views) == 1:
-        return context.views[0]
-    return jax.tree.map(lambda *of: jax.lax.select_n(jnp.asarray(kind), *of), *context.views)
+def tables_of(context: Context, kind) -> Tables:
+    """The tables of a block; its `kind` may be traced, since all blocks run in one scan."""
+    if len(context.tables) == 1:
+        return context.tables[0]
+    return jax.tree.map(lambda *of: jax.lax.select_n(jnp.asarray(kind), *of), *context.tables)

@@ -11,8 +11,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from distill_jax.models.architecture import ModelConfig
-from distill_jax.models.attention import attention
-from distill_jax.models.context import Context, view_of
+from distill_jax.models.attention import attention, cached_attention
+from distill_jax.models.context import Context, patterns, tables_of
 from distill_jax.models.experts import Experts
 from distill_jax.models.feed_forward import FeedForward
 from distill_jax.models.norms import norm_weight, normalize, normed, stream_norm
@@ -24,8 +24,8 @@ from distill_jax.types import Array, Routing, Unembed
 class Attention(nnx.Module):
     """The attention half's parameters and arithmetic, without the residual sum."""
 
-    def __init__(self, config: ModelConfig, dtype, key):
-        self.config = config
+    def __init__(self, config: ModelConfig, dtype, key, mesh: Mesh | None):
+        self.config, self.mesh = config, mesh
         query_width = config.heads * config.head_width
         kv_width = config.kv_heads * config.head_width
         keys = jax.random.split(key, 4)
@@ -50,7 +50,7 @@ class Attention(nnx.Module):
         width = {"head": 1, "whole": heads}.get(config.query_key_norm, 0) * config.head_width
         return norm_weight(width, config, dtype) if width else None
 
-    def queries_keys_values(self, x_BTD, view):
+    def queries_keys_values(self, x_BTD, tables):
         """Queries [B,T,N,H], keys and values [B,T,K,H]; the first two normed and rotated."""
         config, batch_time = self.config, x_BTD.shape[:2]
         h_BTD = normed(self, x_BTD)
@@ -62,25 +62,24 @@ class Attention(nnx.Module):
             y = heads(y, count)
             if config.query_key_norm == "head":
                 y = normalize(y, norm[...], config)
-            return rotate(y, view.cos_BTh, view.sin_BTh)
+            return rotate(y, *tables)
 
         query = turned(project(h_BTD, self.query, self.query_bias), self.query_norm, config.heads)
         key = turned(project(h_BTD, self.key, self.key_bias), self.key_norm, config.kv_heads)
         value = heads(project(h_BTD, self.value, self.value_bias), config.kv_heads)
         return query, key, value
 
-    def head_outputs(self, query_BTNH, key_BSKH, value_BSKH, view):
+    def head_outputs(self, query_BTNH, key_BSKH, value_BSKH, context, kind):
         """The heads' outputs side by side, [B, T, N*H]."""
-        scale = self.config.attention_scale
-        mixed_BTNH = attention(
-            query_BTNH,
-            key_BSKH,
-            value_BSKH,
-            view.mask_BTS,
-            scale=self.config.head_width**-0.5 if scale is None else scale,
-            softcap=self.config.attention_softcap,
-            sink_N=None if self.sink_bias is None else self.sink_bias[...],
-        )
+        of_model, of_kinds = patterns(self.config)
+        which = {"patterns": of_model, "index": jnp.asarray(of_kinds)[kind]}
+        arrays = query_BTNH, key_BSKH, value_BSKH
+        sink_N = None if self.sink_bias is None else self.sink_bias[...]
+        if context.segment_BT is None:
+            mixed_BTNH = cached_attention(*arrays, context.position_BT, sink_N, **which)
+        else:
+            which |= {"mesh": self.mesh}
+            mixed_BTNH = attention(*arrays, context.segment_BT, sink_N, **which)
         return mixed_BTNH.reshape(*mixed_BTNH.shape[:2], -1)
 
     def project_back(self, head_outputs):
@@ -99,7 +98,7 @@ class Block(nnx.Module):
     def __init__(self, config: ModelConfig, dtype, key, mesh: Mesh | None = None):
         attention_key, feed_forward_key = jax.random.split(key)
         self.config = config
-        self.attention = Attention(config, dtype, attention_key)
+        self.attention = Attention(config, dtype, attention_key, mesh)
         self.feed_forward = (
             Experts(config, dtype, feed_forward_key, mesh)
             if config.experts
@@ -135,9 +134,9 @@ class Block(nnx.Module):
         self, x_BTD: Array, context: Context, kind, store=lambda key, value: (key, value)
     ) -> Array:
         """[B, T, N*H] before the attention half's output projection."""
-        view = view_of(context, kind)
-        query, key, value = self.attention.queries_keys_values(x_BTD, view)
-        return self.attention.head_outputs(query, *store(key, value), view)
+        tables = tables_of(context, kind)
+        query, key, value = self.attention.queries_keys_values(x_BTD, tables)
+        return self.attention.head_outputs(query, *store(key, value), context, kind)
 
 
 class EmbeddingAndHead(nnx.Module):

@@ -53,14 +53,15 @@ def mesh_of(c: ConfigDict, *parts: str) -> Mesh:
     return mesh
 
 
-def bind_config(c: ConfigDict, config: ModelConfig, dtype: str) -> Model:
+def bind_config(c: ConfigDict, config: ModelConfig, dtype: str, mesh: Mesh | None = None) -> Model:
     """The decoder of an architecture with the dtypes and remat policy of a config.
 
-    Raises UserError where its experts do not divide over the mesh.
+    mesh: that it is computed on; None: that of the config over all devices here. Raises UserError
+    where its experts do not divide over it.
     """
     remat = choose("model.remat", c.model.remat, REMAT)
-    mesh = mesh_of(c) if config.experts else None
-    if mesh is not None and config.experts % mesh.shape["expert"]:
+    mesh = mesh_of(c) if mesh is None else mesh
+    if config.experts and config.experts % mesh.shape["expert"]:
         raise UserError(
             f"config.mesh.expert is {mesh.shape['expert']}, which does not divide the"
             f" {config.experts} experts of a model: use a divisor"
@@ -74,7 +75,7 @@ def load_model(
 ) -> Loaded:
     """Reads a model path and places its parameters on the mesh."""
     read = load_checkpoint(path, dtype=jnp.dtype(dtype), advance=told_of(path, advance))
-    model = bind_config(c, read.config, dtype)
+    model = bind_config(c, read.config, dtype, mesh)
     advance(f"tokenizer of {path}", 0, 0)
     tokenizer = load_tokenizer(read.path)
     advance(f"placing and hashing {path}", 0, 0)
