@@ -21,7 +21,7 @@ from distill_jax.losses.terms import ADAPTIVE
 def get_config(variant: str = "train") -> ConfigDict:
     """The defaults. With teacher.path, student.path and data.source they make a run of any job."""
     c = ConfigDict()
-    # train | study | verdict | diagnose | cache | evaluate | export | generate | replay
+    # train | plan | study | verdict | diagnose | cache | evaluate | export | generate | replay
     c.job = variant
     c.seed = 0  # [0 to 4e18] what initialisation, data order and sampling are drawn from
     c.steps = 1000  # [0 to 2e9] optimizer updates
@@ -249,6 +249,14 @@ def get_config(variant: str = "train") -> ConfigDict:
 
     c.diagnose = ConfigDict()  # what the job diagnose compares with
     c.diagnose.baseline = ""  # path of a student trained on labels alone, to compare with
+
+    c.plan = ConfigDict()  # what the job plan takes the chips, the work and its price to be
+    # v5e:8x8 | v5p:4x4x4 | v6e:4x4 | gpu:16xA100-80G (or A100-40G, H100-80G, H200-141G) | cpu:8
+    c.plan.topology = ""
+    c.plan.tokens = 0  # [0 to 1e15] tokens to train on, in full rows; 0: those of config.steps
+    c.plan.price_per_hour = 0.0  # [0 to 1e9] of one chip, in your currency; 0: not known
+    # False: nothing is compiled; what is shown is then of the model of memory alone
+    c.plan.compile = True
 
     c.mesh = ConfigDict()  # sizes multiply to the number of devices; -1: what is left
     c.mesh.data = -1  # [-1, or 1 to 1e6] copies of the model, each with its rows

@@ -7,7 +7,7 @@ parameters within a matrix product. One jitted program over NamedShardings does 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,9 +29,18 @@ def make_mesh(data: int, fsdp: int, tensor: int, expert: int = 1) -> Mesh:
     Raises UserError where the product is not the number of devices: JAX would silently leave
     some idle.
     """
-    sizes = dict(zip(AXES, (data, fsdp, expert, tensor), strict=True))
+    given = dict(zip(AXES, (data, fsdp, expert, tensor), strict=True))
+    sizes = mesh_sizes(given, jax.device_count())
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_sizes(given: Mapping[str, int], devices: int) -> tuple[int, ...]:
+    """The sizes of a mesh's AXES over so many devices. One may be given as -1: all that are left.
+
+    Raises UserError where the product is not the number of devices.
+    """
+    sizes = dict(given)
     free = [name for name, size in sizes.items() if size == -1]
-    devices = jax.device_count()
     shown = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
         raise UserError(f"{shown}: use sizes of at least 1, and -1 for at most one of them")
@@ -43,7 +52,7 @@ def make_mesh(data: int, fsdp: int, tensor: int, expert: int = 1) -> Mesh:
             f"{shown}: the product must equal the {devices} device(s) here:"
             " change one of the sizes, or set one to -1 to use the remaining devices"
         )
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return tuple(sizes[axis] for axis in AXES)
 
 
 def parameter_shardings(abstract_params: Any, rules: Rules, mesh: Mesh) -> Any:

@@ -39,7 +39,7 @@ ORDER = [
     {"evals", "rollback", "run"},
     {"loop"},
     {"study"},
-    {"diagnosis"},
+    {"diagnosis", "planning"},
     {"report"},
     {"setup"},
     {"jobs"},

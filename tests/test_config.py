@@ -42,7 +42,8 @@ optim.epsilon optim.final_fraction optim.frozen optim.learning_rate optim.max_ro
 optim.max_skipped
 optim.muon_iterations optim.muon_learning_rate optim.muon_momentum optim.name optim.schedule
 optim.spike_factor
-optim.warmup_steps optim.weight_decay replay.step seed steps student.dtype student.init
+optim.warmup_steps optim.weight_decay plan.compile plan.price_per_hour plan.tokens plan.topology
+replay.step seed steps student.dtype student.init
 student.path
 student.prune.attention_ridge student.prune.block_criterion student.prune.blocks
 student.prune.calibration_tokens student.prune.neuron_criterion student.prune.neurons

@@ -16,6 +16,7 @@ from distill_jax.jobs.diagnose import diagnose_job
 from distill_jax.jobs.evaluate import evaluate_job
 from distill_jax.jobs.export import export_job
 from distill_jax.jobs.generate import generate_job
+from distill_jax.jobs.plan import plan_job
 from distill_jax.jobs.replay import replay_job
 from distill_jax.jobs.study import study_job
 from distill_jax.jobs.train import train_job
@@ -28,10 +29,14 @@ from distill_jax.types import UserError
 
 
 class Job(NamedTuple):
-    """What runs: of (config, workdir, progress), or of (question, progress) where it only reads."""
+    """What runs: of (config, workdir, progress), or of (question, progress) where it only reads.
+
+    owns: its directory belongs to its config.
+    """
 
     run: Callable[..., Any]
     reads: bool = False
+    owns: bool = True
 
 
 def run_job(c: ConfigDict, base: ConfigDict, directory: Path, progress: Progress) -> None:
@@ -53,7 +58,8 @@ def run_job(c: ConfigDict, base: ConfigDict, directory: Path, progress: Progress
         if job.reads:
             _read(job, question_of(c, directory), progress)
         else:
-            check_owner(c, directory)
+            if job.owns:
+                check_owner(c, directory)
             job.run(c, directory, progress)
 
 
@@ -83,6 +89,7 @@ def _read(job: Job, asked: Question, progress: Progress) -> None:
 
 JOBS = {
     "train": Job(train_job),
+    "plan": Job(plan_job, owns=False),
     "study": Job(study_job),
     "verdict": Job(verdict_job),
     "diagnose": Job(diagnose_job, reads=True),

@@ -43,14 +43,7 @@ def read(path: Path, *, dtype, advance: Advance = silent) -> Checkpoint:
     Raises UserError for a truncated GGUF file, an unknown architecture or quantization, incomplete
     metadata, missing, extra or misshapen weights.
     """
-    metadata, stored = read_gguf(path)
-    embedding, divisors = stored.get("token_embd.weight"), stored.get(ROPE_DIVISORS)
-    tensors = Tensors(
-        stored,
-        None if embedding is None else int(embedding.shape[-1]),
-        None if divisors is None else _values(divisors, path),
-    )
-    config = read_config(metadata, tensors, path)
+    config, stored = _config_and_tensors(path)
     present = [tensor for tensor in stored if tensor != ROPE_DIVISORS]
     check_names(config, present, _gguf_name, source=path)
     conventions = FAMILIES[config.family].gguf
@@ -60,6 +53,22 @@ def read(path: Path, *, dtype, advance: Advance = silent) -> Checkpoint:
 
     params = stack_weights(config, fetch, _gguf_name, lambda _: path, dtype=dtype, advance=advance)
     return Checkpoint(config, params, path)
+
+
+def read_sizes(path: Path) -> ModelConfig:
+    """The architecture that a .gguf file says. Raises UserError as read does of its metadata."""
+    return _config_and_tensors(path)[0]
+
+
+def _config_and_tensors(path):
+    metadata, stored = read_gguf(path)
+    embedding, divisors = stored.get("token_embd.weight"), stored.get(ROPE_DIVISORS)
+    tensors = Tensors(
+        stored,
+        None if embedding is None else int(embedding.shape[-1]),
+        None if divisors is None else _values(divisors, path),
+    )
+    return read_config(metadata, tensors, path), stored
 
 
 def write(
