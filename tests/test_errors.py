@@ -247,8 +247,8 @@ def test_a_run_whose_output_nobody_reads_stops_with_a_line():
     assert said == "error: nobody reads stdout any more: the same command goes on\n"
 
 
-# verdict reads no model, and replay none without a run.
-@pytest.mark.parametrize("job", [job for job in JOBS if job not in ("verdict", "replay")])
+# verdict reads no model, plan none of its weights, and replay none without a run.
+@pytest.mark.parametrize("job", [job for job in JOBS if job not in ("verdict", "plan", "replay")])
 def test_no_job_takes_weights_that_are_no_numbers(world, flags, tmp_path, job):
     broken = copied(world, tmp_path, "student" if job in ("generate", "export") else "teacher")
     weights = load_file(broken / "model.safetensors")

@@ -11,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from distill_jax import __version__, workdir
-from distill_jax.config import flatten
+from distill_jax.config import flatten, load_base
 from distill_jax.data.cache_records import DTYPES
 from distill_jax.planning.layout import Layout
 from distill_jax.planning.search import fastest, search, smallest_change
@@ -27,7 +27,7 @@ from distill_jax.report.plan import (
 )
 from distill_jax.setup.compile_process import compile_process, has_tpu_compiler
 from distill_jax.setup.compiling import Compiled
-from distill_jax.setup.plan_layouts import first_that_fits, layout_json, memory_limit
+from distill_jax.setup.plan_layouts import first_that_fits, layout_json
 from distill_jax.setup.planning import Planned, config_of, make_facts, read_plan, sizes_of
 from distill_jax.types import COMPILING
 from distill_jax.words import plural
@@ -60,7 +60,9 @@ def plan_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
 
         layouts = [judged(GIVEN, planned.layout)]
         stage.advance("searching layouts", 0, 0)
-        found = search(facts, planned.layout, planned.topology, memory_limit(planned.topology))
+        found = search(facts, planned.layout, planned.topology, planned.memory)
+        if not layouts[0]["fits"]:
+            found = [one for one in found if one.changes]
         ordered = {} if layouts[0]["fits"] else {SMALLEST: smallest_change(found)}
         if planned.topology.chip.flops:
             ordered[FASTEST] = fastest(found)
@@ -79,7 +81,7 @@ def plan_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
         compiler=_compiler(planned),
         layouts=layouts,
         notes=[*notes, *_notes(planned, layouts)],
-        config=flatten(c),
+        config=_differences(c),
         provenance=_provenance(),
     )
     if jax.process_index() == 0:
@@ -106,7 +108,7 @@ def _topology(planned: Planned) -> dict[str, Any]:
         "name": topology.name,
         "chip": topology.kind,
         "chips": topology.chips,
-        "memory": memory_limit(topology),
+        "memory": planned.memory,
         "flops": chip.flops and chip.flops.get(planned.config.model.compute_dtype),
         "bandwidth": chip.bandwidth,
         "link": chip.link,
@@ -156,6 +158,12 @@ def _notes(planned: Planned, layouts: list[dict[str, Any]]) -> list[str]:
             f" {FORMATS['bytes'](size).replace(THIN, ' ')}; that pass is in the hours"
         )
     return notes
+
+
+def _differences(c: ConfigDict) -> dict[str, Any]:
+    """The keys that differ from base."""
+    base = flatten(load_base())
+    return {key: value for key, value in flatten(c).items() if value != base.get(key)}
 
 
 def _provenance() -> dict[str, Any]:

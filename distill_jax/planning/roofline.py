@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 from distill_jax.planning.chips import Topology
 from distill_jax.planning.layout import CACHED, Facts, Layout, Model
+from distill_jax.planning.traced import Operations
 from distill_jax.sharding import AXES
 
+NOTHING = Operations(0, 0, 0)
 COMPUTE, MEMORY = "matrix products", "memory"
 LOGIT_PASSES = 8  # times that a float32 number of a token's logits is written or read in a step
 
@@ -72,11 +74,13 @@ def _times(facts, topology, flops, traffic, links, layout):
 
 def token_operations(facts: Facts, layout: Layout) -> dict[str, float]:
     """Operations per token by owner, as the traced programs have them."""
-    student = facts.operations(layout.remat)
-    found = {"student": student.forward + student.backward, "head": facts.head}
-    if facts.live(layout):
-        found["teacher"] = facts.operations(None).forward
-    return {owner: count / facts.length for owner, count in found.items()}
+    runs = {"student": facts.operations(layout.remat)}
+    if facts.teachers:
+        runs["teacher"] = facts.operations(None) if facts.live(layout) else NOTHING
+    counts = {name: of.forward + of.backward - of.attention for name, of in runs.items()}
+    counts["attention"] = sum(of.attention for of in runs.values())
+    counts["head"] = facts.head
+    return {owner: count / facts.length for owner, count in counts.items()}
 
 
 def memory_traffic(facts: Facts, layout: Layout) -> float:

@@ -16,7 +16,7 @@ from distill_jax.losses.fused import linear_divergence
 from distill_jax.losses.terms import Term
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.binding import Model, bind
-from distill_jax.study.flops import program_flops
+from distill_jax.study.flops import matrix_flops, of_attention, program_flops
 from distill_jax.types import Batch, Projected, Unembed
 
 ACTIVATIONS, ATTENTION, WEIGHTS = "activations", "attention", "weights"
@@ -38,12 +38,14 @@ class Kept(NamedTuple):
 class Operations(NamedTuple):
     """Floating-point operations for one row of a batch (study/flops.py), by what they are for.
 
-    forward        of a model's blocks
-    backward       of them, what is recomputed included; 0 of a teacher
+    forward    of a model's blocks
+    backward   of them, what is recomputed included; 0 of a teacher
+    attention  of both, those of scores and values
     """
 
     forward: int
-    backward: int = 0
+    backward: int
+    attention: int
 
 
 def part_of(config: ModelConfig, tensor: int) -> ModelConfig:
@@ -107,11 +109,12 @@ def operations(config: ModelConfig, length: int, remat: str | None) -> Operation
     """Operations of a model's blocks for one row; remat None: of a teacher, forward alone."""
     model = bind(config, param_dtype="bfloat16", compute_dtype="bfloat16", remat=remat or "none")
     params, batch = model.abstract(), _batch(1, length)
-    forward = program_flops(lambda p, b: _hidden(model, p, b), params, batch)
-    if remat is None:
-        return Operations(forward)
-    of = lambda p, b: jnp.sum(_hidden(model, p, b).astype(jnp.float32))
-    return Operations(forward, program_flops(jax.grad(of), params, batch) - forward)
+    run = lambda p, b: jnp.sum(_hidden(model, p, b).astype(jnp.float32))
+    forward = program_flops(run, params, batch)
+    whole = run if remat is None else jax.grad(run)
+    traced = jax.make_jaxpr(whole)(params, batch)
+    both, scores = matrix_flops(traced), matrix_flops(traced, of_attention)
+    return Operations(forward, both - forward, scores)
 
 
 def head_operations(

@@ -16,7 +16,7 @@ from distill_jax.report.svg import Text
 from distill_jax.report.svg_models import stack
 
 SCHEMA = 1  # version of the structure that plan.schema.json describes
-FITS, NOT = "FITS", "DOES NOT FIT"
+FITS, NOT, FAILS = "FITS", "DOES NOT FIT", "DOES NOT COMPILE"
 # What stands under the name of an owner.
 MEANINGS = {
     "student": "its parameters",
@@ -44,12 +44,11 @@ def plan_report(
     provenance: Mapping[str, Any],
 ) -> dict[str, Any]:
     """All numbers of a plan. layouts: the given one first."""
-    fits = layouts[0]["fits"]
     report = {
         "schema": SCHEMA,
         "kind": "plan",
-        "verdict": FITS if fits else NOT,
-        "fits": fits,
+        "verdict": layouts[0]["verdict"],
+        "fits": layouts[0]["fits"],
         "headline": _headline(layouts, topology),
         "statement": statement,
         "topology": dict(topology),
@@ -70,6 +69,8 @@ def _headline(layouts, topology) -> str:
         return f"{FITS}: {room}{_at_least(given)}."
     other = next((one for one in layouts[1:] if one["name"] == SMALLEST), None)
     remedy = f" It does with {other['flags']}." if other else " Nothing that was tried does."
+    if given["verdict"] == FAILS:
+        return f"{FAILS}: {given['compiled']['refused']}.{remedy}"
     return f"{NOT}: {room}.{remedy}"
 
 
@@ -108,7 +109,7 @@ def plan_text(report: Mapping[str, Any]) -> str:
     compiled = [(one["compiled"] or {}).get("total") for one in layouts]
     row("together, by the compiler", compiled, _bytes)
     row("memory of a chip", [report["topology"]["memory"]] * len(layouts), _bytes)
-    row("", [FITS if one["fits"] else NOT for one in layouts], str)
+    row("", [one["verdict"] for one in layouts], str)
     letters = lambda x: FORMATS["letters"](x).replace(THIN, " ")
     for owner in layouts[0]["flops_per_token"]:
         values = [one["flops_per_token"].get(owner) for one in layouts]

@@ -1,16 +1,14 @@
 """What the models of memory and time, and a compiler, say of a layout, as plan.json has it."""
 
-import os
 from collections.abc import Callable
 from typing import Any
 
 from distill_jax.config import as_flags, flatten
-from distill_jax.planning.chips import Topology
 from distill_jax.planning.layout import Facts, Layout
 from distill_jax.planning.owners import chip_bytes
 from distill_jax.planning.roofline import COMPUTE, MEMORY, roofline, run_seconds
 from distill_jax.planning.search import Tried
-from distill_jax.report.plan import FITS, NOT
+from distill_jax.report.plan import FAILS, FITS, NOT
 from distill_jax.setup.compiling import Compiled
 from distill_jax.setup.planning import Planned, config_of
 from distill_jax.sharding import AXES
@@ -18,28 +16,21 @@ from distill_jax.sharding import AXES
 TRIES = 3  # layouts of a kind that are compiled before the search gives up
 
 
-def memory_limit(topology: Topology) -> float:
-    """Bytes of a chip; simulated devices share the memory of this machine."""
-    if topology.chip.memory is not None:
-        return topology.chip.memory
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / topology.chips
-
-
 def layout_json(
     name: str, planned: Planned, facts: Facts, layout: Layout, compiled: Compiled | None
 ) -> dict[str, Any]:
     """A layout of plan.json. compiled: None where nothing was compiled."""
-    c, limit = planned.config, memory_limit(planned.topology)
+    c, limit = planned.config, planned.memory
     held, roof = chip_bytes(facts, layout), roofline(facts, layout, planned.topology)
-    fits = held.total <= limit if compiled is None else _fits(compiled, limit)
+    verdict = _verdict(held.total, compiled, limit)
     seconds = run_seconds(facts, layout, planned.topology)
     hours = None if seconds is None else seconds * c.steps / 3600
     price = c.plan.price_per_hour
     same, changed = (flatten(config_of(c, one)) for one in (planned.layout, layout))
     return {
         "name": name,
-        "verdict": FITS if fits else NOT,
-        "fits": fits,
+        "verdict": verdict,
+        "fits": verdict == FITS,
         "flags": " ".join(as_flags(changed, same)),
         "keys": {key: changed[key] for key in _keys()},
         "bytes": {"phase": held.phase, "owners": held.owners, "total": held.total},
@@ -60,8 +51,13 @@ def _keys() -> tuple[str, ...]:
     return (*of_mesh, *of_step, "teacher.dtype", "teacher.cache")
 
 
-def _fits(compiled: Compiled, limit: float) -> bool:
-    return not compiled.refused and compiled.total <= limit
+def _verdict(modelled: float, compiled: Compiled | None, limit: float) -> str:
+    """By the compiler; where nothing was compiled, by the model of memory."""
+    total = modelled if compiled is None else compiled.total
+    if total is None:
+        return FAILS
+    refused = compiled is not None and compiled.refused
+    return NOT if refused or total > limit else FITS
 
 
 def first_that_fits(

@@ -1,5 +1,6 @@
 """The facts that a plan is made of, from a config and the sizes of two models; no weights."""
 
+import os
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
-from distill_jax.config import choose
+from distill_jax.config import choose, load_base
 from distill_jax.losses.terms import needs_teacher
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.binding import REMAT, bind
@@ -21,6 +22,7 @@ from distill_jax.schema import CHOICES
 from distill_jax.setup import student, teachers
 from distill_jax.setup.loss import Recipe, check_experts, make_recipe
 from distill_jax.setup.models import Source, check_length, size_of
+from distill_jax.setup.steps import fit_to_steps
 from distill_jax.setup.training import starter
 from distill_jax.sharding import AXES, check_batch, mesh_sizes
 from distill_jax.types import TrainState, UserError
@@ -30,10 +32,15 @@ SMALLER = ("bfloat16", "int8", "int4")  # dtypes of a teacher that are tried, wh
 
 
 class Planned(NamedTuple):
-    """What a config asks to be planned. config: with the steps that plan.tokens make."""
+    """What a config asks to be planned.
+
+    config  with the steps that plan.tokens make
+    memory  bytes of a chip
+    """
 
     config: ConfigDict
     topology: Topology
+    memory: float
     student: ModelConfig
     teacher: ModelConfig | None
     layout: Layout
@@ -67,7 +74,14 @@ def read_plan(c: ConfigDict) -> Planned:
             check_length(c, config, name)
     layout = _layout(c, topology)
     _check_experts_divide(layout, of_student, of_teacher)
-    return Planned(c, topology, of_student, of_teacher, layout, recipe)
+    return Planned(c, topology, memory_limit(topology), of_student, of_teacher, layout, recipe)
+
+
+def memory_limit(topology: Topology) -> float:
+    """Bytes of a chip; simulated devices share the memory of this machine."""
+    if topology.chip.memory is not None:
+        return topology.chip.memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / topology.chips
 
 
 def _with_steps(c: ConfigDict) -> ConfigDict:
@@ -80,7 +94,7 @@ def _with_steps(c: ConfigDict) -> ConfigDict:
         return c
     planned = c.copy_and_resolve_references()
     planned.steps = -(-c.plan.tokens // (c.data.batch_size * c.data.seq_len))
-    return planned
+    return fit_to_steps(planned, load_base())[0]
 
 
 def _check(c: ConfigDict) -> None:

@@ -14,34 +14,41 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from distill_jax.models.grouped import COUNTED
 
+Only = Callable[[Any], bool] | None
 PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
-def program_flops(function: Callable, *arguments: Any) -> int:
+def program_flops(function: Callable, *arguments: Any, only: Only = None) -> int:
     """matrix_flops of a function traced with arguments, or with their shapes alone.
 
     >>> program_flops(lambda x: x @ x, jax.ShapeDtypeStruct((4, 4), "float32"))
     128
     """
-    return matrix_flops(jax.make_jaxpr(function)(*arguments))
+    return matrix_flops(jax.make_jaxpr(function)(*arguments), only)
 
 
-def matrix_flops(jaxpr: ClosedJaxpr | Jaxpr) -> int:
+def matrix_flops(jaxpr: ClosedJaxpr | Jaxpr, only: Only = None) -> int:
     """2 x multiplications of every dot_general, over all devices.
 
     Those inside a scan are taken times its length, those inside a shard_map times the devices of
     its mesh. Of a conditional the costliest branch counts. Products of rows with the matrix of
     their group (models/grouped.py) are those of the rows, not of all groups; on a mesh each device
     along `expert` has its share of them. Raises ValueError for products within a while loop, whose
-    number of turns is not known.
+    number of turns is not known. only: of the equations of products, those that count; None: all.
     """
-    return _total(jaxpr, 1)
+    return _total(jaxpr, 1, only or (lambda equation: True))
 
 
-def _total(jaxpr, ways):
+def of_attention(equation: Any) -> bool:
+    """Whether a product is one of scores or of values: each row and head has its own matrices."""
+    numbers = equation.params.get("dimension_numbers")
+    return equation.primitive.name == "dot_general" and bool(numbers[1][0])
+
+
+def _total(jaxpr, ways, only):
     """ways: devices that share the rows of grouped products."""
     jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
-    return sum(_equation(equation, ways) for equation in jaxpr.eqns)
+    return sum(_equation(equation, ways, only) for equation in jaxpr.eqns)
 
 
 def steps_for(flops: float, flops_per_step: float) -> int:
@@ -55,23 +62,25 @@ def written(flops: float) -> str:
     return f"{flops / 1000**power:.3g} {PREFIXES[power]}FLOP"
 
 
-def _equation(equation, ways) -> int:
+def _equation(equation, ways, only) -> int:
     name, params = equation.primitive.name, equation.params
     if name == "ragged_dot_general" or params.get("name") in COUNTED:
         # Rows [x, D] give [x, F], or with other rows [E, D, F]. What JAX takes out of a scan of it,
         # because it is the same in every turn, has no rows and no product.
         rows = equation.invars[0].aval.shape if equation.invars else ()
         made = equation.outvars[0].aval.shape
-        if len(rows) != 2:
+        if len(rows) != 2 or not only(equation):
             return 0
         return 2 * prod(made[-2:]) * rows[1 if len(made) == 2 else 0] // ways
     if name == "dot_general":
+        if not only(equation):
+            return 0
         (contracted, _), _ = params["dimension_numbers"]
         left = equation.invars[0].aval.shape
         return 2 * prod(equation.outvars[0].aval.shape) * prod(left[i] for i in contracted)
     if name == "shard_map":
         ways = params["mesh"].shape.get("expert", 1)
-    inner = [_total(part, ways) for value in params.values() for part in _jaxprs(value)]
+    inner = [_total(part, ways, only) for value in params.values() for part in _jaxprs(value)]
     if name == "while" and any(inner):
         raise ValueError("matrix products in a while loop cannot be counted")
     if name == "cond":

@@ -1,0 +1,54 @@
+"""Topologies by their names, and figures that are there for every chip or for none."""
+
+import pytest
+
+from distill_jax.planning.chips import CHIPS, DIMENSIONS, EXAMPLES, read_topology
+from distill_jax.types import UserError
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "chips"),
+    [
+        ("v5e:8x8", "v5e", 64),
+        ("v5p:4x4x4", "v5p", 64),
+        ("v6e:2x4", "v6e", 8),
+        ("cpu:3", "cpu", 3),
+        ("gpu:16xA100-80G", "A100-80G", 16),
+        (" gpu:8xH100-80G ", "H100-80G", 8),
+    ],
+)
+def test_a_topology_is_read(name, kind, chips):
+    found = read_topology(name)
+    assert (found.kind, found.chips, found.chip) == (kind, chips, CHIPS[kind])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "v5e", "v5e:8", "v5e:4x4x4", "v5p:4x4", "v9z:2x2", "cpu:0", "cpu:-1", "cpu:2x2", "gpu:8",
+     "gpu:8xB9", "v5e:999x999", "v5e:8x8 --help", "v5e:8x8\n", "x" * 1000],
+)  # fmt: skip
+def test_anything_else_is_refused_in_one_line(name):
+    if name == "v5e:8x8\n":
+        assert read_topology(name).chips == 64
+        return
+    with pytest.raises(UserError) as error:
+        read_topology(name)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
+
+
+def test_every_chip_has_all_figures_or_none_and_a_source():
+    for kind, chip in CHIPS.items():
+        figures = (chip.memory, chip.flops, chip.bandwidth, chip.link)
+        assert chip.source
+        if kind == "cpu":
+            assert figures == (None,) * 4
+            continue
+        assert all(figures)
+        assert {"float32", "bfloat16"} <= set(chip.flops)
+        assert (chip.node is None) == (chip.network is None) == (chip.platform == "tpu")
+        assert chip.source.startswith("https://")
+    tpus = {kind for kind, chip in CHIPS.items() if chip.platform == "tpu"}
+    assert tpus == set(DIMENSIONS) == set(EXAMPLES)
+    for kind, name in EXAMPLES.items():
+        assert read_topology(name).kind == kind
