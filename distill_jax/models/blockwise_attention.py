@@ -241,12 +241,16 @@ def _overlap(query, queries, key, keys, pattern):
 
 
 def _where_seen(from_beginning, blocks, i, j, pattern, update, mine):
-    """The update of a pair, left out where it turns out that no query sees a key."""
-    if from_beginning:
-        return update(mine)
-    q, s = blocks.query_is.shape[1], blocks.key_js.shape[1]
-    near = _overlap(blocks.query_is[i, 0], q, blocks.key_js[j, 0], s, pattern)
-    return jax.lax.cond(near, update, lambda mine: mine, mine)
+    """The update of a pair, left out where it turns out that no query sees a key: in rows of many
+    short texts, most pairs."""
+    of_query, of_key = blocks.query_segment_iBs[i], blocks.key_segment_jBs[j]
+    lowest = jnp.maximum(jnp.min(of_query, -1), jnp.min(of_key, -1))
+    highest = jnp.minimum(jnp.max(of_query, -1), jnp.max(of_key, -1))
+    seen = jnp.any(lowest <= highest)
+    if not from_beginning:
+        q, s = blocks.query_is.shape[1], blocks.key_js.shape[1]
+        seen &= _overlap(blocks.query_is[i, 0], q, blocks.key_js[j, 0], s, pattern)
+    return jax.lax.cond(seen, update, lambda mine: mine, mine)
 
 
 def _scores(blocks, i, j, pattern):
