@@ -72,7 +72,9 @@ def plan_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
                 notes.append(_refused(name, len(refused), found=one is not None))
             if one is None and not refused:
                 notes.append(f"{name}: no layout that was tried fits")
-            if one and one["flags"]:
+            if one and one["flags"] == layouts[-1]["flags"] != "":
+                notes.append(f"the {layouts[-1]['name']} is the {name} layout too")
+            elif one and one["flags"]:
                 layouts.append(one)
     report = plan_report(
         statement=_statement(planned),
@@ -137,12 +139,13 @@ def _notes(planned: Planned, layouts: list[dict[str, Any]]) -> list[str]:
         "times are those of training steps at published speeds: evaluations, checkpoints, reading"
         " and starting come on top"
     )
-    if planned.topology.chip.platform == "tpu" and not has_tpu_compiler(planned.topology):
+    platform = planned.topology.chip.platform if c.plan.compile else ""
+    if platform == "tpu" and not has_tpu_compiler(planned.topology):
         notes.append(
             "the TPU's own compiler is not installed (pip install libtpu): simulated CPU devices"
             " took its place, whose temporaries differ"
         )
-    if planned.topology.chip.platform == "gpu":
+    if platform == "gpu":
         notes.append(
             "no compiler of GPUs runs without one: simulated CPU devices took its place, whose"
             " temporaries differ"

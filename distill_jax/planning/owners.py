@@ -17,7 +17,7 @@ OWNERS = (
     STUDENT, OPTIMIZER, TEACHER, GRADIENTS, ACTIVATIONS, ATTENTION, GATHERED, HEAD, LOSS,
 )  # fmt: skip
 LASTING = (STUDENT, OPTIMIZER, TEACHER)
-LOGITS = 6  # arrays [block_tokens, V] in float32 that a block of the loss has at a time
+LOGITS = 7  # arrays [block_tokens, V] in float32 that a block of the loss has at a time
 AHEAD = 2  # blocks whose gathered weights are there at a time: one is fetched while one computes
 
 
@@ -128,7 +128,7 @@ def _of_loss(facts: Facts, layout: Layout) -> dict[str, float]:
     """Logits of a block of tokens, both heads, and the gradient of the student's."""
     config, other = facts.student.config, facts.teacher_config
     own = _head_numbers(facts.student, layout)
-    heads = own * (1 + config.tied) * facts.item
+    heads = own * facts.item
     if other is not None:
         heads += other.width * min(other.vocab, config.vocab) / layout.along("tensor") * facts.item
     block = min(layout.block_tokens, _tokens(facts, layout))

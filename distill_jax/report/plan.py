@@ -4,7 +4,9 @@ A layout is one way to lie on the chips; the first is the given one, then the ch
 found. What nobody knows (a price, the speed of a simulated device) is absent, not zero.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 from markupsafe import Markup
@@ -64,14 +66,15 @@ def plan_report(
 
 def _headline(layouts, topology) -> str:
     given, limit = layouts[0], topology["memory"]
-    room = f"{_bytes(counted(given))} of {_bytes(limit)} per chip on {topology['name']}"
     if given["fits"]:
+        room = f"{_bytes(counted(given))} of {_bytes(limit)} per chip on {topology['name']}"
         return f"{FITS}: {room}{_at_least(given)}."
+    needs = f"{_bytes(counted(given))} per chip, and {topology['name']} has {_bytes(limit)}"
     other = next((one for one in layouts[1:] if one["name"] == SMALLEST), None)
     remedy = f" It does with {other['flags']}." if other else " Nothing that was tried does."
     if given["verdict"] == FAILS:
         return f"{FAILS}: {given['compiled']['refused']}.{remedy}"
-    return f"{NOT}: {room}.{remedy}"
+    return f"{NOT}: {needs}.{remedy}"
 
 
 def _at_least(layout) -> str:
@@ -129,13 +132,26 @@ def plan_text(report: Mapping[str, Any]) -> str:
 
 def plan_page(report: dict[str, Any]) -> str:
     """plan.html, from the numbers of plan.json."""
-    bars = [_bar(one, i, report["topology"]["memory"]) for i, one in enumerate(report["layouts"])]
-    return render("plan.html.j2", report, bars=bars, meanings=MEANINGS)
+    layouts, limit = report["layouts"], report["topology"]["memory"]
+    whole = max(limit, *(one["bytes"]["total"] for one in layouts))
+    bars = [_bar(one, limit, whole) for one in layouts]
+    return render("plan.html.j2", report, bars=bars, meanings=MEANINGS, counts=_counts(layouts))
 
 
-def _bar(layout: Mapping[str, Any], place: int, limit: float) -> Markup:
-    """The owners as shares of a chip, or of all that they need where that is more."""
-    owners, whole = layout["bytes"]["owners"], max(limit, layout["bytes"]["total"])
-    parts = [(Text(owner), size / whole) for owner, size in owners.items() if size]
+def _counts(layouts: Sequence[Mapping[str, Any]]) -> Callable[..., bool]:
+    """Whether any layout has a number other than zero at a path, or below it."""
+
+    def within(value):
+        return any(map(within, value.values())) if isinstance(value, Mapping) else bool(value)
+
+    return lambda *path: any(within(reduce(getitem, path, one)) for one in layouts)
+
+
+def _bar(layout: Mapping[str, Any], limit: float, whole: float) -> Markup:
+    """The owners, and a line where a chip is full. whole: bytes of the width, of all layouts."""
+    owners = layout["bytes"]["owners"]
+    parts = [(Text(owner), size / whole) for owner, size in owners.items()]
     said = ", ".join(f"{owner} {_bytes(size)}" for owner, size in owners.items() if size)
-    return stack(parts, f"Bytes of a chip, {layout['name']}: {said}; of {_bytes(limit)}")
+    return stack(
+        parts, f"Bytes of a chip, {layout['name']}: {said}; of {_bytes(limit)}", limit / whole
+    )

@@ -29,6 +29,8 @@ from distill_jax.report.svg import (
     upward,
 )
 
+STYLES = 9  # of bars: b0 to b8
+
 
 def reliability(models: Sequence[tuple[Line, Sequence[int]]], describe: str) -> Markup | None:
     """Accuracy over confidence; the diagonal is a model that knows what it knows. Guo et al. 2017.
@@ -106,15 +108,20 @@ def spread(heights: Sequence[float], gap: float, end: float) -> list[float]:
     return moved
 
 
-def stack(parts: Sequence[tuple[Text, float | None]], describe: str) -> Markup:
-    """Shares of a whole as one bar, in order, with a legend below. Styles are b0, b1, ..."""
+def stack(
+    parts: Sequence[tuple[Text, float | None]], describe: str, limit: float | None = None
+) -> Markup:
+    """Shares of a whole as one bar, in order, with a legend below. Styles are b0, b1, ...
+
+    A part without a share keeps its style from others. limit: a share that a line marks.
+    """
     width, at, names = float(WIDTH), 0.0, []
     drawn = [tag("rect", class_="track", x=10, y=8, width=width - 20, height=28)]
     x, y = 10.0, 58.0
     for i, (name, share) in enumerate(parts):
         if not finite(share) or share <= 0:
             continue
-        style = f"b{i % 6}"
+        style = f"b{i % STYLES}"
         wide = share * (width - 20)
         drawn.append(tag("rect", class_=style, x=10 + at, y=8, width=max(wide - 1, 0.5), height=28))
         needed = 26 + LETTER * len(name.text)
@@ -123,6 +130,9 @@ def stack(parts: Sequence[tuple[Text, float | None]], describe: str) -> Markup:
         names.append(tag("rect", class_=style, x=x, y=y - 9, width=10, height=10))
         names.append(label(name, x + 15, y))
         at, x = at + wide, x + needed
+    if finite(limit):
+        place = {"x1": 10 + limit * (width - 20), "x2": 10 + limit * (width - 20)}
+        drawn.append(tag("line", class_="limit", **place, y1=1, y2=43))
     return chart(width, y + 10, describe, *drawn, *names)
 
 

@@ -315,6 +315,16 @@ def test_shares_of_a_stack_are_widths():
     np.testing.assert_allclose(np.array(wide) / float(track.get("width")), shares, atol=1e-3)
 
 
+def test_a_stack_marks_a_limit_and_a_part_keeps_its_color_where_others_are_absent():
+    parts = [(Text(name), share) for name, share in (("a", 0.25), ("b", 0.0), ("c", 0.5))]
+    root = parsed(svg_models.stack(parts, "shares", limit=0.6))
+    track, first, last = [r for r in root.iter(f"{NAME}rect") if r.get("height") == "28"]
+    assert (first.get("class"), last.get("class")) == ("b0", "b2")
+    (line,) = [x for x in root.iter(f"{NAME}line") if x.get("class") == "limit"]
+    place = (float(line.get("x1")) - float(track.get("x"))) / float(track.get("width"))
+    assert place == pytest.approx(0.6, abs=1e-3)
+
+
 def test_columns_stand_on_zero():
     root = parsed(charts.positions(STUDY))
     y = axis(root, "y")
@@ -424,7 +434,7 @@ def contrast(a, b):
 
 TEXT = ("ink", "soft", "good", "bad", "flat")
 ARMS = ("teacher", *(f"c{i}" for i in range(arm_styles.COLORS)))
-GRAPHIC = (*ARMS, "axis", "b0", "b1", "b2", "b3", "b4", "b5")
+GRAPHIC = (*ARMS, "axis", *(f"b{i}" for i in range(svg_models.STYLES)))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
