@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from distill_jax.models import blockwise_attention
+from distill_jax.models import blockwise_attention, gpu_attention, splash_attention
 from distill_jax.models.attention_pattern import Pattern
 from distill_jax.models.platforms import platform_of
 from distill_jax.types import Array
@@ -115,6 +115,6 @@ def _of_cache(query_BTNH, position_BT, *, key_BKSH, value_BKSH, sink_N, pattern)
 # By the platform of the devices.
 KERNELS = {
     "cpu": blockwise_attention.attend,
-    "gpu": blockwise_attention.attend,
-    "tpu": blockwise_attention.attend,
+    "gpu": gpu_attention.attend,
+    "tpu": splash_attention.attend,
 }

@@ -7,14 +7,18 @@ the jaxpr. Everything but matrix products is left out: in a decoder of any size 
 import math
 from collections.abc import Callable
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from distill_jax.models.grouped import COUNTED
+from distill_jax.models.kernel_work import BACKWARD, FORWARD, told
 
 Only = Callable[[Any], bool] | None
+# Products of [T, H] with [S, H] or [T, S] with [S, H] that a kernel without a visible body makes:
+# scores and values; scores again, and the gradients of weights, queries, keys and values.
+PRODUCTS = {FORWARD: 2, BACKWARD: 5}
 PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
@@ -33,22 +37,59 @@ def matrix_flops(jaxpr: ClosedJaxpr | Jaxpr, only: Only = None) -> int:
     Those inside a scan are taken times its length, those inside a shard_map times the devices of
     its mesh. Of a conditional the costliest branch counts. Products of rows with the matrix of
     their group (models/grouped.py) are those of the rows, not of all groups; on a mesh each device
-    along `expert` has its share of them. Raises ValueError for products within a while loop, whose
-    number of turns is not known. only: of the equations of products, those that count; None: all.
+    along `expert` has its share of them. Kernels of attention count for the blocks that their mask
+    leaves (models/kernel_work.py), any other for all steps of its grid. Raises ValueError for
+    products within a while loop, whose number of turns is not known. only: of the equations of
+    products, those that count, where a kernel is one; None: all.
     """
-    return _total(jaxpr, 1, only or (lambda equation: True))
+    return _total(jaxpr, _Place(1, (1, 1), only or _any))
 
 
 def of_attention(equation: Any) -> bool:
-    """Whether a product is one of scores or of values: each row and head has its own matrices."""
+    """Whether a product is one of scores or of values: each row and head has its own matrices.
+
+    All kernels are of attention.
+    """
+    if _is_kernel(equation):
+        return True
     numbers = equation.params.get("dimension_numbers")
     return equation.primitive.name == "dot_general" and bool(numbers[1][0])
 
 
-def _total(jaxpr, ways, only):
-    """ways: devices that share the rows of grouped products."""
+class _Place(NamedTuple):
+    """ways: devices that share the rows of grouped products; part: what masks leave of kernels."""
+
+    ways: int
+    part: tuple[int, int]
+    only: Only
+
+
+def _any(equation):
+    return True
+
+
+def _total(jaxpr, place):
     jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
-    return sum(_equation(equation, ways, only) for equation in jaxpr.eqns)
+    return sum(_equation(equation, place) for equation in jaxpr.eqns)
+
+
+def _is_kernel(equation):
+    return equation.primitive.name == "pallas_call" or equation.params.get("name") in PRODUCTS
+
+
+def _kernel(equation, place) -> int:
+    """Of the steps of a grid, or of all pairs of a query and a key, those that the mask leaves."""
+    params = equation.params
+    if equation.primitive.name == "pallas_call":
+        whole = prod(params["grid_mapping"].grid) * _total(
+            params["jaxpr"], place._replace(only=_any)
+        )
+    else:
+        # The first two of its arrays [B, T, N, H] are queries and keys.
+        query, key, *_ = [x.aval.shape for x in equation.invars if x.aval.ndim == 4]
+        whole = PRODUCTS[params["name"]] * 2 * prod(query) * key[1]
+    computed, of = place.part
+    return whole * computed // of
 
 
 def steps_for(flops: float, flops_per_step: float) -> int:
@@ -62,8 +103,11 @@ def written(flops: float) -> str:
     return f"{flops / 1000**power:.3g} {PREFIXES[power]}FLOP"
 
 
-def _equation(equation, ways, only) -> int:
-    name, params = equation.primitive.name, equation.params
+def _equation(equation, place) -> int:
+    name, params, only = equation.primitive.name, equation.params, place.only
+    place = place._replace(part=told(str(equation.source_info.name_stack)) or place.part)
+    if _is_kernel(equation):
+        return _kernel(equation, place) if only(equation) else 0
     if name == "ragged_dot_general" or params.get("name") in COUNTED:
         # Rows [x, D] give [x, F], or with other rows [E, D, F]. What JAX takes out of a scan of it,
         # because it is the same in every turn, has no rows and no product.
@@ -71,7 +115,7 @@ def _equation(equation, ways, only) -> int:
         made = equation.outvars[0].aval.shape
         if len(rows) != 2 or not only(equation):
             return 0
-        return 2 * prod(made[-2:]) * rows[1 if len(made) == 2 else 0] // ways
+        return 2 * prod(made[-2:]) * rows[1 if len(made) == 2 else 0] // place.ways
     if name == "dot_general":
         if not only(equation):
             return 0
@@ -79,8 +123,8 @@ def _equation(equation, ways, only) -> int:
         left = equation.invars[0].aval.shape
         return 2 * prod(equation.outvars[0].aval.shape) * prod(left[i] for i in contracted)
     if name == "shard_map":
-        ways = params["mesh"].shape.get("expert", 1)
-    inner = [_total(part, ways, only) for value in params.values() for part in _jaxprs(value)]
+        place = place._replace(ways=params["mesh"].shape.get("expert", 1))
+    inner = [_total(part, place) for value in params.values() for part in _jaxprs(value)]
     if name == "while" and any(inner):
         raise ValueError("matrix products in a while loop cannot be counted")
     if name == "cond":
