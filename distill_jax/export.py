@@ -1,25 +1,20 @@
 """The student as a Hugging Face directory that transformers loads without flags, or a GGUF file."""
 
+from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
 from distill_jax.data.gguf_vocabulary import tokenizer_metadata
 from distill_jax.data.tokenizer import Tokenizer, save_tokenizer
 from distill_jax.models import gguf, huggingface
 from distill_jax.models.architecture import ModelConfig
+from distill_jax.models.storage import on_host
 from distill_jax.types import NumbersBrokeDown, Params, path_name
 
 MAX_SHARD_BYTES = 5_000_000_000
-
-
-def to_host(params: Params) -> Params:
-    """Complete arrays on every process's host, gathered from all devices."""
-    if jax.process_count() == 1:
-        return jax.tree.map(np.asarray, params)
-    return multihost_utils.process_allgather(params, tiled=True)
 
 
 def export_student(
@@ -32,20 +27,22 @@ def export_student(
 ) -> None:
     """Writes weights, configs, tokenizer and chat templates. Every process must call it.
 
-    How the tokenizer's model pads, samples and stops is said as the tokenizer's files say it.
-    Raises NumbersBrokeDown for weights that are not finite in that dtype, before any is written.
+    One stored array after another is gathered and written. How the tokenizer's model pads, samples
+    and stops is said as the tokenizer's files say it. Raises NumbersBrokeDown for weights that are
+    not finite in that dtype, before any is written.
     """
-    host = to_host(params)
-    _check_finite(host, np.dtype(jax.numpy.dtype(dtype)))
-    if jax.process_index() == 0:
-        huggingface.write(
-            directory,
-            config,
-            host,
-            generation={"eos_token_id": tokenizer.eos_id, **tokenizer.settings.generation},
-            dtype=np.dtype(jax.numpy.dtype(dtype)),
-            max_shard_bytes=MAX_SHARD_BYTES,
-        )
+    _check_finite(params, dtype)
+    writes = jax.process_index() == 0
+    huggingface.write(
+        directory,
+        config,
+        params,
+        generation={"eos_token_id": tokenizer.eos_id, **tokenizer.settings.generation},
+        dtype=np.dtype(jnp.dtype(dtype)),
+        max_shard_bytes=MAX_SHARD_BYTES,
+        writes=writes,
+    )
+    if writes:
         save_tokenizer(tokenizer, directory, positions=config.max_positions)
 
 
@@ -57,12 +54,10 @@ def export_gguf(
     dtype: a key of models.gguf.KINDS. Raises as export_student does, and UserError for a model or
     tokenizer that such a file cannot say.
     """
-    host = to_host(params)
-    _check_finite(host, np.dtype(jax.numpy.dtype(directory_dtype(dtype))))
-    if jax.process_index() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        metadata = {"general.name": path.stem} | tokenizer_metadata(tokenizer, rows=config.vocab)
-        gguf.write(path, config, host, metadata=metadata, kind=dtype)
+    _check_finite(params, directory_dtype(dtype))
+    metadata = {"general.name": path.stem} | tokenizer_metadata(tokenizer, rows=config.vocab)
+    of = (path, config, params)
+    gguf.write(*of, metadata=metadata, kind=dtype, writes=jax.process_index() == 0)
 
 
 def check_gguf(config: ModelConfig, tokenizer: Tokenizer) -> None:
@@ -76,13 +71,18 @@ def directory_dtype(dtype: str) -> str:
     return "float32" if dtype == "q8_0" else dtype
 
 
-def _check_finite(host: Params, dtype: np.dtype) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(host):
-        with np.errstate(over="ignore"):
-            finite = np.isfinite(leaf.astype(dtype, copy=False))
-        if bad := leaf.size - int(np.count_nonzero(finite)):
+def _check_finite(params: Params, dtype: str) -> None:
+    """Counted where the weights lie: none of them moves."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if bad := int(np.sum(on_host(_not_finite(leaf, dtype)), dtype=np.int64)):
             raise NumbersBrokeDown(
                 f"the student's weight {path_name(path)} has {bad} of {leaf.size} numbers that are"
-                f" not finite in {dtype.name}: lower config.optim.learning_rate, or write a wider"
+                f" not finite in {dtype}: lower config.optim.learning_rate, or write a wider"
                 " --config.export.dtype"
             )
+
+
+@partial(jax.jit, static_argnums=1)
+def _not_finite(leaf, dtype):
+    """How many numbers of each row: of the whole array an int32 may not hold it."""
+    return jnp.sum(~jnp.isfinite(leaf.astype(dtype)), axis=-1, dtype=jnp.int32)

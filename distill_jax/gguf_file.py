@@ -19,7 +19,6 @@ from gguf import (
     GGUFValueType,
     GGUFWriter,
 )
-from gguf.quants import quant_shape_to_byte_shape
 
 from distill_jax.files import lack_of, written_whole
 from distill_jax.types import UserError
@@ -43,21 +42,19 @@ _VALUE_TYPES = {
     str: GGUFValueType.STRING,
 }
 _VERSION = {"general.quantization_version": GGML_QUANT_VERSION}
-# Tensors that are numbers, not blocks of them.
-_PLAIN = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I8": "i1", "I16": "<i2", "I32": "<i4"}
 
 
 class Tensor(NamedTuple):
     """A tensor as it is stored.
 
-    shape  as the file counts it, the fastest dimension first
-    data   [slowest dimension, ...]; of blocks the bytes, uint8 [..., bytes of a row]
+    shape   as the file counts it, the fastest dimension first
+    offset  byte of the file at which it begins
     """
 
     name: str
     kind: GGMLQuantizationType
     shape: tuple[int, ...]
-    data: np.ndarray
+    offset: int
 
 
 class File(NamedTuple):
@@ -85,7 +82,7 @@ class _Bad(Exception):
 
 
 def read_gguf(path: Path) -> File:
-    """The metadata and tensors; their data stay in the file until they are used.
+    """The metadata, and where the tensors lie.
 
     Raises UserError for a file that ends early, counts more than any model has, repeats a name,
     has arrays in arrays or types that are not known, or tensors outside of it or over each other.
@@ -97,10 +94,10 @@ def read_gguf(path: Path) -> File:
             metadata, infos = walk.header()
             start = walk.start_of_tensors(metadata)
         _check_places(infos, start, path.stat().st_size)
-        data = np.memmap(path, mode="r")
     except (_Bad, ValueError, OSError) as error:  # ValueError: an empty file
         raise UserError(f"{path} is not a complete GGUF file ({error}): copy it again") from None
-    return File(metadata, {i.name: _tensor(i, data[start + i.offset :]) for i in infos})
+    tensors = {i.name: Tensor(i.name, i.kind, i.shape, start + i.offset) for i in infos}
+    return File(metadata, tensors)
 
 
 def write_gguf(
@@ -245,13 +242,3 @@ def _check_places(infos: list[_Info], start: int, size: int) -> None:
         if info.offset < end:
             raise _Bad(f"tensor {info.name!r} overlaps another")
         end = info.offset + info.size
-
-
-def _tensor(info: _Info, data: np.ndarray) -> Tensor:
-    """data: the file from where the tensor begins."""
-    shape = info.shape[::-1]
-    if info.kind.name in _PLAIN:
-        array = data[: info.size].view(_PLAIN[info.kind.name]).reshape(shape)
-    else:
-        array = data[: info.size].reshape(quant_shape_to_byte_shape(shape, info.kind))
-    return Tensor(info.name, info.kind, info.shape, array)

@@ -122,15 +122,9 @@ def local_part(x: jax.Array) -> np.ndarray:
 def place_whole(tree: Any, mesh: Mesh) -> Any:
     """Host arrays onto the mesh, replicated on every device."""
     whole = NamedSharding(mesh, PartitionSpec())
-    return place(tree, jax.tree.map(lambda _: whole, tree))
-
-
-def place(tree: Any, shardings: Any) -> Any:
-    """Host arrays onto the mesh; each process holds the whole host array and places its part."""
     return jax.tree.map(
-        lambda x, s: jax.make_array_from_callback(x.shape, s, lambda index: np.asarray(x[index])),
+        lambda x: jax.make_array_from_callback(x.shape, whole, lambda index: np.asarray(x[index])),
         tree,
-        shardings,
     )
 
 

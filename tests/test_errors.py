@@ -42,7 +42,7 @@ def small_vocabulary(world, tmp_path):
     path = copied(world, tmp_path, "student")
     from distill_jax.models import huggingface
 
-    read = huggingface.read(path, dtype=None)
+    read = huggingface.read(path, dtype=None).whole()
     embedding = read.params["embedding"][:40]
     config = read.config.__class__(**{**vars(read.config), "vocab": 40})
     huggingface.write(

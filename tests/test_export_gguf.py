@@ -27,7 +27,7 @@ def export(workdir, model, *flags):
 
 
 def weights(path):
-    return flatten(load.load_checkpoint(str(path), dtype=None).params)
+    return flatten(load.load_checkpoint(str(path), dtype=None).whole().params)
 
 
 def same(one, other):

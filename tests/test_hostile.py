@@ -43,13 +43,13 @@ def read_texts(path, tokenizer):
 
 
 def read_gguf_file(path):
-    load_checkpoint(str(path), dtype=None)
+    load_checkpoint(str(path), dtype=None).whole()
     return make_tokenizer(**read_gguf_tokenizer(path)._asdict())
 
 
 def places(kind, directory):
     """Where a hostile file of a kind goes, with valid files around it; and what reads it."""
-    model = lambda: load_checkpoint(str(directory / "model"), dtype=None)
+    model = lambda: load_checkpoint(str(directory / "model"), dtype=None).whole()
     if kind == "config":
         return seeds.write_model(directory / "model") / "config.json", lambda path, _: model()
     if kind == "safetensors":

@@ -22,8 +22,13 @@ def store_root(given: str) -> Path:
     """The directory of all stores: the given one, or that of the user's cache."""
     if given:
         return Path(given).expanduser()
+    return cache_root() / "tokens"
+
+
+def cache_root() -> Path:
+    """What this program keeps in the user's cache directory."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "distill_jax" / "tokens"
+    return Path(cache) / "distill_jax"
 
 
 def check_root(root: Path) -> None:

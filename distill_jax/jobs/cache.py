@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from distill_jax.config import choose
 from distill_jax.data.cache import open_cache, pieces_of
-from distill_jax.data.cache_files import Manifest, shard_keys
+from distill_jax.data.cache_files import MANIFEST, Manifest, read_manifest, shard_keys
 from distill_jax.data.cache_records import KINDS
 from distill_jax.data.cache_writer import (
     Writer,
@@ -96,7 +96,8 @@ def fill_cache(
     temperatures = teachers.temperatures_of(terms_of(c))
     compute = _compute(c, teacher, temperatures, mesh)
     run = CacheRun(c, directory, mesh, teacher, rows, compute, progress)
-    hashes = data.cache_hashes(teacher, teacher.tokenizer)
+    stopped = read_manifest(directory) if (directory / MANIFEST).exists() else None
+    hashes = data.cache_hashes(teacher, teacher.tokenizer, stopped)
     manifest = Manifest(kind, _form(c, teacher, temperatures), c.data.seq_len, hashes)
     _write(run, manifest)
     with progress.stage("check", "reading the cache back"):

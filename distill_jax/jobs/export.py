@@ -73,7 +73,7 @@ def _read_checkpoint(
         if model is None:
             with progress.stage("load", "reading what the student started from") as stage:
                 teacher = None if c.student.path else load_only_model(c, mesh, stage.advance)
-                source = student_source(c, teacher, stage.advance)
+                source = student_source(c, teacher)
             model, said = rebuilt_model(c, directory, source)
             say(said)
         abstract, _ = abstract_state(model, starter(c, make_recipe(c)), mesh)

@@ -108,7 +108,7 @@ def read_inputs(
         documents, held_out = reading.training_documents(c, hear)
     with progress.stage("load", "reading the models") as stage:
         found = teachers.load_teachers(c, terms_of(c), mesh, stage.advance)
-        source = student_source(c, found.first, stage.advance)
+        source = student_source(c, found.first)
     if directory is not None and jax.process_index() == 0:
         check_room(c, directory, student.student_config(c, source), runs=runs)
     for one in found.loaded:
@@ -176,8 +176,8 @@ def start_of(setting: Setting, progress: Progress) -> tuple[Model, Params]:
     calibration = lambda: data.calibration_batches(c, rows, mesh)
     of = (inputs.source, inputs.teachers.first, mesh, calibration)
     if c.student.init != "prune":
-        with progress.stage("load", "placing the student"):
-            return student.make_student(c, *of)
+        with progress.stage("load", "reading the student") as stage:
+            return student.make_student(c, *of, stage.advance)
     with progress.stage("prune", "pruning") as stage:
         return student.make_student(c, *of, stage.advance)
 

@@ -1,15 +1,22 @@
 """GGUF files: read, and written; the gguf package quantizes and dequantizes, on the host."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, LlamaFileType, dequantize, quantize
+from gguf import (
+    GGML_QUANT_SIZES,
+    GGMLQuantizationType,
+    LlamaFileType,
+    dequantize,
+    quantize,
+)
 
-from distill_jax.gguf_file import NewTensor, read_gguf, write_gguf
+from distill_jax.gguf_file import NewTensor, Tensor, read_gguf, write_gguf
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.families import FAMILIES
 from distill_jax.models.family import Gguf
@@ -20,9 +27,11 @@ from distill_jax.models.gguf_metadata import (
     read_config,
     write_metadata,
 )
-from distill_jax.models.storage import Place, flatten, gather, places
+from distill_jax.models.pieces import Source
+from distill_jax.models.storage import Place, flatten, gatherer, places
+from distill_jax.models.stored import Stored, read_whole
 from distill_jax.models.weights import Checkpoint, check_names, stack_weights
-from distill_jax.types import Advance, Params, UserError, silent
+from distill_jax.types import Params, UserError
 
 # What weights may be written as, and the name of such a file.
 KINDS = {
@@ -37,22 +46,22 @@ _PRECISE = re.compile(r"position_embd\..*|blk\.\d+\.ffn_gate_inp\..*|.*\.bias")
 _gguf_name = attrgetter("gguf")  # of a family.Weight
 
 
-def read(path: Path, *, dtype, advance: Advance = silent) -> Checkpoint:
+def read(path: Path, *, dtype) -> Checkpoint:
     """A checkpoint from a .gguf file. `dtype` None means float32, the result of dequantizing.
 
-    Raises UserError for a truncated GGUF file, an unknown architecture or quantization, incomplete
-    metadata, missing, extra or misshapen weights.
+    Of the weights only the places are read. Raises UserError for a truncated GGUF file, an unknown
+    architecture or quantization, incomplete metadata, missing, extra or misshapen weights.
     """
     config, stored = _config_and_tensors(path)
     present = [tensor for tensor in stored if tensor != ROPE_DIVISORS]
     check_names(config, present, _gguf_name, source=path)
     conventions = FAMILIES[config.family].gguf
 
-    def fetch(parameter, tensor_name):
-        return hf_array(conventions, parameter, _values(stored[tensor_name], path), config)
+    def source_of(parameter, tensor_name):
+        return _source(conventions, parameter, _stored(stored[tensor_name], path), config)
 
-    params = stack_weights(config, fetch, _gguf_name, lambda _: path, dtype=dtype, advance=advance)
-    return Checkpoint(config, params, path)
+    params = stack_weights(config, source_of, _gguf_name, dtype=dtype)
+    return Checkpoint(config, params, path, (path,))
 
 
 def read_sizes(path: Path) -> ModelConfig:
@@ -66,7 +75,7 @@ def _config_and_tensors(path):
     tensors = Tensors(
         stored,
         None if embedding is None else int(embedding.shape[-1]),
-        None if divisors is None else _values(divisors, path),
+        None if divisors is None else read_whole(_stored(divisors, path)),
     )
     return read_config(metadata, tensors, path), stored
 
@@ -78,18 +87,24 @@ def write(
     *,
     metadata: Mapping[str, Any],
     kind: str,
+    writes: bool = True,
 ) -> None:
     """Writes a .gguf file, completely or not at all.
 
+    Every process that holds a part of the parameters calls it, and one of them `writes`.
     kind: of KINDS. Vectors, norms among them, routers and positions stay float32; matrices whose
     rows Q8_BLOCK does not divide are float16 in a file of q8_0. metadata: of the tokenizer.
     Raises UserError for a config that such a file cannot say.
     """
     own, divisors = check(config)
-    flat, held = flatten(params), places(config, _gguf_name)
+    gather, held = gatherer(flatten(params)), places(config, _gguf_name)
     conventions = FAMILIES[config.family].gguf
     quantization, file_type = KINDS[kind]
-    tensors = [_new(conventions, name, held[name], flat, config, quantization) for name in held]
+    if not writes:
+        for place in held.values():
+            gather(place, np.float32)
+        return
+    tensors = [_new(conventions, name, held[name], gather, config, quantization) for name in held]
     if divisors is not None:
         values = divisors.astype(np.float32)
         tensors.append(
@@ -113,18 +128,15 @@ def check(config: ModelConfig) -> tuple[dict[str, Any], np.ndarray | None]:
     return own, divisors
 
 
-def hf_array(gguf: Gguf, path: str, array: np.ndarray, config: ModelConfig) -> np.ndarray:
-    """A file's array as Hugging Face stores it; path: of its first parameter."""
-    order = gguf.order(path, config)
-    if order is not None and len(order) == len(array):  # else the loader names its shape
-        array, stored = np.empty_like(array), array
-        array[order] = stored
-    array = array.swapaxes(-1, -2) if re.fullmatch(gguf.swapped, path) else array
-    return array - np.float32(gguf.norm_offset) if _offset(gguf, path) else array
+def _source(gguf: Gguf, path: str, stored: Stored, config: ModelConfig) -> Source:
+    """How Hugging Face's array lies in a file's; path: of its first parameter."""
+    turned = re.fullmatch(gguf.swapped, path) is not None
+    minus = gguf.norm_offset if _offset(gguf, path) else 0.0
+    return Source(stored, turned, gguf.order(path, config), minus)
 
 
 def gguf_array(gguf: Gguf, path: str, array: np.ndarray, config: ModelConfig) -> np.ndarray:
-    """The inverse of hf_array."""
+    """A file's array of one as Hugging Face stores it; path: of its first parameter."""
     array = array + np.float32(gguf.norm_offset) if _offset(gguf, path) else array
     array = array.swapaxes(-1, -2) if re.fullmatch(gguf.swapped, path) else array
     order = gguf.order(path, config)
@@ -136,7 +148,7 @@ def _offset(gguf, path):
 
 
 def _new(
-    gguf: Gguf, name: str, place: Place, flat: Mapping, config: ModelConfig, kind
+    gguf: Gguf, name: str, place: Place, gather: Callable, config: ModelConfig, kind
 ) -> NewTensor:
     path, shape = place.paths[0], place.shape
     shape = (*shape[:-2], shape[-1], shape[-2]) if re.fullmatch(gguf.swapped, path) else shape
@@ -146,17 +158,21 @@ def _new(
         kind = GGMLQuantizationType.F16
 
     def values():
-        array = gguf_array(gguf, path, gather(flat, place, np.float32), config)
+        array = gguf_array(gguf, path, gather(place, np.float32), config)
         return quantize(array, kind)
 
     return NewTensor(name, kind, shape, values)
 
 
-def _values(tensor, path):
+def _stored(tensor: Tensor, path: Path) -> Stored:
+    """Where the numbers of a tensor lie. Raises UserError for a kind that is not dequantized."""
+    block = GGML_QUANT_SIZES[tensor.kind]
+    decode = partial(dequantize, qtype=tensor.kind)
     try:
-        return dequantize(tensor.data, tensor.kind)
+        decode(np.zeros(block[1], np.uint8))
     except NotImplementedError as error:
         raise UserError(
             f"{path} stores {tensor.name} as {tensor.kind.name}, which the gguf package "
             "cannot dequantize: use another quantization"
         ) from error
+    return Stored(path, tensor.offset, tensor.shape[::-1], "float32", block, decode)

@@ -11,51 +11,50 @@ from typing import Any
 
 import numpy as np
 from huggingface_hub import split_state_dict_into_shards_factory
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from distill_jax.files import write_json, written_whole
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.families import FAMILIES, read_config
-from distill_jax.models.storage import flatten, gather, places
-from distill_jax.models.weights import STORED, Checkpoint, check_names, stack_weights
-from distill_jax.types import TOKEN_IDS, Advance, Params, UserError, silent
-from distill_jax.untrusted import check_file, read_json_object
+from distill_jax.models.pieces import Source
+from distill_jax.models.safetensors_file import (
+    NewArray,
+    make_all,
+    read_safetensors,
+    write_safetensors,
+)
+from distill_jax.models.storage import flatten, gatherer, places
+from distill_jax.models.stored import same_bytes
+from distill_jax.models.weights import Checkpoint, check_names, stack_weights
+from distill_jax.types import TOKEN_IDS, Params, UserError
+from distill_jax.untrusted import read_json_object
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# What an export writes, whole or cut off.
+_OWN = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?(\.part)?")
 _hf_name = attrgetter("hf")  # of a family.Weight
 
 
-def read(directory: Path, *, dtype, advance: Advance = silent) -> Checkpoint:
+def read(directory: Path, *, dtype) -> Checkpoint:
     """A checkpoint from a directory. `dtype` None keeps the stored one.
 
-    Raises UserError for missing or unreadable files, an unknown family or feature, and missing,
-    extra or misshapen weights, and a stored head that differs from the embedding it is tied to.
+    Of the weights only the places are read. Raises UserError for missing or unreadable files, an
+    unknown family or feature, and missing, extra or misshapen weights, and a stored head that
+    differs from the embedding it is tied to.
     """
     raw = read_json(directory / "config.json")
     config = read_config(raw, directory / "config.json")
-    with ExitStack() as stack:
-        files = {path: stack.enter_context(_open(path)) for path in weight_files(directory)}
-        place_of: dict[str, tuple[Path, str]] = {}
-
-        def fetch(_, name):
-            path, stored = place_of[name]
-            return _array(files[path], stored)
-
-        for path, file in files.items():
-            for stored in file.keys():  # noqa: SIM118
-                name = FAMILIES[config.family].canonical(stored)
-                if place_of.setdefault(name, (path, stored)) != (path, stored):
-                    raise UserError(
-                        f"{path} repeats the weight {stored} of another file: remove one"
-                    )
-        present = [name for name in place_of if not _redundant(name, config)]
-        check_names(config, present, _hf_name, source=directory)
-        _check_tied(config, place_of, fetch, directory)
-        of = (config, fetch, _hf_name, lambda name: place_of[name][0])
-        params = stack_weights(*of, dtype=dtype, advance=advance)
-    return Checkpoint(config, params, directory)
+    files, stored = weight_files(directory), {}
+    for path in files:
+        for written, array in read_safetensors(path).items():
+            name = FAMILIES[config.family].canonical(written)
+            if stored.setdefault(name, array) is not array:
+                raise UserError(f"{path} repeats the weight {written} of another file: remove one")
+    present = [name for name in stored if not _redundant(name, config)]
+    check_names(config, present, _hf_name, source=directory)
+    params = stack_weights(config, lambda _, name: Source(stored[name]), _hf_name, dtype=dtype)
+    _check_tied(config, stored, directory)
+    return Checkpoint(config, params, directory, tuple(files))
 
 
 def write(
@@ -66,22 +65,33 @@ def write(
     generation: Mapping[str, Any],
     dtype,
     max_shard_bytes: int,
+    writes: bool = True,
 ) -> None:
     """Writes a directory that transformers loads without extra flags. `dtype` None: unchanged.
 
+    Every process that holds a part of the parameters calls it, and one of them `writes`; the others
+    help to gather one stored array after another.
     generation: entries of generation_config.json; its token ids also stand in config.json, and its
     max_length does not exceed the model's positions.
-    Each file is written completely or not at all; files of an earlier, differently sharded export
-    are removed last. Raises UserError if the directory cannot be written.
+    The files of the weights take their names once all of them are written. Meanwhile, until those
+    of an earlier export are gone, there is no config.json: whoever is killed there leaves nothing
+    that can be loaded. Raises UserError if the directory cannot be written.
     """
     flat = flatten(params)
+    if not writes:
+        make_all(_new_arrays(config, flat, dtype))
+        return
     ids = {name: generation[name] for name in TOKEN_IDS if name in generation}
     if "max_length" in generation:
         most = min(generation["max_length"], config.max_positions)
         generation = {**generation, "max_length": most}
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        written = _write_weights(directory, config, flat, dtype, max_shard_bytes)
+        written = _write_weights(directory, _new_arrays(config, flat, dtype), max_shard_bytes)
+        write_json(directory / "generation_config.json", {**ids, **generation})
+        others = (path.name for path in directory.glob("model*.safetensors*"))
+        for stale in {name for name in others if _OWN.fullmatch(name)} - set(written):
+            (directory / stale).unlink(missing_ok=True)
         raw = {
             **FAMILIES[config.family].to_hf(config),
             **dict.fromkeys(TOKEN_IDS),  # absent ones would be a family's defaults in transformers
@@ -89,12 +99,8 @@ def write(
             "torch_dtype": np.dtype(dtype or flat["embedding"].dtype).name,
         }
         write_json(directory / "config.json", raw)
-        write_json(directory / "generation_config.json", {**ids, **generation})
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise UserError(f"cannot write {directory} ({error}): choose another place") from error
-    for stale in {SINGLE, INDEX, *(p.name for p in directory.glob("model-*-of-*.safetensors"))}:
-        if stale not in written:
-            (directory / stale).unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict:
@@ -141,26 +147,6 @@ def _shards(directory):
     return [directory / name for name in sorted(set(names))]
 
 
-def _open(path):
-    check_file(path)
-    try:
-        return safe_open(path, framework="np")
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} is not a complete safetensors file ({error}): copy it again"
-        ) from None
-
-
-def _array(file, name):
-    try:
-        return file.get_tensor(name)
-    except (AttributeError, SafetensorError):  # numpy lacks the dtype
-        raise UserError(
-            f"weight {name} is stored as {file.get_slice(name).get_dtype()}, which is not read: use"
-            f" a checkpoint in one of {', '.join(STORED)}"
-        ) from None
-
-
 def _redundant(name, config):
     """Whether a stored array follows from the config or another weight; some writers store it."""
     family = FAMILIES[config.family]
@@ -168,43 +154,50 @@ def _redundant(name, config):
     return tied_head or re.fullmatch(family.redundant, name) is not None
 
 
-def _check_tied(config, place_of, fetch, directory):
+def _check_tied(config, stored, directory):
     """Raises UserError where a stored head that the config ties is another array.
 
     transformers keeps such a head, so dropping it would make another model.
     """
     weights = FAMILIES[config.family].weights
     head, embedding = weights["head"].hf, weights["embedding"].hf
-    if not config.tied or head not in place_of:
+    if not config.tied or head not in stored:
         return
-    one, other = fetch(None, head), fetch(None, embedding)
-    same = one.shape == other.shape and one.dtype == other.dtype
-    if not same or not np.array_equal(one.view(np.uint8), other.view(np.uint8)):
+    if not same_bytes(stored[head], stored[embedding]):
         raise UserError(
             f"{directory}: {head} differs from the embedding, and config.json ties them: set"
             f" tie_word_embeddings to false there, or remove {head}"
         )
 
 
-def _write_weights(directory, config, flat, dtype, max_shard_bytes):
-    """Writes all shards, one in memory at a time; returns the names of the files written."""
-    held = places(config, _hf_name)
+def _new_arrays(config, flat, dtype):
+    gather = gatherer(flat)
 
-    def dtype_of(place):
-        return np.dtype(dtype or flat[place.paths[0]].dtype)
+    def new(place):
+        of = np.dtype(dtype or flat[place.paths[0]].dtype)
+        return NewArray(place.shape, of, lambda: gather(place, of))
 
+    return {name: new(place) for name, place in places(config, _hf_name).items()}
+
+
+def _write_weights(directory, arrays, max_shard_bytes):
+    """Writes all shards, with one array in memory at a time; gives the names of the files.
+
+    None of them has its name before all are written, and the directory then has no config.json.
+    """
     split = split_state_dict_into_shards_factory(
-        held,
-        get_storage_size=lambda place: math.prod(place.shape) * dtype_of(place).itemsize,
+        arrays,
+        get_storage_size=lambda array: math.prod(array.shape) * array.dtype.itemsize,
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=max_shard_bytes,
     )
-    for file_name, names in split.filename_to_tensors.items():
-        arrays = {name: gather(flat, held[name], dtype_of(held[name])) for name in names}
-        with written_whole(directory / file_name) as part:
-            save_file(arrays, part, metadata={"format": "pt"})
+    names = split.filename_to_tensors
+    with ExitStack() as written:
+        parts = {name: written.enter_context(written_whole(directory / name)) for name in names}
+        write_safetensors({parts[of]: names[of] for of in names}, arrays)
+        (directory / "config.json").unlink(missing_ok=True)
     if not split.is_sharded:
         return [SINGLE]
     index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
     write_json(directory / INDEX, index)
-    return [*split.filename_to_tensors, INDEX]
+    return [*names, INDEX]

@@ -8,7 +8,7 @@ from huggingface_hub.errors import HFValidationError
 
 from distill_jax.models import gguf, huggingface
 from distill_jax.models.weights import Checkpoint
-from distill_jax.types import Advance, UserError, silent
+from distill_jax.types import UserError
 from distill_jax.untrusted import check_file
 
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]  # never pickles
@@ -31,11 +31,11 @@ def resolve(path: str) -> Path:
     return local
 
 
-def load_checkpoint(path: str, *, dtype, advance: Advance = silent) -> Checkpoint:
-    """Config, parameters and token ids of a model path. `dtype` None keeps the stored one.
+def load_checkpoint(path: str, *, dtype) -> Checkpoint:
+    """Config and parameters of a model path, of which no number is read yet.
 
-    advance: told of every stored array. Raises UserError as resolve, huggingface.read and gguf.read
-    do, and for weights that are not finite.
+    dtype: in which parameters are read; None keeps the stored one. Raises UserError as resolve,
+    huggingface.read and gguf.read do; for weights that are not finite, whoever reads them does.
     """
     local = resolve(path)
     if not local.is_dir():
@@ -46,7 +46,7 @@ def load_checkpoint(path: str, *, dtype, advance: Advance = silent) -> Checkpoin
         )
     read = huggingface.read if local.is_dir() else gguf.read
     try:
-        return read(local, dtype=dtype, advance=advance)
+        return read(local, dtype=dtype)
     except UserError as error:  # some name only a weight
         raise UserError(str(error) if str(local) in str(error) else f"{local}: {error}") from None
 

@@ -7,8 +7,10 @@ expert's part. The names and the order stand in a family's `weights`; see family
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from flax import traverse_util
+from jax.experimental import multihost_utils
 
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.binding import bind
@@ -75,31 +77,56 @@ def places(config: ModelConfig, name_of: Callable[[Weight], str]) -> dict[str, P
     return found
 
 
-def split(place: Place, stored: np.ndarray) -> list[np.ndarray]:
-    """The parts of the place's parameters, [.., in, out], from an array of its shape."""
-    bounds = np.cumsum([size // place.groups for size in place.sizes])[:-1]
+def outputs_of(place: Place, number: int) -> tuple[int, np.ndarray | None]:
+    """The axis of a stored array along which parameters lie beside each other, and where on it.
+
+    The places are those of the outputs of the parameter of that number; None: it is alone there.
+    """
     axis = _outputs(place)
-    parts = np.split(_grouped(stored, axis, place.groups), bounds, axis=axis + 1)
-    return [_turned(place, _flat(part, axis)) for part in parts]
+    if len(place.paths) == 1:
+        return axis, None
+    ends = np.cumsum([0, *(size // place.groups for size in place.sizes)])
+    turns = np.arange(place.shape[axis]).reshape(place.groups, -1)
+    return axis, turns[:, ends[number] : ends[number + 1]].reshape(-1)
 
 
 def join(place: Place, parts: list[np.ndarray]) -> np.ndarray:
-    """The inverse of split, contiguous."""
+    """The stored array of its parameters' parts, [.., in, out]; contiguous."""
     axis = _outputs(place)
     grouped = [_grouped(_turned(place, part), axis, place.groups) for part in parts]
     whole = np.concatenate(grouped, axis=axis + 1) if len(grouped) > 1 else grouped[0]
     return np.ascontiguousarray(_flat(whole, axis))
 
 
-def gather(flat: dict[str, Array], place: Place, dtype) -> np.ndarray:
-    """The stored array of a place, in a dtype, from the flattened parameters."""
-    parts = [part_of(np.asarray(flat[path]), place) for path in place.paths]
-    return join(place, [part.astype(dtype, copy=False) for part in parts])
+def gatherer(flat: dict[str, Array]) -> Callable[[Place, Any], np.ndarray]:
+    """gather(place, dtype) -> the stored array of a place, from the flattened parameters; on the
+    host.
+
+    Of parameters that lie on several processes, which all call it for the same places, no more than
+    one block is gathered at a time, and experts of that block come out of it.
+    """
+    held = {}  # path -> (block, its part on the host), for the parameters of the last place
+
+    def part(path, index):
+        block = index[:1]
+        if path not in held or held[path][0] != block:
+            held[path] = block, on_host(flat[path][block] if block else flat[path])
+        return held[path][1][index[1:]]
+
+    def gather(place, dtype):
+        for path in held.keys() - set(place.paths):
+            del held[path]
+        parts = [part(path, place.index) for path in place.paths]
+        return join(place, [part.astype(dtype, copy=False) for part in parts])
+
+    return gather
 
 
-def part_of(leaf: Array, place: Place) -> Array:
-    """The place's part of one of its parameters; of a host array, a view."""
-    return leaf[place.index] if place.index else leaf
+def on_host(part: Array) -> np.ndarray:
+    """All of an array; of one that lies on several processes, all of them call it."""
+    if isinstance(part, jax.Array) and not part.is_fully_addressable:
+        return multihost_utils.process_allgather(part, tiled=True)
+    return np.asarray(part)
 
 
 def _outputs(place):

@@ -11,11 +11,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from distill_jax.data.cache import Cache, CachedRows, check_match
+from distill_jax.data.cache_files import Manifest
 from distill_jax.data.cleaning import Removed
 from distill_jax.data.pack import Rows, describe, empty_row, mixed, pack
 from distill_jax.data.pipeline import batch_at, eval_batches, train_batches, train_rows
 from distill_jax.data.tokenizer import Tokenizer
 from distill_jax.setup.cleaning import removed_line
+from distill_jax.setup.identity import as_known
 from distill_jax.setup.models import Loaded
 from distill_jax.setup.storing import Part, Text
 from distill_jax.sharding import local_rows, to_global
@@ -60,7 +62,8 @@ def with_cache(
     Raises UserError where the cache is of another teacher, tokenizer or window, or lacks a piece.
     """
     path = Path(c.teacher.cache)
-    check_match(cache.manifest, path, cache_hashes(teacher, tokenizer), c.data.seq_len)
+    hashes = cache_hashes(teacher, tokenizer, cache.manifest)
+    check_match(cache.manifest, path, hashes, c.data.seq_len)
     lacking, pieces = cache.missing(part.rows[i] for i in read)
     if lacking:
         raise UserError(
@@ -82,10 +85,18 @@ def rows_read(c: ConfigDict, rows: Rows) -> list[int]:
     return train_rows(rows, c.steps, batch_size=c.data.batch_size, seed=c.seed)
 
 
-def cache_hashes(teacher: Loaded | None, tokenizer: Tokenizer) -> dict[str, str | None]:
-    """What a cache must share with a run; the teacher only where its weights are at hand."""
+def cache_hashes(
+    teacher: Loaded | None, tokenizer: Tokenizer, manifest: Manifest | None
+) -> dict[str, str | None]:
+    """What a cache must share with a run; the teacher only where its weights are at hand.
+
+    manifest: of the cache that there is; it may know the teacher as former versions did.
+    """
     known = {"tokenizer": tokenizer.fingerprint, "chat template": template_hash(tokenizer)}
-    return known | ({"teacher": teacher.fingerprint} if teacher else {})
+    if teacher is None:
+        return known
+    of_cache = manifest and manifest.hashes.get("teacher")
+    return known | {"teacher": as_known(of_cache, teacher.fingerprint, teacher.former)}
 
 
 def template_hash(tokenizer: Tokenizer) -> str | None:

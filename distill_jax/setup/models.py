@@ -1,5 +1,8 @@
 """Teacher and student of a config: read, checked against each other, placed on the mesh."""
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,13 +17,15 @@ from distill_jax.data.tokenizer_difference import first_difference
 from distill_jax.models import huggingface
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.binding import REMAT, Model, bind
-from distill_jax.models.families import FAMILIES, read_config
+from distill_jax.models.families import read_config
 from distill_jax.models.load import load_checkpoint, resolve
 from distill_jax.models.weights import Checkpoint
 from distill_jax.models.weights import fingerprint as weights_fingerprint
 from distill_jax.report.number_formats import parameters
 from distill_jax.report.tables import Size
-from distill_jax.sharding import check_batch, make_mesh, parameter_shardings, place
+from distill_jax.setup.identity import digests, identity
+from distill_jax.setup.placing import place_params
+from distill_jax.sharding import check_batch, make_mesh
 from distill_jax.types import Advance, Params, UserError, silent
 
 TEACHER = 3  # the stream of random numbers for a teacher without knowledge
@@ -28,17 +33,22 @@ TEACHER_INITS = ("checkpoint", "random")
 
 
 class Loaded(NamedTuple):
-    """A model on the mesh, its tokenizer, and what identifies it."""
+    """A model on the mesh, its tokenizer, and what identifies it.
+
+    fingerprint  see setup/identity.py
+    former       computes what former versions identified it by; None where they had the same
+    """
 
     model: Model
     params: Params
     tokenizer: Tokenizer
     path: str
     fingerprint: str
+    former: Callable[[], str] | None = None
 
 
 class Source(NamedTuple):
-    """Where a student comes from: an architecture, and the weights read for it, if any."""
+    """Where a student comes from: an architecture, and the weights for it, if any."""
 
     config: ModelConfig
     read: Checkpoint | None
@@ -73,19 +83,18 @@ def bind_config(c: ConfigDict, config: ModelConfig, dtype: str, mesh: Mesh | Non
 def load_model(
     c: ConfigDict, path: str, dtype: str, mesh: Mesh, advance: Advance = silent
 ) -> Loaded:
-    """Reads a model path and places its parameters on the mesh."""
-    read = load_checkpoint(path, dtype=jnp.dtype(dtype), advance=told_of(path, advance))
+    """Reads of a model path what this process's devices hold of it. Every process must call it."""
+    read = load_checkpoint(path, dtype=jnp.dtype(dtype))
     model = bind_config(c, read.config, dtype, mesh)
     advance(f"tokenizer of {path}", 0, 0)
     tokenizer = load_tokenizer(read.path)
-    advance(f"placing and hashing {path}", 0, 0)
-    return Loaded(
-        model,
-        place_params(model, read.params, mesh),
-        tokenizer,
-        path,
-        weights_fingerprint(read.params),
-    )
+    with ThreadPoolExecutor(1) as aside:  # both read the same files
+        hashing = aside.submit(digests, read.files)
+        params = place_params(model, read.params, mesh, told_of(path, advance))
+        advance(f"hashing {path}", 0, 0)
+        fingerprint = identity(hashing.result(), dtype)
+    former = partial(weights_fingerprint, read.params)
+    return Loaded(model, params, tokenizer, path, fingerprint, former)
 
 
 def load_only_model(c: ConfigDict, mesh: Mesh, advance: Advance = silent) -> Loaded:
@@ -129,16 +138,10 @@ def without_knowledge(c: ConfigDict, loaded: Loaded, mesh: Mesh) -> Loaded:
     """A model of the same architecture with random weights, of config.seed."""
     params = loaded.model.init(jax.random.fold_in(jax.random.key(c.seed), TEACHER))
     params = place_params(loaded.model, params, mesh)
-    return loaded._replace(params=params, fingerprint=f"random:{c.seed}")
+    return loaded._replace(params=params, fingerprint=f"random:{c.seed}", former=None)
 
 
-def place_params(model: Model, params: Params, mesh: Mesh) -> Params:
-    """Host parameters onto the mesh by the rules of the model's family."""
-    rules = FAMILIES[model.config.family].sharding
-    return place(params, parameter_shardings(model.abstract(), rules, mesh))
-
-
-def student_source(c: ConfigDict, teacher: Loaded | None, advance: Advance = silent) -> Source:
+def student_source(c: ConfigDict, teacher: Loaded | None) -> Source:
     """The architecture the student starts from, and the weights of student.path.
 
     There are none where student.path is empty, which means the teacher's, or where only its
@@ -155,8 +158,7 @@ def student_source(c: ConfigDict, teacher: Loaded | None, advance: Advance = sil
     if c.student.init == "random" and directory.is_dir():
         raw = huggingface.read_json(directory / "config.json")
         return Source(read_config(raw, directory / "config.json"), None)
-    told = told_of(c.student.path, advance)
-    read = load_checkpoint(c.student.path, dtype=jnp.dtype(c.student.dtype), advance=told)
+    read = load_checkpoint(c.student.path, dtype=jnp.dtype(c.student.dtype))
     return Source(read.config, read)
 
 

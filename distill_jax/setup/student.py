@@ -16,7 +16,8 @@ from distill_jax.models.binding import Model
 from distill_jax.models.prune import PruneOptions, prune, pruned_config
 from distill_jax.models.prune_blocks import BLOCK_CRITERIA
 from distill_jax.models.refit import NEURON_CRITERIA
-from distill_jax.setup.models import Loaded, Source, bind_config, check_length, place_params
+from distill_jax.setup.models import Loaded, Source, bind_config, check_length, told_of
+from distill_jax.setup.placing import place_params
 from distill_jax.setup.teachers import AVERAGE
 from distill_jax.types import Advance, Batch, Params, UserError, silent
 
@@ -90,7 +91,7 @@ def make_student(
     """The student's decoder and its first parameters, on the mesh.
 
     calibration() gives the batches that pruning measures importance on; advance: told how far the
-    pruning is.
+    reading and the pruning are.
     """
     config, read = source
     check_length(c, config, "the student")
@@ -98,7 +99,8 @@ def make_student(
     if c.student.init == "random":
         return model, place_params(model, model.init(jax.random.key(c.seed)), mesh)
     if read is not None:
-        params = place_params(model, read.params, mesh)
+        told = told_of(c.student.path, advance)
+        params = place_params(model, read.params, mesh, told)
     else:
         params = jax.tree.map(lambda x: x.astype(c.student.dtype), teacher.params)
     if c.student.init in ("checkpoint", "copy"):

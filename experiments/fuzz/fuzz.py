@@ -55,13 +55,13 @@ def targets(place: Path) -> dict[str, tuple[Path, object]]:
             for name in (*seeds.RECORDS, "json", "csv", "gz")
         },
         "prompts": (texts["jsonl"], lambda: read_prompts([f"@{texts['jsonl']}"])),
-        "config": (model / "config.json", lambda: huggingface.read(model, dtype=None)),
-        "index": (sharded / seeds.INDEX, lambda: huggingface.read(sharded, dtype=None)),
+        "config": (model / "config.json", lambda: huggingface.read(model, dtype=None).whole()),
+        "index": (sharded / seeds.INDEX, lambda: huggingface.read(sharded, dtype=None).whole()),
         "safetensors": (
             safetensors / seeds.SINGLE,
-            lambda: huggingface.read(safetensors, dtype=None),
+            lambda: huggingface.read(safetensors, dtype=None).whole(),
         ),
-        "gguf": (file, lambda: gguf_models.read(file, dtype=None)),
+        "gguf": (file, lambda: gguf_models.read(file, dtype=None).whole()),
         "gguf tokenizer": (file, lambda: read_gguf_tokenizer(file)),
         "parquet": (texts["parquet"], lambda: read(texts["parquet"])),
         "arrow": (texts["arrow"], lambda: read(texts["arrow"])),

@@ -30,7 +30,7 @@ def write(directory):
         for variant, entries in (of.gguf.variants if of.gguf else {}).items():
             oracle = tiny_oracle(family, {**entries, "vocab_size": tokenizer.vocab_size})
             oracle.save_pretrained(directory / "hf")
-            read = huggingface.read(directory / "hf", dtype="float32")
+            read = huggingface.read(directory / "hf", dtype="float32").whole()
             path = directory / f"{family}-{variant}.gguf"
             # llama.cpp treats tokens by the name of a model, which is that of the file.
             export_gguf(named, read.config, read.params, tokenizer, dtype="float32")

@@ -103,7 +103,7 @@ def write_tasks(root):
 
 
 def load(path):
-    read = load_checkpoint(str(path), dtype=jnp.dtype("float32"))
+    read = load_checkpoint(str(path), dtype=jnp.dtype("float32")).whole()
     model = bind(read.config, param_dtype="float32", compute_dtype="float32", remat="none")
     return model, jax.tree.map(jnp.asarray, read.params), load_tokenizer(path)
 

@@ -9,6 +9,9 @@ import time
 import numpy as np
 import pytest
 
+from distill_jax.data.cache_files import MANIFEST, read_manifest, write_sealed
+from distill_jax.models.load import load_checkpoint
+from distill_jax.models.weights import fingerprint
 from tests import cli
 
 
@@ -208,3 +211,26 @@ def test_several_teachers_an_average_and_schedules_train_and_resume(flags, world
     out = said(cli.run(f"--workdir={tmp_path / 'again'}", *flags, *more))
     assert "resuming from step 4" in out
     assert losses(tmp_path / "again") == losses(tmp_path / "w")
+
+
+def test_a_cache_of_a_former_version_is_known_by_the_hash_over_its_teachers_parameters(
+    flags, caches, world, tmp_path
+):
+    """The job takes it for its own, and a run trains from it; of other weights it is another's."""
+    directory = shutil.copytree(caches / "hidden", tmp_path / "cache")
+    manifest = read_manifest(directory)
+    assert manifest.hashes["teacher"].startswith("files:")
+    read = load_checkpoint(str(world / "teacher"), dtype="float32")
+    former = {"teacher": fingerprint(read.params)}
+    again = (
+        "--config.job=cache", "--config.teacher.targets=hidden", "--config.cache.dtype=float32",
+        "--config.teacher.k=10000",
+    )  # fmt: skip
+    for known, code in ((former, 0), ({"teacher": "0" * 64}, 2)):
+        changed = manifest._replace(hashes=manifest.hashes | known)
+        write_sealed(directory / MANIFEST, changed._asdict())
+        done = cli.run(f"--workdir={directory}", *flags, *again)
+        assert done.returncode == code, done.stderr
+        cached = f"--config.teacher.cache={directory}"
+        done = cli.run(f"--workdir={tmp_path / f'run{code}'}", *flags, cached)
+        assert done.returncode == code, done.stderr

