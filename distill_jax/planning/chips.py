@@ -58,49 +58,77 @@ def read_topology(text: str) -> Topology:
     """
     name = text.strip()
     number = r"([1-9]\d{0,5})"
-    if found := re.fullmatch(rf"(v\d[a-z]+):{number}x{number}(?:x{number})?", name):
-        kind, *sizes = [part for part in found.groups() if part]
-        known = [k for k, chip in CHIPS.items() if chip.platform == "tpu"]
-        if kind not in known:
-            raise UserError(
-                f"config.plan.topology is {cut(name)}: of TPUs there are {', '.join(known)}"
-            )
-        sizes = tuple(map(int, sizes))
-        if len(sizes) != DIMENSIONS[kind]:
-            raise UserError(
-                f"config.plan.topology is {cut(name)}: a slice of {kind} has {DIMENSIONS[kind]}"
-                f" dimensions, as {EXAMPLES[kind]} has"
-            )
-        return _checked(Topology(name, kind, CHIPS[kind], sizes))
-    if found := re.fullmatch(rf"gpu:{number}x([A-Za-z]\S*)", name):
-        count, kind = found.groups()
-        known = [k for k, chip in CHIPS.items() if chip.platform == "gpu"]
-        if kind not in known:
-            raise UserError(
-                f"config.plan.topology is {cut(name)}: of GPUs there are {', '.join(known)}"
-            )
-        return _checked(Topology(name, kind, CHIPS[kind], (int(count),)))
     if found := re.fullmatch(rf"cpu:{number}", name):
-        return _checked(Topology(name, "cpu", CHIPS["cpu"], (int(found[1]),)))
+        return _checked(Topology(name, "cpu", CHIPS["cpu"], (int(found[1]),)), MOST)
+    if found := re.fullmatch(rf"gpu:{number}x([A-Za-z][\w-]*)", name):
+        count, kind = found.groups()
+        _known(name, "gpu", kind)
+        return _checked(Topology(name, kind, CHIPS[kind], (int(count),)), MOST)
+    if found := re.fullmatch(rf"(?!cpu|gpu)([A-Za-z]\w*):{number}x{number}(?:x{number})?", name):
+        kind, *sizes = [part for part in found.groups() if part]
+        _known(name, "tpu", kind)
+        return _slice(Topology(name, kind, CHIPS[kind], tuple(map(int, sizes))))
     given = f"is {cut(repr(name))}" if name else "is empty"
     raise UserError(
-        f"config.plan.topology {given}: give one such as v5e:8x8, v5p:4x4x4, v6e:4x4, cpu:8 or"
-        " gpu:16xA100-80G"
+        f"config.plan.topology {given}: give one such as v5e:8x8, v5p:4x4x4, v6e:4x4 (the shape of"
+        " a slice), cpu:8 or gpu:16xA100-80G"
     )
 
 
-def _checked(topology: Topology) -> Topology:
-    if topology.chips > MOST:
+def _known(name: str, platform: str, kind: str) -> None:
+    known = [key for key, chip in CHIPS.items() if chip.platform == platform]
+    if kind not in known:
+        plain = kind.replace("_", "-").casefold()
+        near = [key for key in known if key.casefold().startswith(plain)]
+        near = near or [key for key in known if plain.startswith(key.casefold())]
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise UserError(
+            f"config.plan.topology is {cut(name)}: {hint}{platform.upper()}s that can be planned"
+            f" for are {', '.join(known)}"
+        )
+
+
+def _slice(topology: Topology) -> Topology:
+    """Raises UserError for what no slice of TPUs can be."""
+    kind, sizes, known = topology.kind, topology.sizes, SLICES[topology.kind]
+    of = f"config.plan.topology is {topology.name}"
+    if len(sizes) != known.dimensions:
+        raise UserError(
+            f"{of}: a slice of {kind} has {known.dimensions} dimensions, as {known.example} has"
+        )
+    if odd := [size for size in sizes[:2] if size > 1 and size % 2]:
+        raise UserError(
+            f"{of}, and hosts of TPUs have 2x2 chips: use an even number instead of {odd[0]}"
+        )
+    return _checked(topology, known.most)
+
+
+def _checked(topology: Topology, most: int) -> Topology:
+    if topology.chips > most:
         raise UserError(
             f"config.plan.topology is {topology.name}, {topology.chips:,} chips: use at most"
-            f" {MOST:,}"
+            f" {most:,}"
         )
     return topology
 
 
-MOST = 8192  # chips: more than the largest slice of a v5p that one job can have
-DIMENSIONS = {"v5e": 2, "v5p": 3, "v6e": 2}
-EXAMPLES = {"v5e": "v5e:4x4", "v5p": "v5p:2x2x2", "v6e": "v6e:4x4"}
+MOST = 8192  # GPUs, or simulated devices
+
+
+class Slice(NamedTuple):
+    """What slices of a TPU there are. most: chips of the largest one that a job can have."""
+
+    dimensions: int
+    most: int
+    example: str
+
+
+# The same pages as those of the chips.
+SLICES = {
+    "v5e": Slice(2, 256, "v5e:4x4"),
+    "v5p": Slice(3, 6144, "v5p:2x2x2"),
+    "v6e": Slice(2, 256, "v6e:4x4"),
+}
 
 # Google gives the interconnect of a chip in both directions over all its ports, 4 or 6 of them, of
 # which a dimension of the torus has two: half, or a third, of it is into and out of the chip along

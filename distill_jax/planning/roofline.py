@@ -13,6 +13,7 @@ from distill_jax.sharding import AXES
 
 NOTHING = Operations(0, 0, 0)
 COMPUTE, MEMORY = "matrix products", "memory"
+WAITED = ("tensor", "expert")  # axes over which activations travel
 LOGIT_PASSES = 8  # times that a float32 number of a token's logits is written or read in a step
 
 
@@ -34,6 +35,16 @@ class Roof(NamedTuple):
         return max(self.times.values()) if self.times else None
 
     @property
+    def waiting(self) -> float | None:
+        """Of a step whose products wait for the activations that other chips send.
+
+        Weights are fetched ahead, activations are not there before they are computed.
+        """
+        if self.times is None:
+            return None
+        return max(self.seconds, sum(self.times.get(key, 0.0) for key in (COMPUTE, *WAITED)))
+
+    @property
     def bound(self) -> str | None:
         """What takes longest."""
         return max(self.times, key=self.times.get) if self.times else None
@@ -46,12 +57,16 @@ def roofline(facts: Facts, layout: Layout, topology: Topology) -> Roof:
     return Roof(flops, traffic, links, _times(facts, topology, flops, traffic, links, layout))
 
 
-def run_seconds(facts: Facts, layout: Layout, topology: Topology) -> float | None:
+def run_seconds(
+    facts: Facts, layout: Layout, topology: Topology, *, waiting: bool = False
+) -> float | None:
     """The least time of a step together with what its tokens cost to be cached, once.
 
-    A teacher that no step runs has run before, over the same tokens. None as of Roof.
+    A teacher that no step runs has run before, over the same tokens. waiting: as Roof.waiting has
+    it, by which layouts are compared. None as of Roof.
     """
-    seconds = roofline(facts, layout, topology).seconds
+    roof = roofline(facts, layout, topology)
+    seconds = roof.waiting if waiting else roof.seconds
     if seconds is None or layout.teacher != CACHED:
         return seconds
     each = facts.operations(None).forward * facts.rows / topology.chips

@@ -27,6 +27,7 @@ class Tried(NamedTuple):
 
     rank     SAME, OTHER_TEACHER or CACHE
     changes  keys that differ from the given layout
+    seconds  of a step that waits for activations (roofline.py), by which layouts are compared
     """
 
     layout: Layout
@@ -101,7 +102,7 @@ def tried(facts: Facts, layout: Layout, given: Layout, topology: Topology) -> Tr
         rank_of(layout, given),
         changed_keys(layout, given),
         chip_bytes(facts, layout).total,
-        run_seconds(facts, layout, topology),
+        run_seconds(facts, layout, topology, waiting=True),
     )
 
 

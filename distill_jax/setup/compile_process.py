@@ -17,6 +17,12 @@ from distill_jax.planning.chips import Topology
 from distill_jax.setup.compiling import Compiled
 
 Compile = Callable[[ConfigDict], Compiled]
+# Of libtpu, where no TPU is used: no metadata server is asked, and another process may have it too.
+ALONE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 _ROOT = str(Path(__file__).resolve().parents[2])
 
 
@@ -71,7 +77,7 @@ def _started(topology: Topology, errors) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=errors,
         text=True,
-        env=os.environ | variables,
+        env=(ALONE if tpu else {}) | os.environ | variables,
         start_new_session=True,
     )
 

@@ -67,6 +67,16 @@ def test_the_bound_is_what_takes_longest(run):
     assert set(roof.times) <= {COMPUTE, "memory", *AXES}
 
 
+def test_products_wait_for_activations_and_not_for_weights(run):
+    plan, facts = run
+    at = lambda **sizes: roofline(
+        facts, plan.layout._replace(mesh=tuple(sizes.get(axis, 1) for axis in AXES)), plan.topology
+    )
+    weights, activations = at(fsdp=8), at(tensor=8)
+    assert weights.waiting == weights.seconds
+    assert activations.waiting >= activations.times["tensor"] + activations.times[COMPUTE]
+
+
 def test_nothing_travels_along_an_axis_of_one_chip(run):
     plan, facts = run
     alone = plan.layout._replace(mesh=(1,) * len(AXES))
