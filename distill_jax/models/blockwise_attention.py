@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
+from jax.lax import optimization_barrier
 from jax.sharding import Mesh
 
 from distill_jax.models.attention_mesh import over_mesh
@@ -197,6 +198,9 @@ class _Blocks(NamedTuple):
 
 
 def _blocks(query_BTNH, key_BSKH, value_BSKH, places):
+    # What follows from places alone is the same in all blocks of a model. JAX would move it out of
+    # their scan, which makes an array of the masks of all pairs, [T, S] and more.
+    query_BTNH, places = optimization_barrier((query_BTNH, places))
     kv_heads = key_BSKH.shape[2]
     q, s = block_size(query_BTNH.shape[1]), block_size(key_BSKH.shape[1])
 

@@ -1,5 +1,6 @@
 """Laws of attention by blocks and over a cache: the definition in float64, and what is not made."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -11,7 +12,9 @@ from jax.extend import core
 from distill_jax.models import blockwise_attention
 from distill_jax.models.attention import cached_attention
 from distill_jax.models.attention_pattern import Pattern
+from distill_jax.models.binding import REMAT, bind
 from distill_jax.models.blockwise_attention import attend, attend_from
+from tests import tiny
 from tests.models.attention_oracle import SETTINGS, check, draw, expected
 
 LENGTHS = [1, 5, 40, 77]  # with blocks of at most 32 positions: one block, and some not full
@@ -105,6 +108,21 @@ def test_a_longer_row_has_the_same_program_and_no_array_of_its_square(first):
     assert [e.primitive for e in short] == [e.primitive for e in long]
     largest = max(np.prod(x.aval.shape) for e in long for x in e.outvars)
     assert largest == 2 * 4096 * 4 * 16  # the queries; their scores would be 1,024 times as many
+
+
+@pytest.mark.parametrize("remat", REMAT)
+def test_a_decoder_keeps_no_array_of_the_square_of_its_rows(remat):
+    """Masks are the same in all of its blocks, and what a scan repeats JAX moves out of it."""
+    config = replace(tiny.model().config, max_positions=4096)
+    model = bind(config, param_dtype="float32", compute_dtype="float32", remat=remat)
+
+    def loss(params, row_BT):
+        return jnp.sum(model.apply(params, row_BT, row_BT, row_BT).last_BTD)
+
+    row_BT = jax.ShapeDtypeStruct((1, 4096), jnp.int32)
+    program = jax.make_jaxpr(jax.grad(loss))(model.abstract(), row_BT).jaxpr
+    largest = max(np.prod(x.aval.shape) for e in equations(program) for x in e.outvars)
+    assert largest <= config.blocks * 4096 * config.heads * config.head_width
 
 
 def test_texts_of_other_blocks_are_not_computed():
