@@ -33,7 +33,16 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.teacher = ConfigDict()  # the model, or models, that the student learns from
     c.teacher.path = ""  # of a model | average: the student's running average; empty: no teacher
     c.teacher.init = "checkpoint"  # checkpoint | random: no knowledge, a control
-    c.teacher.dtype = "float32"  # float32 | bfloat16 | float16: of the parameters in memory
+    # of the parameters in memory: float32 | bfloat16 | float16 | int8 | int4 (matrices alone; with
+    # int4, embedding and head are int8; all else is in model.compute_dtype)
+    c.teacher.dtype = "float32"
+    # [1 to 1e6] inputs of a matrix that share one scale in int4; their greatest common divisor,
+    # where this does not divide them
+    c.teacher.group = 32
+    # [0 to 1e9] held-out tokens that tell what int8 or int4 changes; 0: none, it is not measured
+    c.teacher.kl_tokens = 4096
+    # mesh axes that split the parameters: fsdp, expert, tensor; over all others they are copied
+    c.teacher.shard = ("fsdp", "expert", "tensor")
     c.teacher.cache = ""  # directory that the job cache wrote: the teacher then runs in no step
     c.teacher.more = ()  # paths of further teachers, mixed with the first
     # [1e-6 to 1e6] one number per teacher, divided by their sum; empty: equal
@@ -49,7 +58,9 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.student = ConfigDict()  # the model that is trained
     c.student.path = ""  # of a model; empty: the teacher's weights or architecture
     c.student.init = "checkpoint"  # checkpoint | random (the architecture alone) | prune | copy
-    c.student.dtype = "float32"  # as teacher.dtype: of the parameters and the optimizer's moments
+    # float32 | bfloat16 | float16: of the parameters and the optimizer's moments
+    c.student.dtype = "float32"
+    c.student.shard = ("fsdp", "expert", "tensor")  # as teacher.shard; the moments lie as they do
     c.student.prune = ConfigDict()  # what student.init=prune keeps of the model it starts from
     c.student.prune.blocks = 0  # [0 to 1e6] blocks to keep; 0: all
     c.student.prune.neurons = 0  # [0 to 1e9] feed-forward neurons to keep in each block; 0: all
@@ -66,7 +77,7 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.student.prune.ranking_tokens = 4096  # [1 to 1e9] of them, those that blocks are ranked on
 
     c.model = ConfigDict()  # how teacher and student are computed
-    c.model.compute_dtype = "float32"  # as teacher.dtype: of activations and matrix products
+    c.model.compute_dtype = "float32"  # as student.dtype: of activations and matrix products
     c.model.remat = "none"  # what the backward pass recomputes: none | dots | full
     c.model.block_tokens = 256  # [1 to 1e9] tokens whose logits exist at a time, per device
 

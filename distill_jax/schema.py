@@ -11,15 +11,19 @@ from typing import Any, NamedTuple
 
 from distill_jax.config import BASE, choose, leaves, load_base
 from distill_jax.losses import divergences, terms
+from distill_jax.quantised import LARGEST
 from distill_jax.types import UserError
 from distill_jax.words import cut
 
 DTYPES = ("float32", "bfloat16", "float16")
+PARAMETER_AXES = ("fsdp", "expert", "tensor")  # mesh axes that the families' rules name
 # Keys that only a few words can be, which no registry has.
 CHOICES = {
-    "teacher.dtype": DTYPES,
+    "teacher.dtype": (*DTYPES, *LARGEST),
     "student.dtype": DTYPES,
     "model.compute_dtype": DTYPES,
+    "teacher.shard": PARAMETER_AXES,
+    "student.shard": PARAMETER_AXES,
     "export.format": ("hf", "gguf"),
     "export.dtype": (*DTYPES, "q8_0"),
     "export.checkpoint": ("latest", "best"),  # or a step
@@ -72,9 +76,11 @@ def check_values(values: Mapping[str, Any]) -> None:
     """
     limits = key_limits()
     for key, value in values.items():
+        several = value if isinstance(value, tuple | list) else (value,)
         if key in CHOICES and not (key == "export.checkpoint" and value.isdecimal()):
-            choose(key, value, CHOICES[key])
-        for number in value if isinstance(value, tuple | list) else (value,):
+            for word in several:
+                choose(key, word, CHOICES[key])
+        for number in several:
             if key in limits and not limits[key].hold(number):
                 text, *_, meaning = limits[key]
                 raise UserError(f"config.{key} is {cut(str(value))}: use {text} ({meaning})")

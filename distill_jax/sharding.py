@@ -15,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from distill_jax.quantised import Quantised, is_quantised
 from distill_jax.types import Batch, UserError, path_name
 
 AXES = ("data", "fsdp", "expert", "tensor")
@@ -55,27 +56,32 @@ def mesh_sizes(given: Mapping[str, int], devices: int) -> tuple[int, ...]:
     return tuple(sizes[axis] for axis in AXES)
 
 
-def parameter_shardings(abstract_params: Any, rules: Rules, mesh: Mesh) -> Any:
+def parameter_shardings(
+    abstract_params: Any, rules: Rules, mesh: Mesh, shard: Sequence[str] = AXES
+) -> Any:
     """A NamedSharding for each array of a parameter-like tree, by the first rule that matches.
 
     A rule is (regular expression over a whole path such as `blocks/attention/query`, mesh axis or
     None for each array axis). A longer path's prefix is ignored, so the same rules serve the
-    optimizer's moments. An axis that its mesh axis does not divide evenly and an array that no rule
-    matches are replicated.
+    optimizer's moments, and both arrays of a quantised matrix. An axis that its mesh axis does not
+    divide evenly and an array that no rule matches are replicated, and so is everything over the
+    mesh axes that `shard` leaves out.
     """
 
     def place(path, leaf) -> NamedSharding:
+        if is_quantised(leaf):
+            return Quantised(*(place(path, part) for part in leaf))
         name = path_name(path)
         for pattern, axes in rules:
             if re.fullmatch(f"(.*/)?({pattern})", name) and len(axes) == len(leaf.shape):
                 kept = [
-                    axis if axis and size % mesh.shape[axis] == 0 else None
+                    axis if axis in shard and size % mesh.shape[axis] == 0 else None
                     for axis, size in zip(axes, leaf.shape, strict=True)
                 ]
                 return NamedSharding(mesh, PartitionSpec(*kept))
         return NamedSharding(mesh, PartitionSpec())
 
-    return jax.tree_util.tree_map_with_path(place, abstract_params)
+    return jax.tree_util.tree_map_with_path(place, abstract_params, is_leaf=is_quantised)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -89,9 +89,10 @@ class Unembed(NamedTuple):
     """How final hidden states become logits: softcap(scale * (hidden @ weight + bias)).
 
     softcap c means c * tanh(z / c). `softcap` and `scale` are Python numbers, fixed when traced.
+    weight_DV: an array, or quantised.Quantised, of a model that is not trained.
     """
 
-    weight_DV: Array
+    weight_DV: Any
     bias_V: Array | None = None
     softcap: float | None = None
     scale: float = 1.0

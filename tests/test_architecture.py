@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms in the order in which they may be imported; the rooms of one set do not import each other.
 ORDER = [
     {"types", "files", "signals", "streams", "visible", "words"},
-    {"untrusted"},
+    {"untrusted", "quantised"},
     {"gguf_file"},
     {"key_names", "peers", "fingerprint", "checkpoint_files", "seals"},
     {"checkpoint_arrays"},

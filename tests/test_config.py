@@ -43,15 +43,15 @@ optim.max_skipped
 optim.muon_iterations optim.muon_learning_rate optim.muon_momentum optim.name optim.schedule
 optim.spike_factor
 optim.warmup_steps optim.weight_decay plan.compile plan.price_per_hour plan.tokens plan.topology
-replay.step seed steps student.dtype student.init
-student.path
+replay.step seed steps student.dtype student.init student.path student.shard
 student.prune.attention_ridge student.prune.block_criterion student.prune.blocks
 student.prune.calibration_tokens student.prune.neuron_criterion student.prune.neurons
 student.prune.ranking_tokens student.prune.refit student.prune.ridge study.arms study.cache
 study.confidence study.fixed_seeds study.gate study.margin study.measure study.new_tokens
 study.price_per_hour study.prompt_tokens study.prompts study.scorer study.seeds study.slice_margin
-teacher.average_decay teacher.cache teacher.draws teacher.dtype teacher.init teacher.k teacher.mix
-teacher.more teacher.path teacher.policy teacher.targets teacher.weights verdict.baseline
+teacher.average_decay teacher.cache teacher.draws teacher.dtype teacher.group teacher.init teacher.k
+teacher.kl_tokens teacher.mix teacher.more teacher.path teacher.policy teacher.shard teacher.targets
+teacher.weights verdict.baseline
 verdict.higher_is_better verdict.look verdict.margin verdict.metric verdict.minimum_seeds
 verdict.slice_margin verdict.source verdict.task verdict.treatment verdict.unit watchdog_s
 """

@@ -21,10 +21,12 @@ from distill_jax.data.cache_writer import (
     head_file,
     write_head,
 )
+from distill_jax.jobs.costs import with_costs
 from distill_jax.losses.fused import linear_divergence
 from distill_jax.losses.terms import Term
 from distill_jax.objective import live_teacher, partial_teacher
 from distill_jax.progress import COMPILE, Progress, Stage, say
+from distill_jax.quantised import widened
 from distill_jax.setup import data, reading, storing, teachers
 from distill_jax.setup.early import check_read
 from distill_jax.setup.hearing import Hear
@@ -77,6 +79,7 @@ def cache_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
         parts = [data.packed(c, text, seed=None) for text in texts]
     for name, part in zip(("training", "held-out"), parts, strict=True):
         say(f"{name} text: {data.description(part)}")
+    with_costs(c, (teacher,), lambda: parts[1].rows, c.cache.batch_size, mesh, progress)
     rows = [part.rows[i] for part in parts for i in range(len(part.rows))]
     if jax.process_index() == 0:
         claim_directory(c, directory)
@@ -222,10 +225,13 @@ def _distinct(signals: dict[str, np.ndarray]) -> float:
 
 def _head(run: CacheRun) -> tuple[bytes, str]:
     """The teacher's head beside its hidden states, so that training needs no teacher."""
-    unembed = jax.jit(run.teacher.model.unembed)(run.teacher.params)
-    weight, bias = multihost_utils.process_allgather(
-        (unembed.weight_DV, unembed.bias_V), tiled=True
-    )
+
+    @jax.jit
+    def wide(params):
+        weight_DV, bias_V, *_ = run.teacher.model.unembed(params)
+        return widened(weight_DV, run.config.model.compute_dtype), bias_V
+
+    weight, bias = multihost_utils.process_allgather(wide(run.teacher.params), tiled=True)
     return head_file(np.asarray(weight), bias)
 
 

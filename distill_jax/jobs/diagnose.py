@@ -13,6 +13,7 @@ from distill_jax.diagnosis.triggers import trigger_values
 from distill_jax.evals.aggregates import aggregate
 from distill_jax.evals.continuations import behaviour_section
 from distill_jax.evals.records_file import write_records
+from distill_jax.jobs.costs import with_costs
 from distill_jax.jobs.study_seal import TOKENS
 from distill_jax.progress import Progress, say
 from distill_jax.report.headline import diagnose_answer
@@ -58,6 +59,10 @@ def diagnose_job(asked: Question, progress: Progress) -> None:
     with progress.stage("tokenise", "tokenising") as stage:
         evaluator = evaluator_of(c, _inputs(asked, mesh, models, documents, Hear(stage.tell, say)))
     say(f"text: {data.description(evaluator.held_out)}")
+    of = c, (models["teacher"],), lambda: evaluator.held_out.rows, c.eval.batch_size, mesh
+    (models["teacher"],) = with_costs(*of, progress)
+    found = evaluator.teachers._replace(loaded=(models["teacher"],))
+    evaluator = evaluator._replace(teachers=found)
     records, written = {}, {}
     for name, loaded in models.items():
         if name != "teacher":

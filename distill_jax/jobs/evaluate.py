@@ -5,6 +5,7 @@ import jax
 from distill_jax import workdir
 from distill_jax.config import flatten
 from distill_jax.evals.likelihood import evaluate, make_eval_step
+from distill_jax.jobs.costs import with_costs
 from distill_jax.objective import live_teacher
 from distill_jax.progress import Progress, say
 from distill_jax.report.tables import ModelRow, text_table
@@ -14,6 +15,7 @@ from distill_jax.setup.hearing import Hear
 from distill_jax.setup.models import load_measured, mesh_of, size_line, size_of
 from distill_jax.setup.owner import Question
 from distill_jax.setup.provenance import provenance
+from distill_jax.setup.quantising import noted
 from distill_jax.sharding import batch_ways
 
 
@@ -27,13 +29,16 @@ def evaluate_job(asked: Question, progress: Progress) -> None:
         models = load_measured(c, mesh, advance=stage.advance)
     for name, loaded in models.items():
         say(size_line(name, loaded))
-    subject, teacher = models["student"], models.get("teacher")
+    subject = models["student"]
     vocab = min(loaded.model.config.vocab for loaded in models.values())
     with progress.stage("tokenise", "tokenising") as stage:
         hear = Hear(stage.tell, say)
         tokens = storing.tokenized(documents, subject.tokenizer, vocab, hear)
         text = data.packed(c, tokens, seed=None)
     say(f"text: {data.description(text)}")
+    of = c, [*models.values()], lambda: text.rows, c.eval.batch_size, mesh
+    models = dict(zip(models, with_costs(*of, progress), strict=True))
+    subject, teacher = models["student"], models.get("teacher")
     eval_step = make_eval_step(
         subject.model,
         teacher and live_teacher(teacher.model),
@@ -52,6 +57,7 @@ def evaluate_job(asked: Question, progress: Progress) -> None:
         return
     workdir.write_lines(results / workdir.METRICS, [{"step": 0, **measured}])
     teachers = {"teacher.sha256": teacher and teacher.fingerprint}
+    teachers |= noted([teacher or subject])  # one of them alone may be quantised
     versions = provenance(mesh, subject.tokenizer, teachers, {"eval": text})
     report = {**measured, "config": flatten(c), "provenance": versions}
     workdir.write_json(results / workdir.PROVENANCE, versions)

@@ -13,6 +13,7 @@ from distill_jax.jobs import student_files
 from distill_jax.models.binding import Model
 from distill_jax.models.load import resolve
 from distill_jax.progress import Progress, say
+from distill_jax.setup.bits import wide_dtype
 from distill_jax.setup.early import check_read
 from distill_jax.setup.loss import make_recipe
 from distill_jax.setup.models import (
@@ -46,7 +47,7 @@ def export_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
     else:
         refuse_study(directory)
         with progress.stage("load", "reading the model") as stage:
-            read = load_only_model(c, mesh, stage.advance)
+            read = load_only_model(_wide(c), mesh, stage.advance)
         model, params, tokenizer, where = read.model, read.params, read.tokenizer, read.path
     name = student_files.names(c)[-1]
     target = directory / name
@@ -57,6 +58,13 @@ def export_job(c: ConfigDict, directory: Path, progress: Progress) -> None:
     elif jax.process_index() == 0:
         claim(c, directory)
     say(f"wrote {target} from {where}")
+
+
+def _wide(c: ConfigDict) -> ConfigDict:
+    """The config with a teacher.dtype that is no more narrow than the weights that are written."""
+    c = c.copy_and_resolve_references()
+    c.teacher.dtype = wide_dtype(c, c.teacher.dtype)
+    return c
 
 
 def _read_checkpoint(
@@ -76,7 +84,7 @@ def _read_checkpoint(
                 source = student_source(c, teacher)
             model, said = rebuilt_model(c, directory, source)
             say(said)
-        abstract, _ = abstract_state(model, starter(c, make_recipe(c)), mesh)
+        abstract, _ = abstract_state(model, starter(c, make_recipe(c)), mesh, c.student.shard)
         with progress.stage("load", f"reading step {step}"):
             try:
                 state = checkpoint.restore(manager, abstract, step, say)

@@ -89,7 +89,7 @@ def _replay(
     if model is None:
         model = bind_config(c, student_config(c, setting.inputs.source), c.student.dtype)
     begin = starter(c, setting.recipe)
-    abstract, shardings = abstract_state(model, begin, setting.inputs.mesh)
+    abstract, shardings = abstract_state(model, begin, setting.inputs.mesh, c.student.shard)
     lines = workdir.read_lines(directory / workdir.METRICS)
     # Steps before a rollback do not lead to those after it.
     back = [line["step"] for line in lines if ROLLBACK in line and line["step"] <= last]

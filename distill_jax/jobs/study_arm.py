@@ -195,7 +195,7 @@ def _measured(
     """
     path, mesh = str(where / workdir.STUDENT), evaluator.inputs.mesh
     with progress.stage("load", "reading the student") as stage:
-        student = load_model(c, path, c.student.dtype, mesh, stage.advance)
+        student = load_model(c, path, c.student.dtype, c.student.shard, mesh, stage.advance)
     with progress.stage("evaluate", "measuring held-out text") as stage:
         records = measure_tokens(c, student, evaluator, stage.advance)
     metrics = aggregate(records.columns)

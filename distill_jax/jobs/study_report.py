@@ -224,6 +224,7 @@ def _cost(
         c,
         str(students[0] / workdir.STUDENT),
         directory_dtype(c.export.dtype),
+        c.student.shard,
         evaluator.inputs.mesh,
     )
     models = {"student": (student.model, student.params)}

@@ -11,6 +11,7 @@ from distill_jax import checkpoint, workdir
 from distill_jax.config import flatten, load_base
 from distill_jax.files import read_sealed, sealed
 from distill_jax.jobs import student_files
+from distill_jax.jobs.costs import with_costs
 from distill_jax.loop import train
 from distill_jax.losses.terms import needs_teacher
 from distill_jax.models.binding import Model
@@ -28,6 +29,7 @@ from distill_jax.setup.loss import terms_of
 from distill_jax.setup.models import count, size_line, size_of, size_text, student_source
 from distill_jax.setup.owner import check_owner, claim
 from distill_jax.setup.provenance import check_texts, provenance
+from distill_jax.setup.quantising import quantised_of
 from distill_jax.setup.training import (
     CompiledSteps,
     abstract_state,
@@ -115,7 +117,10 @@ def read_inputs(
         say(size_line("teacher", one))
     with progress.stage("tokenise", "tokenising") as stage:
         hear = Hear(stage.tell, say)
-        return inputs_of(c, mesh, found, source, documents, held_out, hear)
+        inputs = inputs_of(c, mesh, found, source, documents, held_out, hear)
+    rows = lambda: data.packed(c, inputs.held_out, seed=None).rows
+    of = c, found.loaded, rows, c.eval.batch_size, mesh
+    return inputs._replace(teachers=found._replace(loaded=with_costs(*of, progress, directory)))
 
 
 def train_student(
@@ -134,7 +139,7 @@ def train_student(
     if manager.latest_step() is None:
         model, params = start_of(setting, progress)
         write_architecture(directory, model)
-        _, shardings = abstract_state(model, begin, mesh)
+        _, shardings = abstract_state(model, begin, mesh, c.student.shard)
         with progress.stage("load", "placing the student"):
             state = jax.block_until_ready(jax.jit(begin, out_shardings=shardings)(params))
         del params
@@ -144,7 +149,7 @@ def train_student(
         if model is None:
             model, said = rebuilt_model(c, directory, setting.inputs.source)
             say(said)
-        abstract, shardings = abstract_state(model, begin, mesh)
+        abstract, shardings = abstract_state(model, begin, mesh, c.student.shard)
         with progress.stage("load", "reading the last checkpoint"):
             state = checkpoint.restore_good(manager, abstract, say)
         for line in growth.told(c, directory, setting.recipe, int(state.step)):
@@ -244,7 +249,8 @@ def finish(
     evaluations = [line for line in history if "eval/nll" in line]
     speeds = {line["model"]: line["tokens_per_s"] for line in lines}
     loaded, alone = setting.references.loaded, not needs_teacher(setting.recipe.terms)
-    taught = Taught(len(loaded), inputs.teachers.average, alone)
+    narrow = inputs.teachers.first and quantised_of(inputs.teachers.first)
+    taught = Taught(len(loaded), inputs.teachers.average, alone, narrow)
     if len(loaded) > 1:  # their row is of the mixture, which has written nothing
         speeds.pop("teacher", None)
     several = Size(sum(count(one.params) for one in loaded) or None)

@@ -134,6 +134,7 @@ def _over_mesh(static, inputs, *, with_gradient, trains_head):
     widths = inputs.hidden_BTD.shape[2] % static.mesh.shape["fsdp"]
     head_gradient = PartitionSpec(None if widths else "fsdp", VOCABULARY), head[1]
     gradient = rows, head_gradient if trains_head else whole
+    # Of a quantised head, both arrays have the vocabulary last: one specification serves them.
     teacher_heads = tuple(head for _ in inputs.teacher_heads)
     in_specs = _Inputs(rows, head, rows, teacher_heads, rows, rows, whole)
     sums, gradient = jax.shard_map(

@@ -63,7 +63,7 @@ def prepare(fixed: FixedTargets, heads, tokens, size: int, dtype, axis: str | No
     for (hidden, scale), (weight_DV, bias_V), cap in zip(tokens, heads, fixed.heads, strict=True):
         if scale is not None:
             hidden = hidden.astype(dtype) * scale[..., None].astype(dtype)
-        unembed = Unembed(weight_DV.astype(hidden.dtype), bias_V, *cap)
+        unembed = Unembed(weight_DV, bias_V, *cap)
         logits = _resized(head_logits(hidden, unembed), size)
         prepared.append(exclude_from(logits, fixed.shared, axis))
     return tuple(prepared)

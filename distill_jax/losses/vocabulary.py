@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.lax import optimization_barrier
 
 from distill_jax.losses.divergences import FLOOR
+from distill_jax.quantised import product
 from distill_jax.types import Array, Unembed
 
 EMPTY = -1  # the id of an unused slot
@@ -45,7 +46,7 @@ def head_logits(hidden_xD: Array, unembed: Unembed) -> Array:
 
 def head_product(hidden_xD: Array, unembed: Unembed) -> Array:
     """The scaled product of hidden states and head, before the soft cap."""
-    raw_xV = jnp.matmul(hidden_xD, unembed.weight_DV, preferred_element_type=wide(hidden_xD.dtype))
+    raw_xV = product(hidden_xD, unembed.weight_DV, wide(hidden_xD.dtype))
     if unembed.bias_V is not None:
         raw_xV += unembed.bias_V
     return raw_xV if unembed.scale == 1 else raw_xV * unembed.scale

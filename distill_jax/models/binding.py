@@ -11,17 +11,20 @@ from jax.sharding import Mesh
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.blockwise_attention import KEPT
 from distill_jax.models.context import block_kinds, cache_context, packed_context
+from distill_jax.models.quantise import quantised_params
 from distill_jax.models.transformer import Block, EmbeddingAndHead
+from distill_jax.quantised import Bits
 from distill_jax.types import Hidden
 
 
 class Model(NamedTuple):
     """A decoder as functions of its parameters; hashable, so it can be a static argument of jit.
 
+    bits: how the matrices of its parameters are quantised; None: they are not
     init(key) -> params
     abstract() -> params of jax.ShapeDtypeStruct, nothing allocated
     apply(params, tokens_BT, segment_BT, position_BT, *, keep_layers=False) -> types.Hidden
-    unembed(params) -> types.Unembed, weight_DV in the compute dtype
+    unembed(params) -> types.Unembed, weight_DV in the compute dtype, or Quantised as it is stored
     embed(params, tokens_BT, position_BT) -> x_BTD
     finish(params, x_BTD) -> final hidden states, after the last norm
     block(block_params) -> Block with the parameters of one layer
@@ -43,6 +46,7 @@ class Model(NamedTuple):
     """
 
     config: ModelConfig
+    bits: Bits | None
     init: Callable
     abstract: Callable
     apply: Callable
@@ -56,11 +60,19 @@ class Model(NamedTuple):
 
 
 def bind(
-    config: ModelConfig, *, param_dtype, compute_dtype, remat: str, mesh: Mesh | None = None
+    config: ModelConfig,
+    *,
+    param_dtype,
+    compute_dtype,
+    remat: str,
+    mesh: Mesh | None = None,
+    bits: Bits | None = None,
 ) -> Model:
     """The decoder of a config. remat: what the backward pass keeps, a key of REMAT.
 
     mesh: that attention and experts are computed on; all else goes by the shardings of the arrays.
+    bits: how the matrices are quantised, which are random or abstract here; None: they are in
+    param_dtype.
     """
     param_dtype, compute_dtype = jnp.dtype(param_dtype), jnp.dtype(compute_dtype)
     make_block = lambda key: Block(config, param_dtype, key, mesh)
@@ -74,7 +86,8 @@ def bind(
         pure = lambda module: nnx.to_pure_dict(nnx.state(module))
         block_keys = jax.random.split(blocks_key, config.blocks)
         stacked = jax.vmap(lambda block_key: pure(make_block(block_key)))(block_keys)
-        return {**pure(make_ends(ends_key)), "blocks": stacked}
+        params = {**pure(make_ends(ends_key)), "blocks": stacked}
+        return quantised_params(params, bits) if bits else params
 
     def embed(params, tokens_BT, position_BT):
         return ends(params).embed(tokens_BT, position_BT, compute_dtype)
@@ -128,6 +141,7 @@ def bind(
 
     return Model(
         config=config,
+        bits=bits,
         init=init,
         abstract=lambda: jax.eval_shape(init, jax.random.key(0)),
         apply=apply,

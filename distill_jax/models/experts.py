@@ -10,6 +10,7 @@ before the experts, the devices along it gather their rows, and after them each 
 of its own. That is one all-gather and one reduce-scatter per block and pass, each of [B, T, D].
 """
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -21,7 +22,8 @@ from jax.sharding import Mesh, PartitionSpec
 from distill_jax.models.architecture import ACTIVATIONS, ModelConfig
 from distill_jax.models.grouped import grouped_product
 from distill_jax.models.norms import normed, stream_norm
-from distill_jax.models.projections import back_to_stream, matrix, vector
+from distill_jax.models.projections import back_to_stream, held, matrix, vector
+from distill_jax.quantised import Quantised, is_quantised
 from distill_jax.types import Array, Routing
 
 # Mesh axes of the rows of a batch, of the experts, and of their neurons.
@@ -72,7 +74,11 @@ class Experts(nnx.Module):
     def routed(self, x_BTD: Array, counted_BT: Array) -> tuple[Array, Routing]:
         """The same, and where the router sent the tokens that are counted."""
         h_BTD = normed(self, x_BTD)
-        read = lambda weight: None if weight is None else weight[...].astype(h_BTD.dtype)
+
+        def read(weight):
+            values = None if weight is None else held(weight)
+            return values if values is None or is_quantised(values) else values.astype(h_BTD.dtype)
+
         router = read(self.router), read(self.router_bias)
         matrices = _Matrices(
             read(self.expert_gate), read(self.expert_gate_bias), read(self.expert_up),
@@ -92,13 +98,15 @@ def _over_mesh(config, mesh, h_BTD, counted_BT, router, matrices):
     neuron = None if config.neurons % mesh.shape[NEURON] else NEURON
     columns, bias = PartitionSpec(EXPERT, None, neuron), PartitionSpec(EXPERT, neuron)
     whole = PartitionSpec()
-    specs = _Matrices(
-        columns, bias, columns, bias, PartitionSpec(EXPERT, neuron, None), PartitionSpec(EXPERT)
-    )
+    down = PartitionSpec(EXPERT, neuron, None)
+    if neuron and is_quantised(matrices.down_EFD):
+        fine, of_scale = _scales_per_part(matrices.down_EFD, mesh.shape[NEURON])
+        matrices, down = matrices._replace(down_EFD=fine), Quantised(down, of_scale)
+    specs = _Matrices(columns, bias, columns, bias, down, PartitionSpec(EXPERT))
+    is_spec = lambda x: x is None or isinstance(x, PartitionSpec | Quantised)
     present = jax.tree.map(
-        lambda spec, array: None if array is None else spec,
-        specs, matrices, is_leaf=lambda x: x is None or isinstance(x, PartitionSpec),
-    )  # fmt: skip
+        lambda spec, array: None if array is None else spec, specs, matrices, is_leaf=is_spec
+    )
     axes = _Axes(rows != whole, neuron is not None)
     return jax.shard_map(
         partial(_mixed, config, axes),
@@ -107,6 +115,17 @@ def _over_mesh(config, mesh, h_BTD, counted_BT, router, matrices):
         out_specs=(rows, whole),
         check_vma=False,
     )(h_BTD, counted_BT, router, matrices)
+
+
+def _scales_per_part(down_EFD: Quantised, ways: int) -> tuple[Quantised, PartitionSpec]:
+    """The matrices with scales that can be split as their inputs, and how these are."""
+    scale_EGD = down_EFD.scale
+    groups = scale_EGD.shape[1]
+    if groups == 1:
+        return down_EFD, PartitionSpec(EXPERT)
+    # Groups that would straddle two devices are cut into smaller ones of the same scale.
+    finer = jnp.repeat(scale_EGD, math.lcm(groups, ways) // groups, axis=1)
+    return down_EFD._replace(scale=finer), PartitionSpec(EXPERT, NEURON)
 
 
 class _Axes(NamedTuple):

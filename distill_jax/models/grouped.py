@@ -9,24 +9,43 @@ memory and operations are those of the rows.
 import jax
 import jax.numpy as jnp
 
+from distill_jax.quantised import Quantised, is_quantised, product, widened
 from distill_jax.types import Array
 
 LEAST, MOST = 8, 128  # rows of a block
 
 
-def grouped_product(rows_xD: Array, weight_EDF: Array, size_E: Array) -> Array:
+def grouped_product(rows_xD: Array, weight_EDF: Array | Quantised, size_E: Array) -> Array:
     """rows @ the weight of their group, [x, F], in the dtype of the rows.
 
     The first size_E[0] rows belong to group 0, the next to group 1, and so on. Rows beyond the
-    last group's have no meaning; they take no time outside TPUs. Differentiable in rows and weight.
+    last group's have no meaning; they take no time outside TPUs. Differentiable in rows and weight;
+    in nothing where the weight is quantised.
 
     >>> rows, weight = jnp.ones((3, 2)), jnp.stack([jnp.eye(2), 2 * jnp.eye(2)])
     >>> grouped_product(rows, weight, jnp.array([1, 2]))[:, 0].tolist()
     [1.0, 2.0, 2.0]
     """
     if jax.default_backend() == "tpu":
-        return jax.lax.ragged_dot(rows_xD, weight_EDF, size_E)
+        return _ragged(rows_xD, weight_EDF, size_E)
+    if is_quantised(weight_EDF):
+        return product_by_blocks(rows_xD, weight_EDF, size_E)
     return _grouped(rows_xD, weight_EDF, size_E)
+
+
+def _ragged(rows_xD, weight_EDF, size_E):
+    """TPUs' own product; a scale per output multiplies it, one per group the matrices before."""
+    if not is_quantised(weight_EDF):
+        return jax.lax.ragged_dot(rows_xD, weight_EDF, size_E)
+    dtype, scale_EGF = rows_xD.dtype, weight_EDF.scale
+    if scale_EGF.shape[1] > 1:
+        return jax.lax.ragged_dot(rows_xD, widened(weight_EDF, dtype), size_E)
+    wide = jnp.promote_types(dtype, jnp.float32)
+    of = rows_xD, weight_EDF.values.astype(dtype), size_E
+    product_xF = jax.lax.ragged_dot(*of, preferred_element_type=wide)
+    group_x = jnp.searchsorted(jnp.cumsum(size_E), jnp.arange(len(rows_xD)), side="right")
+    scale_xF = jnp.take(scale_EGF[:, 0].astype(wide), group_x, axis=0, mode="clip")
+    return (product_xF * scale_xF).astype(dtype)
 
 
 @jax.custom_vjp
@@ -56,7 +75,7 @@ def _row(x):
 
 
 @jax.jit
-def product_by_blocks(rows_xD: Array, weight_EDF: Array, size_E: Array) -> Array:
+def product_by_blocks(rows_xD: Array, weight_EDF: Array | Quantised, size_E: Array) -> Array:
     """grouped_product without a gradient."""
     rows, width = rows_xD.shape[0], weight_EDF.shape[2]
     block, count, place = _blocks(rows, size_E)
@@ -66,8 +85,9 @@ def product_by_blocks(rows_xD: Array, weight_EDF: Array, size_E: Array) -> Array
         # A block may reach beyond its group; the blocks after it write over those rows.
         group, start = place(i)
         some = jax.lax.dynamic_slice_in_dim(padded_xD, start, block)
-        product = some @ jax.lax.dynamic_index_in_dim(weight_EDF, group, keepdims=False)
-        return jax.lax.dynamic_update_slice_in_dim(result_xF, product, start, 0)
+        pick = lambda w: jax.lax.dynamic_index_in_dim(w, group, keepdims=False)
+        some = product(some, jax.tree.map(pick, weight_EDF))
+        return jax.lax.dynamic_update_slice_in_dim(result_xF, some, start, 0)
 
     result_xF = jnp.zeros((rows + block, width), rows_xD.dtype)
     return jax.lax.fori_loop(0, count, one, result_xF)[:rows]

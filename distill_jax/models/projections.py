@@ -1,6 +1,7 @@
 """Matrices and biases of the blocks: fresh ones, the product, the way back to the residual stream.
 
-Matrices are stored [in, out]; they are cast to the compute dtype where they are used.
+Matrices are stored [in, out], possibly in few bits (quantised.py); they are cast to the compute
+dtype where they are used.
 """
 
 import jax
@@ -9,6 +10,7 @@ from flax import nnx
 
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.norms import normalize
+from distill_jax.quantised import Quantised, product
 from distill_jax.types import Array
 
 
@@ -23,9 +25,14 @@ def vector(wanted: bool, width: int, dtype) -> nnx.Param | None:
     return nnx.Param(jnp.zeros(width, dtype)) if wanted else None
 
 
+def held(weight: nnx.Param) -> Array | Quantised:
+    """The matrix of a parameter, as it is stored."""
+    return weight.get_value()
+
+
 def project(x: Array, weight: nnx.Param, bias: nnx.Param | None = None) -> Array:
     """x @ weight + bias, in the dtype of x."""
-    y = x @ weight[...].astype(x.dtype)
+    y = product(x, held(weight))
     return y if bias is None else y + bias[...].astype(x.dtype)
 
 

@@ -16,8 +16,9 @@ from distill_jax.models.context import Context, patterns, tables_of
 from distill_jax.models.experts import Experts
 from distill_jax.models.feed_forward import FeedForward
 from distill_jax.models.norms import norm_weight, normalize, normed, stream_norm
-from distill_jax.models.projections import back_to_stream, matrix, project, vector
+from distill_jax.models.projections import back_to_stream, held, matrix, project, vector
 from distill_jax.models.rope import rotate
+from distill_jax.quantised import is_quantised, rows_of, transposed
 from distill_jax.types import Array, Routing, Unembed
 
 
@@ -160,7 +161,7 @@ class EmbeddingAndHead(nnx.Module):
 
     def embed(self, tokens_BT, position_BT, compute_dtype):
         """[B, T, D]. A token id outside the vocabulary gives NaN, not another token's row."""
-        x_BTD = jnp.take(self.embedding[...], tokens_BT, axis=0, mode="fill").astype(compute_dtype)
+        x_BTD = rows_of(held(self.embedding), tokens_BT, compute_dtype)
         x_BTD = x_BTD * jnp.asarray(self.config.embedding_scale, compute_dtype)
         if self.position_embedding is None:
             return x_BTD
@@ -175,10 +176,10 @@ class EmbeddingAndHead(nnx.Module):
         return normalize(x_BTD, self.final_norm[...], self.config, bias)
 
     def unembed(self, compute_dtype):
-        """The head; a tied embedding is transposed here, once."""
-        weight_DV = self.embedding[...].T if self.config.tied else self.head[...]
+        """The head; a tied embedding is transposed here, once. A quantised one stays narrow."""
+        weight_DV = transposed(held(self.embedding)) if self.config.tied else held(self.head)
         return Unembed(
-            weight_DV.astype(compute_dtype),
+            weight_DV if is_quantised(weight_DV) else weight_DV.astype(compute_dtype),
             softcap=self.config.final_softcap,
             scale=self.config.logit_scale,
         )

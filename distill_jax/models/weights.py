@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,6 +62,12 @@ class Parameter:
             for _ in readers.map(lambda piece: self._read(piece, parts, found), self.pieces):
                 told()
         return found
+
+    def block(self, i: int) -> "Parameter":
+        """That of one block, as a stack of one; of a parameter that blocks have."""
+        mine = (piece for piece in self.pieces if piece.index[0] == i)
+        pieces = tuple(piece._replace(index=(0, *piece.index[1:])) for piece in mine)
+        return replace(self, shape=(1, *self.shape[1:]), pieces=pieces)
 
     def _read(self, piece, parts, found):
         lead, wanted = len(piece.index), []

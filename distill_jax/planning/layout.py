@@ -1,6 +1,6 @@
 """What a run may choose of how it lies on its chips, and the facts that do not depend on it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from math import prod
 from typing import Any, NamedTuple
@@ -10,6 +10,7 @@ from jax.sharding import AbstractMesh
 
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.planning.traced import Kept, Operations
+from distill_jax.quantised import array_bytes
 from distill_jax.sharding import AXES, ROWS, Rules, parameter_shardings
 
 CACHED = "cached"  # in the place of a teacher's dtype: its hidden states are read from a cache
@@ -94,19 +95,21 @@ class Facts(NamedTuple):
         return next((one.config for one in self.teachers.values()), None)
 
 
-def arrays(tree: Any, rules: Rules) -> Arrays:
-    """A tree of shapes that rules split over a mesh, as sharding.py does."""
+def arrays(tree: Any, rules: Rules, shard: Sequence[str]) -> Arrays:
+    """A tree of shapes that rules split over the axes `shard` of a mesh, as sharding.py does."""
 
-    def of(mesh: tuple[int, ...], item: int | None) -> int:
-        shardings = parameter_shardings(tree, rules, AbstractMesh(mesh, AXES))
+    def parts(mesh: tuple[int, ...]) -> list[tuple[tuple[int, ...], Any]]:
+        shardings = parameter_shardings(tree, rules, AbstractMesh(mesh, AXES), shard)
         pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True)
-        return sum(prod(s.shard_shape(x.shape)) * (item or x.dtype.itemsize) for x, s in pairs)
+        return [(s.shard_shape(x.shape), x.dtype) for x, s in pairs]
+
+    size = lambda mesh: sum(array_bytes(*part) for part in parts(mesh))
 
     whole = lambda mesh: tuple(
         1 if axis == "fsdp" else size for axis, size in zip(AXES, mesh, strict=True)
     )
     return Arrays(
-        held=cache(lambda mesh: of(mesh, None)),
-        gathered=cache(lambda mesh: of(whole(mesh), None)),
-        numbers=cache(lambda mesh: of(whole(mesh), 1)),
+        held=cache(size),
+        gathered=cache(lambda mesh: size(whole(mesh))),
+        numbers=cache(lambda mesh: sum(prod(shape) for shape, _ in parts(whole(mesh)))),
     )

@@ -18,11 +18,14 @@ class Taught(NamedTuple):
     models        how many models the teacher that it is compared with is a mixture of
     average       its own running average taught it
     labels_alone  no term of its loss compares with a teacher
+    quantised     the dtype of its teacher's matrices, and the KL of that teacher from its weights
+                  as they were, in nats per token over so many held-out tokens
     """
 
     models: int = 1
     average: bool = False
     labels_alone: bool = False
+    quantised: tuple[str, float, int] | None = None
 
 
 def taught_words(taught: Taught, compared: bool) -> list[str]:
@@ -31,6 +34,20 @@ def taught_words(taught: Taught, compared: bool) -> list[str]:
         if compared:
             return ["The student learned from the text alone: its loss compares with no teacher."]
         return ["There was no teacher: the student learned from the text alone."]
+    return [*_who(taught, compared), *_narrow(taught)]
+
+
+def _narrow(taught):
+    if taught.quantised is None:
+        return []
+    dtype, kl, tokens = taught.quantised
+    return [
+        f"The matrices of its teacher were {dtype}: over {tokens:,} held-out tokens its predictions"
+        f" lie {digits(kl)} nats per token (KL) from those of the weights as they were."
+    ]
+
+
+def _who(taught, compared):
     if not compared:
         if taught.average:
             return [

@@ -21,7 +21,9 @@ from distill_jax.study.flops import program_flops
 from distill_jax.types import UserError
 
 # Keys that decide what a run reads: an arm that changes none of them shares what the study read.
-READ = ("data.", "teacher.path", "teacher.more", "teacher.dtype", "mesh.")
+OF_TEACHER = ("path", "more", "dtype", "group", "shard")
+READ = ("data.", *(f"teacher.{key}" for key in OF_TEACHER), "mesh.")
+STORED = ("path", "dtype", "group")  # of a teacher: what its cache depends on
 
 
 class Shared(NamedTuple):
@@ -99,10 +101,13 @@ def cacheable(c: ConfigDict, mine: ConfigDict) -> bool:
     """Whether an arm learns from whole distributions of the study's one teacher."""
     if not needs_teacher(terms_of(mine)):
         return False
-    alone = mine.teacher.path == c.teacher.path not in ("", teachers.AVERAGE)
+    alone = mine.teacher.path not in ("", teachers.AVERAGE)
+    same = all(mine.teacher[key] == c.teacher[key] for key in STORED)
     same_text = flatten(mine.data) == flatten(c.data)
     whole = mine.teacher.targets == "hidden" and mine.teacher.init == "checkpoint"
-    return alone and same_text and whole and not mine.teacher.more and not mine.teacher.cache
+    return (
+        alone and same and same_text and whole and not mine.teacher.more and not mine.teacher.cache
+    )
 
 
 def reads_its_own(c: ConfigDict, mine: ConfigDict) -> bool:
@@ -147,7 +152,7 @@ def step_flops(setting: Setting) -> int:
     """
     c, inputs, mesh = setting.config, setting.inputs, setting.inputs.mesh
     model = bind_config(c, student_config(c, inputs.source), c.student.dtype)
-    state, shardings = abstract_state(model, starter(c, setting.recipe), mesh)
+    state, shardings = abstract_state(model, starter(c, setting.recipe), mesh, c.student.shard)
     step = compiled_steps(setting, model, shardings).train_step
     _, teacher_params = teachers.teach_of(c, inputs.teachers, setting.recipe.terms, model, mesh)
     _, batch = next(data.training_batches(c, setting.training.rows, mesh, 0))

@@ -15,9 +15,10 @@ from distill_jax.models.binding import bind
 from distill_jax.models.families import FAMILIES
 from distill_jax.objective import cached_teacher, live_teacher, partial_teacher
 from distill_jax.planning.layout import CACHED
+from distill_jax.quantised import array_bytes
 from distill_jax.setup import teachers
 from distill_jax.setup.loss import train_step_of
-from distill_jax.setup.planning import Planned, teacher_arrays
+from distill_jax.setup.planning import Planned, teacher_model
 from distill_jax.setup.training import abstract_state, starter
 from distill_jax.sharding import AXES, batch_sharding, batch_ways, parameter_shardings
 from distill_jax.types import Batch
@@ -57,7 +58,7 @@ def compile_step(planned: Planned, devices: Sequence[Any]) -> Compiled:
 
 
 def _held(x) -> int:
-    return int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
+    return array_bytes(x.sharding.shard_shape(x.shape), x.dtype)
 
 
 def _needed(said: str, held: float) -> float | None:
@@ -74,7 +75,7 @@ def _lowered(planned: Planned, mesh: Mesh):
     c, recipe = planned.config, planned.recipe
     dtypes = {"param_dtype": c.student.dtype, "compute_dtype": c.model.compute_dtype}
     student = bind(planned.student, **dtypes, remat=c.model.remat, mesh=mesh)
-    state, shardings = abstract_state(student, starter(c, recipe), mesh)
+    state, shardings = abstract_state(student, starter(c, recipe), mesh, c.student.shard)
     rows = (c.data.batch_size, c.data.seq_len)
     placed = lambda shape, dtype, of: jax.ShapeDtypeStruct(shape, dtype, sharding=of)
     whole = NamedSharding(mesh, PartitionSpec())
@@ -95,10 +96,10 @@ def _lowered(planned: Planned, mesh: Mesh):
 
 def _live(planned: Planned, mesh: Mesh, placed):
     c, config = planned.config, planned.teacher
-    dtypes = {"param_dtype": c.teacher.dtype, "compute_dtype": c.model.compute_dtype}
-    model = bind(config, **dtypes, remat=c.model.remat, mesh=mesh)
-    params = teacher_arrays(c, config, c.teacher.dtype)
-    shardings = parameter_shardings(params, FAMILIES[config.family].sharding, mesh)
+    model = teacher_model(c, config, c.teacher.dtype, c.model.remat, mesh)
+    params = model.abstract()
+    rules = FAMILIES[config.family].sharding
+    shardings = parameter_shardings(params, rules, mesh, c.teacher.shard)
     params = jax.tree.map(lambda x, s: placed(x.shape, x.dtype, s), params, shardings)
     teach = live_teacher(model)
     if c.teacher.targets != "hidden":

@@ -1,6 +1,6 @@
 """Teacher and student of a config: read, checked against each other, placed on the mesh."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,10 @@ from distill_jax.models.families import read_config
 from distill_jax.models.load import load_checkpoint, resolve
 from distill_jax.models.weights import Checkpoint
 from distill_jax.models.weights import fingerprint as weights_fingerprint
+from distill_jax.quantised import Bits, is_quantised
 from distill_jax.report.number_formats import parameters
 from distill_jax.report.tables import Size
+from distill_jax.setup.bits import bits_of, wide_dtype
 from distill_jax.setup.identity import digests, identity
 from distill_jax.setup.placing import place_params
 from distill_jax.sharding import check_batch, make_mesh
@@ -30,6 +32,14 @@ from distill_jax.types import Advance, Params, UserError, silent
 
 TEACHER = 3  # the stream of random numbers for a teacher without knowledge
 TEACHER_INITS = ("checkpoint", "random")
+RANDOM = "random:"  # how the fingerprint of a teacher without knowledge begins
+
+
+class Cost(NamedTuple):
+    """KL(wide || quantised) of a model over so many held-out tokens, in nats per token."""
+
+    kl: float
+    tokens: int
 
 
 class Loaded(NamedTuple):
@@ -37,6 +47,7 @@ class Loaded(NamedTuple):
 
     fingerprint  see setup/identity.py
     former       computes what former versions identified it by; None where they had the same
+    cost         of its quantising, where that was measured
     """
 
     model: Model
@@ -45,6 +56,7 @@ class Loaded(NamedTuple):
     path: str
     fingerprint: str
     former: Callable[[], str] | None = None
+    cost: Cost | None = None
 
 
 class Source(NamedTuple):
@@ -76,25 +88,38 @@ def bind_config(c: ConfigDict, config: ModelConfig, dtype: str, mesh: Mesh | Non
             f"config.mesh.expert is {mesh.shape['expert']}, which does not divide the"
             f" {config.experts} experts of a model: use a divisor"
         )
-    dtypes = {"param_dtype": dtype, "compute_dtype": c.model.compute_dtype}
-    return bind(config, **dtypes, remat=remat, mesh=mesh)
+    bits = bits_of(c, dtype)
+    dtypes = {"param_dtype": wide_dtype(c, dtype), "compute_dtype": c.model.compute_dtype}
+    return bind(config, **dtypes, remat=remat, mesh=mesh, bits=bits)
 
 
 def load_model(
-    c: ConfigDict, path: str, dtype: str, mesh: Mesh, advance: Advance = silent
+    c: ConfigDict,
+    path: str,
+    dtype: str,
+    shard: Sequence[str],
+    mesh: Mesh,
+    advance: Advance = silent,
 ) -> Loaded:
-    """Reads of a model path what this process's devices hold of it. Every process must call it."""
-    read = load_checkpoint(path, dtype=jnp.dtype(dtype))
+    """Reads of a model path what this process's devices hold of it. Every process must call it.
+
+    shard: the mesh axes that its parameters are split over.
+    """
+    read = load_checkpoint(path, dtype=jnp.dtype(wide_dtype(c, dtype)))
     model = bind_config(c, read.config, dtype, mesh)
     advance(f"tokenizer of {path}", 0, 0)
     tokenizer = load_tokenizer(read.path)
     with ThreadPoolExecutor(1) as aside:  # both read the same files
         hashing = aside.submit(digests, read.files)
-        params = place_params(model, read.params, mesh, told_of(path, advance))
+        params = place_params(model, read.params, mesh, shard, told_of(path, advance))
         advance(f"hashing {path}", 0, 0)
-        fingerprint = identity(hashing.result(), dtype)
-    former = partial(weights_fingerprint, read.params)
+        fingerprint = identity(hashing.result(), _held_in(model.bits, dtype))
+    former = None if model.bits else partial(weights_fingerprint, read.params)
     return Loaded(model, params, tokenizer, path, fingerprint, former)
+
+
+def _held_in(bits: Bits | None, dtype: str) -> str:
+    return f"{dtype}/{bits.group}" if bits and bits.group else dtype
 
 
 def load_only_model(c: ConfigDict, mesh: Mesh, advance: Advance = silent) -> Loaded:
@@ -102,8 +127,8 @@ def load_only_model(c: ConfigDict, mesh: Mesh, advance: Advance = silent) -> Loa
     path = c.student.path or c.teacher.path
     if not path:
         raise UserError("config.student.path is empty: give --config.student.path=PATH")
-    dtype = c.student.dtype if c.student.path else c.teacher.dtype
-    return load_model(c, path, dtype, mesh, advance)
+    of = c.student if c.student.path else c.teacher
+    return load_model(c, path, of.dtype, of.shard, mesh, advance)
 
 
 def load_measured(
@@ -117,7 +142,8 @@ def load_measured(
     models = {"teacher": teacher} if teacher else {}
     models["student"] = load_only_model(c, mesh, advance)
     if baseline:
-        models["baseline"] = load_model(c, baseline, c.student.dtype, mesh, advance)
+        of_student = c.student.dtype, c.student.shard
+        models["baseline"] = load_model(c, baseline, *of_student, mesh, advance)
     for loaded in models.values():
         check_length(c, loaded.model.config, loaded.path)
         check_tokenizers(loaded.tokenizer, teacher and teacher.tokenizer)
@@ -128,7 +154,7 @@ def load_teacher(c: ConfigDict, mesh: Mesh, advance: Advance = silent) -> Loaded
     """The teacher of a config; None where it names none."""
     if not c.teacher.path:
         return None
-    loaded = load_model(c, c.teacher.path, c.teacher.dtype, mesh, advance)
+    loaded = load_model(c, c.teacher.path, c.teacher.dtype, c.teacher.shard, mesh, advance)
     if choose("teacher.init", c.teacher.init, TEACHER_INITS) == "random":
         return without_knowledge(c, loaded, mesh)
     return loaded
@@ -136,16 +162,22 @@ def load_teacher(c: ConfigDict, mesh: Mesh, advance: Advance = silent) -> Loaded
 
 def without_knowledge(c: ConfigDict, loaded: Loaded, mesh: Mesh) -> Loaded:
     """A model of the same architecture with random weights, of config.seed."""
-    params = loaded.model.init(jax.random.fold_in(jax.random.key(c.seed), TEACHER))
-    params = place_params(loaded.model, params, mesh)
-    return loaded._replace(params=params, fingerprint=f"random:{c.seed}", former=None)
+    params = place_params(loaded.model, _random(c, loaded.model), mesh, c.teacher.shard)
+    fingerprint = f"{RANDOM}{c.seed}"
+    return loaded._replace(params=params, fingerprint=fingerprint, former=None, cost=None)
+
+
+def _random(c: ConfigDict, model: Model) -> Params:
+    """The weights of a teacher without knowledge."""
+    return model.init(jax.random.fold_in(jax.random.key(c.seed), TEACHER))
 
 
 def student_source(c: ConfigDict, teacher: Loaded | None) -> Source:
     """The architecture the student starts from, and the weights of student.path.
 
     There are none where student.path is empty, which means the teacher's, or where only its
-    architecture is wanted. Raises UserError where there is neither path.
+    architecture is wanted. Of a quantised teacher the weights are read again, as they were before.
+    Raises UserError where there is neither path.
     """
     if not c.student.path:
         if teacher is None:
@@ -153,13 +185,24 @@ def student_source(c: ConfigDict, teacher: Loaded | None) -> Source:
                 "config.student.path and config.teacher.path are both empty:"
                 " give --config.student.path=PATH"
             )
-        return Source(teacher.model.config, None)
+        if teacher.model.bits is None or c.student.init == "random":
+            return Source(teacher.model.config, None)
+        return _wide_source(c, teacher)
     directory = resolve(c.student.path)
     if c.student.init == "random" and directory.is_dir():
         raw = huggingface.read_json(directory / "config.json")
         return Source(read_config(raw, directory / "config.json"), None)
     read = load_checkpoint(c.student.path, dtype=jnp.dtype(c.student.dtype))
     return Source(read.config, read)
+
+
+def _wide_source(c: ConfigDict, teacher: Loaded) -> Source:
+    """The weights of a quantised teacher, in the dtype of the student that starts from them."""
+    config, dtype = teacher.model.config, c.student.dtype
+    if teacher.fingerprint.startswith(RANDOM):
+        params = _random(c, bind_config(c, config, dtype))
+        return Source(config, Checkpoint(config, params, Path(teacher.path)))
+    return Source(config, load_checkpoint(teacher.path, dtype=jnp.dtype(dtype)))
 
 
 def own_tokenizer(c: ConfigDict) -> Path | None:
@@ -235,5 +278,5 @@ def size_of(model: Model, params: Params) -> Size:
 
 
 def count(params: Params) -> int:
-    """Numbers in a parameter tree; a tied embedding counts once."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+    """Numbers in a parameter tree; a tied embedding counts once, scales do not."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params, is_leaf=is_quantised))

@@ -23,7 +23,8 @@ UNCOUNTED = ("log.*", "distributed.*", "watchdog_s", "data.prefetch", "data.stor
 # The same for what trains: when it evaluates, what it keeps, how often it may go back to that, and
 # what it writes.
 KEPT = ("checkpoint.*", "optim.max_rollbacks")
-BESIDE = (*UNCOUNTED, *KEPT, "eval.every", "eval.batch_size", "generate.*")
+PLACED = ("*.shard", "teacher.kl_tokens")  # where parameters lie, and how well they are known
+BESIDE = (*UNCOUNTED, *KEPT, *PLACED, "eval.every", "eval.batch_size", "generate.*")
 OTHERS = ("eval.*", "export.*", "study.*", "verdict.*", "diagnose.*")  # of other jobs
 ARMS_AND_SEEDS = ("study.arms", "study.seeds", f"{OPEN}*")
 MAY_CHANGE = {

@@ -6,20 +6,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
 from distill_jax.config import choose, load_base
 from distill_jax.losses.terms import needs_teacher
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.binding import REMAT, bind
+from distill_jax.models.binding import Model as BoundModel
 from distill_jax.models.families import FAMILIES
 from distill_jax.models.sizes import read_sizes
 from distill_jax.planning.chips import Topology, read_topology
 from distill_jax.planning.layout import CACHED, Facts, Layout, Model, arrays
 from distill_jax.planning.traced import head_operations, kept_by_a_block, operations, part_of
-from distill_jax.schema import CHOICES
+from distill_jax.quantised import array_bytes
 from distill_jax.setup import student, teachers
+from distill_jax.setup.bits import bits_of, wide_dtype
 from distill_jax.setup.loss import Recipe, check_experts, make_recipe
 from distill_jax.setup.models import Source, check_length, size_of
 from distill_jax.setup.steps import fit_to_steps
@@ -28,7 +30,7 @@ from distill_jax.sharding import AXES, check_batch, mesh_sizes
 from distill_jax.types import TrainState, UserError
 
 CACHE_PLACE = "DIR"  # stands for the directory of a cache that is not written yet
-SMALLER = ("bfloat16", "int8", "int4")  # dtypes of a teacher that are tried, where there are such
+SMALLER = ("bfloat16", "int8", "int4")  # dtypes of a teacher that are tried
 
 
 class Planned(NamedTuple):
@@ -168,14 +170,14 @@ def make_facts(planned: Planned) -> Facts:
     length, compute = c.data.seq_len, c.model.compute_dtype
     model = bind(of_student, param_dtype=c.student.dtype, compute_dtype=compute, remat="none")
     state: TrainState = jax.eval_shape(starter(c, planned.recipe), model.abstract())
-    rules = FAMILIES[of_student.family].sharding
+    placed = FAMILIES[of_student.family].sharding, c.student.shard
     return Facts(
         rows=c.data.batch_size,
         length=length,
         item=jnp.dtype(compute).itemsize,
         compute_dtype=compute,
-        student=_model(of_student, state.params, rules),
-        optimizer=arrays(state._replace(params={}), rules),
+        student=_model(of_student, state.params, placed),
+        optimizer=arrays(state._replace(params={}), *placed),
         teachers=_teachers(c, of_teacher),
         kept=cache(
             lambda tensor, remat: kept_by_a_block(
@@ -212,19 +214,20 @@ def _teachers(c, config) -> dict[str, Model]:
     if config is None:
         return {}
     own = c.teacher.dtype
-    width = lambda name: {"int4": 0.5, "int8": 1}.get(name) or jnp.dtype(name).itemsize
-    known = [name for name in SMALLER if name in CHOICES["teacher.dtype"]]
-    names = [own, *(name for name in known if width(name) < width(own))]
-    rules = FAMILIES[config.family].sharding
-    return {name: _model(config, teacher_arrays(c, config, name), rules) for name in names}
+    names = [own, *(name for name in SMALLER if array_bytes((2,), name) < array_bytes((2,), own))]
+    placed = FAMILIES[config.family].sharding, c.teacher.shard
+    shapes = lambda dtype: teacher_model(c, config, dtype, "none").abstract()
+    return {name: _model(config, shapes(name), placed) for name in names}
 
 
-def teacher_arrays(c: ConfigDict, config: ModelConfig, dtype: str):
-    """The shapes of a teacher's parameters in a dtype."""
-    compute = c.model.compute_dtype
-    return bind(config, param_dtype=dtype, compute_dtype=compute, remat="none").abstract()
+def teacher_model(
+    c: ConfigDict, config: ModelConfig, dtype: str, remat: str, mesh: Mesh | None = None
+) -> BoundModel:
+    """The teacher's decoder with its parameters in a dtype."""
+    dtypes = {"param_dtype": wide_dtype(c, dtype), "compute_dtype": c.model.compute_dtype}
+    return bind(config, **dtypes, remat=remat, mesh=mesh, bits=bits_of(c, dtype))
 
 
-def _model(config, params, rules) -> Model:
+def _model(config, params, placed) -> Model:
     blocks = {"blocks": params["blocks"]}
-    return Model(config, arrays(params, rules), arrays(blocks, rules))
+    return Model(config, arrays(params, *placed), arrays(blocks, *placed))

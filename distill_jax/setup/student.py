@@ -1,6 +1,7 @@
 """The student at its start: read, random, or pruned out of a larger model."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -96,11 +97,12 @@ def make_student(
     config, read = source
     check_length(c, config, "the student")
     model = bind_config(c, config, c.student.dtype)
+    placed = partial(place_params, mesh=mesh, shard=c.student.shard)
     if c.student.init == "random":
-        return model, place_params(model, model.init(jax.random.key(c.seed)), mesh)
+        return model, placed(model, model.init(jax.random.key(c.seed)))
     if read is not None:
-        told = told_of(c.student.path, advance)
-        params = place_params(model, read.params, mesh, told)
+        told = told_of(c.student.path or c.teacher.path, advance)
+        params = placed(model, read.params, advance=told)
     else:
         params = jax.tree.map(lambda x: x.astype(c.student.dtype), teacher.params)
     if c.student.init in ("checkpoint", "copy"):
@@ -108,7 +110,7 @@ def make_student(
     measured = (calibration(), prune_options(c), summed_nll(c))
     smaller, pruned, _ = prune(model, params, *measured, advance=advance)
     model = bind_config(c, smaller, c.student.dtype)
-    return model, place_params(model, pruned, mesh)
+    return model, placed(model, pruned)
 
 
 def student_config(c: ConfigDict, source: Source) -> ModelConfig:

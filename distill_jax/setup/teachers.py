@@ -25,6 +25,7 @@ from distill_jax.objective import (
     partial_teacher,
 )
 from distill_jax.setup.models import Loaded, check_length, load_model, load_teacher
+from distill_jax.setup.quantising import noted
 from distill_jax.sharding import batch_ways, place_whole
 from distill_jax.types import Advance, UserError, silent
 
@@ -91,9 +92,9 @@ def load_teachers(
     c: ConfigDict, terms: tuple[Term, ...], mesh: Mesh, advance: Advance = silent
 ) -> Teachers:
     """Reads every model and the cache. Raises UserError where a cache is another teacher's."""
-    dtype = c.teacher.dtype
     paths = [path for path in c.teacher.more if path != AVERAGE]
-    more = [load_model(c, path, dtype, mesh, advance) for path in paths]
+    of = c.teacher.dtype, c.teacher.shard
+    more = [load_model(c, path, *of, mesh, advance) for path in paths]
     first = load_teacher(c, mesh, advance) if c.teacher.path != AVERAGE else None
     loaded = (first, *more) if first else tuple(more)
     for one in loaded:
@@ -152,7 +153,8 @@ def identity(teachers: Teachers) -> dict[str, str | None]:
     stored = cache.manifest.hashes["teacher"] if cache else None
     more = {f"teacher.{i}.sha256": t.fingerprint for i, t in enumerate(teachers.loaded[1:], 2)}
     kind = f"{cache.manifest.kind} {cache.manifest.form['dtype']}" if cache else None
-    return {"teacher.sha256": first.fingerprint if first else stored, **more, "teacher.cache": kind}
+    sha256 = {"teacher.sha256": first.fingerprint if first else stored, **more}
+    return {**sha256, **noted(teachers.loaded), "teacher.cache": kind}
 
 
 def part_of(c: ConfigDict, temperatures: tuple[float, ...], ways: int) -> Part:

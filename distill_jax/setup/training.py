@@ -1,7 +1,7 @@
 """A training run as live objects: its first state, its compiled steps, its checkpoints."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,11 +70,16 @@ def starter(c: ConfigDict, recipe: Recipe) -> Callable[[Params], TrainState]:
     )
 
 
-def abstract_state(model: Model, begin, mesh: Mesh) -> tuple[TrainState, TrainState]:
-    """Shapes of a training state with their shardings, and the shardings alone."""
+def abstract_state(
+    model: Model, begin, mesh: Mesh, shard: Sequence[str]
+) -> tuple[TrainState, TrainState]:
+    """Shapes of a training state with their shardings, and the shardings alone.
+
+    shard: the mesh axes that split parameters and moments.
+    """
     shapes = jax.eval_shape(begin, model.abstract())
     rules = FAMILIES[model.config.family].sharding
-    shardings = parameter_shardings(shapes, rules, mesh)
+    shardings = parameter_shardings(shapes, rules, mesh, shard)
     with_sharding = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
     return jax.tree.map(with_sharding, shapes, shardings), shardings
 

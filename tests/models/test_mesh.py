@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import transformers
 
-from distill_jax.models import huggingface, stored
+from distill_jax.models import huggingface, stored, weights
 from distill_jax.models.binding import bind
 from distill_jax.models.families import FAMILIES
+from distill_jax.models.quantise import quantised_params
 from distill_jax.models.storage import flatten
+from distill_jax.quantised import Bits, is_quantised
 from distill_jax.setup.placing import place_params
 from distill_jax.sharding import AXES, batch_sharding, make_mesh, parameter_shardings
 from tests import tiny
@@ -33,9 +35,12 @@ def config_of(name):
 SPLIT = [name for name in FIRST if "expert" in AXES or not config_of(name).experts]
 
 
-def made_of(config, mesh=None):
+NARROW = [name for name in SPLIT if name.split("-")[0] in ("llama", "mixtral")]
+
+
+def made_of(config, mesh=None, bits=None):
     of = {"param_dtype": "float32", "compute_dtype": "float32", "remat": "none"}
-    return bind(config, mesh=mesh, **of)
+    return bind(config, mesh=mesh, bits=bits, **of)
 
 
 def made(name, mesh=None):
@@ -97,7 +102,7 @@ def test_files_are_placed_part_by_part(case, checkpoint, monkeypatch):
     )
     model, mesh = made_of(read.config), make_mesh(2, 2, 2)
     told = []
-    placed = place_params(model, read.params, mesh, lambda *how_far: told.append(how_far))
+    placed = place_params(model, read.params, mesh, AXES, lambda *how_far: told.append(how_far))
     rules = FAMILIES[read.config.family].sharding
     shardings = flatten(parameter_shardings(model.abstract(), rules, mesh))
     for path, leaf in flatten(placed).items():
@@ -111,6 +116,31 @@ def test_files_are_placed_part_by_part(case, checkpoint, monkeypatch):
     assert len(told) == len(pieces)
 
 
+@eight
+@pytest.mark.parametrize("case", NARROW, indirect=True)
+def test_files_are_quantised_a_block_at_a_time(case, checkpoint, monkeypatch):
+    read = huggingface.read(case.directory, dtype="float32")
+    bits = Bits("int4", 8)
+    model, mesh = made_of(read.config, bits=bits), make_mesh(2, 2, 2)
+    sizes, of = [], weights.Parameter.read
+    count = lambda self, *rest: sizes.append(self.shape) or of(self, *rest)
+    monkeypatch.setattr(weights.Parameter, "read", count)
+    told = []
+    placed = place_params(model, read.params, mesh, AXES, lambda *how_far: told.append(how_far))
+    wanted = flatten(quantised_params(checkpoint.params, bits))
+    rules = FAMILIES[read.config.family].sharding
+    shardings = flatten(parameter_shardings(model.abstract(), rules, mesh))
+    for path, leaf in flatten(placed).items():
+        jax.tree.map(np.testing.assert_array_equal, leaf, wanted[path])
+        jax.tree.map(
+            lambda x, s, path=path: x.sharding == s or pytest.fail(path), leaf, shardings[path]
+        )
+    blocks = jax.tree.leaves(model.abstract()["blocks"], is_leaf=is_quantised)
+    assert sum(shape[0] == 1 for shape in sizes) == 3 * sum(map(is_quantised, blocks))
+    pieces = sum(len(leaf.pieces) for leaf in flatten(read.params).values())
+    assert told[-1] == ("weights", pieces, pieces)
+
+
 @pytest.mark.skipif(jax.device_count() == 8, reason="runs in the process that it starts")
 def test_on_eight_simulated_devices():
     """The tests above, in a process of eight devices."""
@@ -120,4 +150,4 @@ def test_on_eight_simulated_devices():
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
-    assert int(re.search(r"(\d+) passed", done.stdout)[1]) == 2 * len(SPLIT)
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) == 2 * len(SPLIT) + len(NARROW)

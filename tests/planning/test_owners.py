@@ -1,10 +1,13 @@
 """Laws of the model of memory: owners add up, and more of anything does not take less."""
 
+from math import prod
+
 import pytest
 
 from distill_jax.models.binding import REMAT
 from distill_jax.planning.layout import CACHED
 from distill_jax.planning.owners import LASTING, OWNERS, chip_bytes, lasting_bytes
+from distill_jax.sharding import AXES
 from tests.planning.pairs import EXPERTS, planned
 
 WITH_EXPERTS = {"vocab": 128, "blocks": 2, **EXPERTS}
@@ -66,9 +69,14 @@ def test_smaller_parts_take_no_more(run):
 
 def test_a_teacher_elsewhere_takes_less(run):
     plan, facts = run
-    dtypes = [plan.layout._replace(teacher=name) for name in facts.teachers]
+    copied = plan.layout._replace(mesh=(prod(plan.layout.mesh), *(1 for _ in AXES[1:])))
+    dtypes = [copied._replace(teacher=name) for name in facts.teachers]
     sizes = [lasting_bytes(facts, layout)["teacher"] for layout in dtypes]
     assert sizes == sorted(sizes, reverse=True)
-    assert len(sizes) > 1
+    assert list(facts.teachers) == ["float32", "bfloat16", "int8", "int4"]
+    assert sizes[0] == 2 * sizes[1]
+    # Beside the matrices there are norms as wide as before, and a scale per output and group.
+    assert 1.7 < sizes[1] / sizes[2] < 2
+    assert 1.2 < sizes[2] / sizes[3] < 2
     cached = chip_bytes(facts, plan.layout._replace(teacher=CACHED))
     assert cached.owners["teacher"] < sizes[0] * 8
