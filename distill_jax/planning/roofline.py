@@ -124,17 +124,19 @@ def link_bytes(facts: Facts, layout: Layout) -> dict[str, float]:
     own = item * student.params.numbers(layout.mesh)
     blocks, width = student.config.blocks, student.config.width
     links = dict.fromkeys(AXES, 0.0)
-    # Weights are gathered for each pass, gradients scattered.
-    links["fsdp"] = share["fsdp"] * own * 3 * micro
-    links["data"] = 2 * share["data"] * own / size["fsdp"] * micro
-    # Each half of a block is summed over `tensor`, in both passes.
+    # Weights are gathered for each pass, gradients scattered, that of the head in float32.
+    more = (4 - item) * width * student.config.vocab / size["tensor"]
+    links["fsdp"] = share["fsdp"] * (3 * own + more) * micro
+    links["data"] = 2 * share["data"] * (own + more) / size["fsdp"] * micro
+    # Each half of a block is summed over `tensor`, in both passes; so are the rows of the embedding
+    # and the gradient that the head gives.
     passes = 2 if layout.remat == "none" else 3
-    halves = 2 * passes * blocks * width
+    halves = 2 * passes * blocks * width + 2 * width
     # An expert half gathers its rows and scatters their sums.
     sent = passes * blocks * width * bool(student.config.experts)
     if teacher is not None:
         links["fsdp"] += share["fsdp"] * micro * _travelling(teacher, layout, item)
-        halves += 2 * teacher.config.blocks * teacher.config.width
+        halves += (2 * teacher.config.blocks + 1) * teacher.config.width
         sent += teacher.config.blocks * teacher.config.width * bool(teacher.config.experts)
     links["tensor"] = 2 * share["tensor"] * tokens * item * halves
     links["expert"] = 2 * (size["expert"] - 1) * tokens * item * sent

@@ -89,6 +89,15 @@ def test_nothing_travels_along_an_axis_of_one_chip(run):
         assert {name for name, size in links.items() if size} == {axis}
 
 
+def test_gradients_travel_as_they_are_computed_and_that_of_the_head_in_float32(tmp_path):
+    plan, facts = planned(tmp_path, model__compute_dtype="bfloat16")
+    mesh = tuple(8 if axis == "data" else 1 for axis in AXES)
+    head = plan.student.width * plan.student.vocab
+    numbers = facts.student.params.numbers(mesh)
+    links = link_bytes(facts, plan.layout._replace(mesh=mesh))
+    assert links["data"] == 2 * 7 / 8 * (2 * numbers + 2 * head)
+
+
 def test_more_chips_are_no_slower_at_matrix_products(run):
     plan, facts = run
     times = [
