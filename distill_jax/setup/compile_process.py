@@ -1,6 +1,5 @@
 """The process that compiles the steps of a plan, as its parent sees it."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -14,21 +13,16 @@ from ml_collections import ConfigDict
 
 from distill_jax.config import flatten
 from distill_jax.planning.chips import Topology
+from distill_jax.setup import tpu_compiler
 from distill_jax.setup.compiling import Compiled
 
 Compile = Callable[[ConfigDict], Compiled]
-# Of libtpu, where no TPU is used: no metadata server is asked, and another process may have it too.
-ALONE = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
 _ROOT = str(Path(__file__).resolve().parents[2])
 
 
 def has_tpu_compiler(topology: Topology) -> bool:
     """Whether the chips' own compiler is installed."""
-    return topology.chip.platform == "tpu" and importlib.util.find_spec("libtpu") is not None
+    return topology.chip.platform == "tpu" and tpu_compiler.is_installed()
 
 
 @contextmanager
@@ -77,7 +71,7 @@ def _started(topology: Topology, errors) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=errors,
         text=True,
-        env=(ALONE if tpu else {}) | os.environ | variables,
+        env=(tpu_compiler.ENVIRONMENT if tpu else {}) | os.environ | variables,
         start_new_session=True,
     )
 

@@ -14,16 +14,16 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from distill_jax.config import load_base
-from distill_jax.planning.chips import Topology
 from distill_jax.setup.compiling import compile_step
 from distill_jax.setup.planning import read_plan
+from distill_jax.setup.tpu_compiler import devices_of
 
 
 def main(tpu: bool) -> None:
     """Answers each request until there are no more. tpu: for the chips named, by their compiler."""
     for line in sys.stdin:
         planned = read_plan(_config(json.loads(line)))
-        devices = _devices(planned.topology) if tpu else jax.devices()
+        devices = devices_of(planned.topology.name) if tpu else jax.devices()
         answer = compile_step(planned, devices)
         sys.stdout.write(json.dumps(answer._asdict()) + "\n")
         sys.stdout.flush()
@@ -34,12 +34,6 @@ def _config(flat: dict[str, Any]) -> ConfigDict:
     config = load_base()
     config.update(traverse_util.unflatten_dict(values, sep="."))
     return config
-
-
-def _devices(topology: Topology):
-    from jax.experimental import topologies
-
-    return topologies.get_topology_desc(platform="tpu", topology_name=topology.name).devices
 
 
 if __name__ == "__main__":
