@@ -55,9 +55,9 @@ def make_world(
     mesh = Mesh(devices.reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
     recipe = make_recipe(c)
     model = bind_config(c, student, c.student.dtype, mesh)
-    state, shardings = abstract_state(model, starter(c, recipe), mesh)
+    state, shardings = abstract_state(model, starter(c, recipe), mesh, c.student.shard)
     taught = bind_config(c, teacher, c.teacher.dtype, mesh)
-    loaded = Loaded(taught, _placed(taught, mesh), None, "TEACHER", "")
+    loaded = Loaded(taught, _placed(taught, mesh, c.teacher.shard), None, "TEACHER", "")
     teachers = Teachers((loaded,), None, None, False)
     inputs = SimpleNamespace(mesh=mesh, teachers=teachers)
     setting = Setting(c, (), None, recipe, inputs, teachers, None, None)
@@ -69,9 +69,9 @@ def make_world(
     return World(c, mesh, loaded, model, state, shardings, batch, setting)
 
 
-def _placed(model, mesh):
+def _placed(model, mesh, shard):
     params = model.abstract()
-    shardings = parameter_shardings(params, FAMILIES[model.config.family].sharding, mesh)
+    shardings = parameter_shardings(params, FAMILIES[model.config.family].sharding, mesh, shard)
     of = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
     return jax.tree.map(of, params, shardings)
 
