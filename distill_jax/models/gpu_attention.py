@@ -5,8 +5,9 @@ What was weighed, each for packed rows in linear memory, windows, a soft cap, si
 - jax.nn.dot_product_attention(implementation="cudnn"): no segments, no soft cap, no sinks; a mask
   is an array of [T, S]. cuDNN's packed layout is private to JAX, of Hopper and later, and wants the
   greatest number of texts per row.
-- jax.experimental.pallas.ops.gpu.attention: segments, but no windows, soft cap, sinks or groups;
-  nobody keeps it (maxtext #4384), and JAX 0.11 deprecates the Triton form of Pallas it is in.
+- jax.experimental.pallas.ops.gpu.attention: segments, also on GPUs before Hopper, but no windows,
+  soft cap or sinks, keys repeated for groups, and no block of other texts left out; nobody keeps it
+  (maxtext #4384), and JAX 0.11 deprecates the Triton form of Pallas it is in.
 - tokamax 0.0.12, of Google, kept: for each query the first key that it sees, so segments and
   windows; soft cap; groups; forward and backward, in half precision. Its form for Hopper is used.
   That for Blackwell adds up the gradient of the queries in no fixed order, so that a step run again

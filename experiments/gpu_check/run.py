@@ -16,10 +16,13 @@ import jax
 from distill_jax.models.gpu_attention import lacks
 from experiments.benchmarks.shapes import Shape, llama
 from experiments.gpu_check import laws, table, times
+from experiments.gpu_check.kernels import Size, kernels
 
 RESULTS = Path(__file__).parent / "results"
 # Seconds that a case of a part may take: none is begun with less left. Guesses, with compilation.
-NEEDED = {"attention": 15, "loss": 15, "step": 30, "times": 45, "decode": 30, "long": 60}
+NEEDED = {
+    "attention": 15, "loss": 15, "step": 30, "times": 45, "decode": 30, "long": 60, "kernels": 20,
+}  # fmt: skip
 
 
 class Sizes(NamedTuple):
@@ -32,6 +35,7 @@ class Sizes(NamedTuple):
     decode: Shape
     new_tokens: int
     long: Shape
+    kernels: tuple[Size, ...]
 
 
 _STUDENT, _TEACHER = llama(1024, 8, 32_000), llama(2048, 16, 32_000, kv_heads=8)
@@ -45,6 +49,7 @@ SIZES = {
         decode=Shape("decode", _STUDENT, _TEACHER, 8, 1024),
         new_tokens=256,
         long=Shape("long", _STUDENT, _TEACHER, 1, 32_768),
+        kernels=(Size(8, 1024, 16, 128), Size(1, 32_768, 16, 128)),
     ),
     "tiny": Sizes(
         length=40,
@@ -54,6 +59,7 @@ SIZES = {
         decode=Shape("decode", *_TINY, 2, 24),
         new_tokens=4,
         long=Shape("long", *_TINY, 1, 128),
+        kernels=(Size(1, 128, 2, 16),),
     ),
 }
 
@@ -67,6 +73,7 @@ def parts(device, sizes: Sizes) -> dict[str, laws.Part]:
         "times": times.steps(sizes.times, sizes.seconds),
         "decode": times.decode(sizes.decode, sizes.new_tokens),
         "long": times.long(sizes.long),
+        "kernels": kernels(device, sizes.kernels),
     }
 
 

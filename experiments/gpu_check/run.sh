@@ -14,6 +14,7 @@ for option in "$@"; do [ "$option" = --device=cpu ] && device=cpu; done
 wanted=("jax>=0.10.2" "torch==2.13.0") # --device=cpu, to try the script itself
 if [ "$device" = gpu ]; then
   command -v nvidia-smi >/dev/null || { echo "error: no nvidia-smi: this machine has no driver of an NVIDIA GPU" >&2; exit 2; }
+  nvidia-smi >/dev/null 2>&1 || { echo "error: nvidia-smi finds no GPU: see what it says by itself" >&2; exit 2; }
   # The newest CUDA that the driver knows; torch of PyPI is built for 13.
   cuda=$(nvidia-smi | sed -n 's/.*CUDA Version: *\([0-9]*\).*/\1/p' | head -1)
   if [ "${cuda:-0}" -ge 13 ]; then wanted=("jax[cuda13]==0.10.2" -r "$here/requirements.txt")
@@ -26,7 +27,11 @@ else
   export JAX_PLATFORMS=cpu
 fi
 
-if [ ! -x "$venv/bin/python" ]; then "${PYTHON:-python3}" -m venv "$venv"; fi
+python=${PYTHON:-python3}
+if [ ! -x "$venv/bin/python" ]; then
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "error: $python is not Python 3.11 or later: name one in PYTHON" >&2; exit 2; }
+  "$python" -m venv "$venv" >/dev/null 2>&1 || { rm -rf "$venv"; echo "error: $python -m venv failed: install its venv (apt: python3-venv)" >&2; exit 2; }
+fi
 echo "installing ${wanted[*]} into $venv"
 timeout "$limit" "$venv/bin/pip" install --quiet -r requirements.txt "${wanted[@]}"
 left=$((limit - (SECONDS - start)))
