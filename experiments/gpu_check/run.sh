@@ -37,4 +37,8 @@ timeout "$limit" "$venv/bin/pip" install --quiet -r requirements.txt "${wanted[@
 left=$((limit - (SECONDS - start)))
 echo "installed in $((SECONDS - start)) s; $left s are left"
 # No case is begun that would not fit; a case that hangs is ended, and the findings so far stay.
-timeout --kill-after=10 "$left" "$venv/bin/python" -m experiments.gpu_check.run --seconds="$((left - 5))" "$@"
+timeout --kill-after=10 "$left" "$venv/bin/python" -m experiments.gpu_check.run --seconds="$((left - 5))" "$@" || {
+  code=$?
+  [ "$code" = 124 ] && echo "error: ended after $limit s (LIMIT); what was found so far stays" >&2
+  exit "$code"
+}
