@@ -152,7 +152,10 @@ def _notes(planned: Planned, layouts: list[dict[str, Any]]) -> list[str]:
         )
     dtypes = {one["keys"]["teacher.dtype"] for one in layouts[1:]} - {c.teacher.dtype}
     if dtypes:
-        notes.append(f"teacher.dtype {', '.join(sorted(dtypes))} rounds the teacher's weights")
+        notes.append(
+            f"teacher.dtype {', '.join(sorted(dtypes))} rounds the teacher's weights: what that"
+            " costs is measured before a run's first step"
+        )
     if any(one["keys"]["teacher.cache"] for one in layouts[1:]) and not c.teacher.cache:
         tokens = c.steps * planned.tokens_per_step
         size = tokens * planned.teacher.width * DTYPES[c.cache.dtype].itemsize

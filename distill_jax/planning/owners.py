@@ -110,11 +110,14 @@ def _teacher_hidden(facts: Facts, layout: Layout) -> float:
 
 
 def _of_teacher(facts: Facts, layout: Layout) -> dict[str, float]:
-    """The teacher's blocks run; no gradient of the student is there but the sum of others."""
+    """The teacher's blocks run, beside what the student's have kept: neither waits for the other,
+    and the compiler of TPUs lets the student begin. Of gradients the sum of others is there.
+    """
     if (model := facts.live(layout)) is None:
         return {}
     work = _times(facts.teacher_kept(layout.along("tensor")), _rows(facts, layout), 0, layout)
     return _add(
+        _kept(facts, layout),
         work,
         {
             GRADIENTS: _gradients(facts, layout) / 2 * (layout.microbatches > 1),

@@ -6,7 +6,7 @@ import pytest
 
 from distill_jax.models.binding import REMAT
 from distill_jax.planning.layout import CACHED
-from distill_jax.planning.owners import LASTING, OWNERS, chip_bytes, lasting_bytes
+from distill_jax.planning.owners import LASTING, OWNERS, PHASES, chip_bytes, lasting_bytes
 from distill_jax.sharding import AXES
 from tests.planning.pairs import EXPERTS, planned
 
@@ -65,6 +65,14 @@ def test_smaller_parts_take_no_more(run):
     assert kept == sorted(kept, reverse=True)
     blocks = [total(facts, layout._replace(block_tokens=n)) for n in (16, 64, 256)]
     assert blocks == sorted(blocks)
+
+
+def test_what_the_student_keeps_is_there_while_its_teacher_runs(run):
+    plan, facts = run
+    of = lambda phase, remat: PHASES[phase](facts, plan.layout._replace(remat=remat))["activations"]
+    more = of("loss", "none") - of("loss", "full")
+    assert of("teacher", "none") - of("teacher", "full") == pytest.approx(more)
+    assert more > 0
 
 
 def test_a_teacher_elsewhere_takes_less(run):
