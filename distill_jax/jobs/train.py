@@ -15,7 +15,7 @@ from distill_jax.jobs.costs import with_costs
 from distill_jax.loop import train
 from distill_jax.losses.terms import needs_teacher
 from distill_jax.models.binding import Model
-from distill_jax.progress import Progress, say, times_line
+from distill_jax.progress import COMPILE, Progress, say, times_line
 from distill_jax.report.page import page
 from distill_jax.report.run import report_json, study_command
 from distill_jax.report.tables import Size, model_rows, samples_text, text_table
@@ -33,6 +33,7 @@ from distill_jax.setup.quantising import quantised_of
 from distill_jax.setup.training import (
     CompiledSteps,
     abstract_state,
+    compiled_beside,
     compiled_steps,
     open_checkpoints,
     rebuilt_model,
@@ -137,7 +138,9 @@ def train_student(
     manager = open_checkpoints(c, directory)
     begin = starter(c, setting.recipe)
     if manager.latest_step() is None:
-        model, params = start_of(setting, progress)
+        waiting = partial(progress.stage, COMPILE, "compiling the training step")
+        with compiled_beside(setting, steps_by_shape, waiting):
+            model, params = start_of(setting, progress)
         write_architecture(directory, model)
         _, shardings = abstract_state(model, begin, mesh, c.student.shard)
         with progress.stage("load", "placing the student"):

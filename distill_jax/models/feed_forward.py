@@ -38,4 +38,8 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x_BTD: Array) -> Array:
         """What the half adds to the residual stream, [B, T, D]."""
-        return back_to_stream(self, project(self.activations(x_BTD), self.down, self.down_bias))
+        return self.project_back(self.activations(x_BTD))
+
+    def project_back(self, a_BTF: Array) -> Array:
+        """The same of the down projection's input."""
+        return back_to_stream(self, project(a_BTF, self.down, self.down_bias))

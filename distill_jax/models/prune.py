@@ -9,7 +9,7 @@ of the dropped blocks after it. Width and depth: Minitron, 2407.14679.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -18,10 +18,11 @@ import numpy as np
 
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.binding import Model
+from distill_jax.models.block_passes import block_functions
 from distill_jax.models.context import block_kinds
 from distill_jax.models.prune_blocks import BLOCK_CRITERIA, SummedNll
 from distill_jax.models.refit import NEURON_CRITERIA, Sums, ridge_of
-from distill_jax.models.transformer import Block, second_input
+from distill_jax.models.transformer import second_input
 from distill_jax.types import Advance, Array, Batch, Params, UserError, silent
 
 # Parameters whose last axis are the neurons; `down` has them as rows.
@@ -104,8 +105,20 @@ def _wanted(name: str, wanted: int, present: int) -> int:
 
 
 def _first(batches: Sequence[Batch], tokens: int) -> Sequence[Batch]:
-    """As many batches as hold about `tokens` positions, and at least one."""
-    return batches[: max(1, round(tokens / batches[0].tokens_BT.size))]
+    """As many batches as hold about `tokens` positions; of the first alone, as many rows as do."""
+    rows, length = batches[0].tokens_BT.shape
+    if (wanted := max(1, round(tokens / length))) >= rows:
+        return batches[: max(1, round(tokens / (rows * length)))]
+    ways = rows // _rows_per_device(batches[0])
+    wanted = -(-wanted // ways) * ways
+    return [jax.tree.map(lambda x: x[:wanted], batches[0])]
+
+
+def _rows_per_device(batch: Batch) -> int:
+    tokens_BT = batch.tokens_BT
+    if not isinstance(tokens_BT, jax.Array):
+        return len(tokens_BT)
+    return tokens_BT.sharding.shard_shape(tokens_BT.shape)[0]
 
 
 class _Stream(NamedTuple):
@@ -123,7 +136,7 @@ class _Stream(NamedTuple):
 
 def _walk(model, params, batches, kept, neurons, options, advance) -> list[Params]:
     """Both streams through all blocks; the host parameters of each kept block."""
-    config, kinds, run = model.config, block_kinds(model.config), _block_functions(model)
+    config, kinds, run = model.config, block_kinds(model.config), block_functions(model)
     layer = lambda i: jax.tree.map(lambda leaf: leaf[i], params["blocks"])
     advance("the first block, whose parts are compiled", 0, 0)
     streams = []
@@ -187,9 +200,10 @@ def _feed_forward_half(run, block, streams, neurons, options):
     half = block["feed_forward"]
     # Experts stay as they are: which tokens they see is the router's matter.
     if "down" in half and (options.refit or neurons < half["down"].shape[0]):
+        activations = [run.activations(block, s.inputs[1]) for s in streams]
         sums = _total(
-            run.feed_forward_sums(block, s.inputs[1], s.small_BTD, s.whole_BTD, s.mask_BT)
-            for s in streams
+            run.feed_forward_sums(block, a, s.small_BTD, s.whole_BTD, s.mask_BT)
+            for a, s in zip(activations, streams, strict=True)
         )
         original = np.asarray(half["down"], np.float64)
         ridge = ridge_of(sums, original, options.ridge)
@@ -200,8 +214,12 @@ def _feed_forward_half(run, block, streams, neurons, options):
         smaller = {name: half[name][..., keep_F] for name in _OF_NEURONS if name in half}
         smaller["down"] = jnp.asarray(down_FD, half["down"].dtype)
         block = block | {"feed_forward": half | smaller}
-    step = lambda s: run.feed_forward(block, s.inputs[1], s.small_BTD)
-    return block, [s._replace(small_BTD=step(s), inputs=None) for s in streams]
+        back = lambda a, s: run.feed_forward_back(block, a, keep_F, s.small_BTD)
+        after = [back(a, s) for a, s in zip(activations, streams, strict=True)]
+    else:
+        after = [run.feed_forward(block, s.inputs[1], s.small_BTD) for s in streams]
+    moved = zip(streams, after, strict=True)
+    return block, [s._replace(small_BTD=x_BTD, inputs=None) for s, x_BTD in moved]
 
 
 def _total(parts) -> Sums:
@@ -212,54 +230,3 @@ def _total(parts) -> Sums:
         for into, x in zip(total, part, strict=True):
             into += np.asarray(x)
     return Sums(*total)
-
-
-class _BlockFunctions(NamedTuple):
-    """The jitted pieces of a pass, each for one block."""
-
-    embed: Callable
-    context: Callable
-    block: Callable
-    attend: Callable
-    feed_forward: Callable
-    head_outputs: Callable
-    attention_back: Callable
-    attention_sums: Callable
-    feed_forward_sums: Callable
-
-
-def _block_functions(model: Model) -> _BlockFunctions:
-    call = lambda function: jax.jit(lambda params, *xs: function(model.block(params), *xs))
-
-    def sums(a_BTF, x_BTD, y_BTD, mask_BT, matrix_FD, bias_D):
-        a_BTF = jnp.where(mask_BT[..., None] > 0, a_BTF.astype(jnp.float32), 0.0)
-        goal_BTD = (y_BTD - x_BTD).astype(jnp.float32) / model.config.residual_scale
-        if bias_D is not None:
-            goal_BTD -= bias_D
-        if model.config.post_norms:
-            # With a norm after W the half is not linear in W: the target is the output of W.
-            goal_BTD = a_BTF @ matrix_FD.astype(jnp.float32)
-        gram = jnp.einsum("btf,btg->fg", a_BTF, a_BTF)
-        target = jnp.einsum("btf,btd->fd", a_BTF, goal_BTD)
-        return gram, target, jnp.sum(jnp.abs(a_BTF), (0, 1)), jnp.sum(mask_BT)
-
-    def attention_sums(params, a_BTF, x_BTD, y_BTD, mask_BT):
-        half = params["attention"]
-        return sums(a_BTF, x_BTD, y_BTD, mask_BT, half["output"], half.get("output_bias"))
-
-    def feed_forward_sums(params, input_BTD, x_BTD, y_BTD, mask_BT):
-        a_BTF = model.block(params).feed_forward.activations(input_BTD)
-        half = params["feed_forward"]
-        return sums(a_BTF, x_BTD, y_BTD, mask_BT, half["down"], half.get("down_bias"))
-
-    return _BlockFunctions(
-        embed=jax.jit(model.embed),
-        context=jax.jit(model.context),
-        block=call(Block.__call__),
-        attend=call(Block.attend),
-        feed_forward=call(lambda one, input_BTD, x_BTD: x_BTD + one.feed_forward(input_BTD)),
-        head_outputs=call(Block.head_outputs),
-        attention_back=call(lambda one, a, x: x + one.attention.project_back(a)),
-        attention_sums=jax.jit(attention_sums),
-        feed_forward_sums=jax.jit(feed_forward_sums),
-    )

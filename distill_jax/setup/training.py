@@ -1,7 +1,9 @@
 """A training run as live objects: its first state, its compiled steps, its checkpoints."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -127,6 +129,57 @@ def compiled_steps(setting: Setting, model: Model, shardings: TrainState | None)
     return CompiledSteps(train_step, make_eval_step(model, compared, block_tokens=block_tokens))
 
 
+@contextmanager
+def compiled_beside(
+    setting: Setting,
+    steps_by_shape: dict[str, CompiledSteps],
+    waiting: Callable[[], AbstractContextManager],
+) -> Iterator[None]:
+    """Inside, a thread compiles the training step of the student that pruning will make.
+
+    Pruning leaves cores idle, and the run then finds the program in steps_by_shape. waiting() is
+    entered where the program is not ready at the end. Nothing is done for a student whose sizes
+    are not known before, nor where several processes compile together.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        compiled = thread.submit(_compilation(setting, steps_by_shape))
+        yield
+        if not compiled.done():
+            with waiting():
+                wait([compiled])  # what fails in it fails again, where the loop compiles
+
+
+def _compilation(
+    setting: Setting, steps_by_shape: dict[str, CompiledSteps]
+) -> Callable[[], object]:
+    """Adds the steps of the student that pruning will make; and gives what compiles one.
+
+    Nothing is traced before that is called.
+    """
+    c, mesh, source = setting.config, setting.inputs.mesh, setting.inputs.source
+    flags = (source.config.local_blocks, source.config.rope_blocks)
+    if c.student.init != "prune" or flags != (None, None) or jax.process_count() > 1:
+        return lambda: None
+    model = bind_config(c, student_config(c, source), c.student.dtype)
+    shape = shape_of(c, model)
+    if shape in steps_by_shape:
+        return lambda: None
+    begin = starter(c, setting.recipe)
+    abstract, shardings = abstract_state(model, begin, mesh, c.student.shard)
+    steps = steps_by_shape[shape] = compiled_steps(setting, model, shardings)
+    of = (setting.inputs.teachers, setting.recipe.terms, model, mesh)
+    _, teacher_params = teachers.teach_of(c, *of)
+    batches = data.training_batches(c, setting.training.rows, mesh, 0)
+    _, batch = next(batches)
+    batches.close()
+    arguments = (abstract, teacher_params, batch, _teaching_key(c))
+    return lambda: steps.train_step.lower(*arguments).compile()
+
+
+def _teaching_key(c: ConfigDict):
+    return jax.random.fold_in(jax.random.key(c.seed), TEACHING)
+
+
 def run_of(
     setting: Setting,
     model: Model,
@@ -163,7 +216,7 @@ def run_of(
         manager=manager,
         state=state,
         teacher_params=teacher_params,
-        key=jax.random.fold_in(jax.random.key(c.seed), TEACHING),
+        key=_teaching_key(c),
         train_step=steps.train_step,
         batches=lambda start: data.training_batches(c, setting.training.rows, mesh, start),
         evaluate=measure,

@@ -8,7 +8,7 @@ import pytest
 from distill_jax.losses.fused import linear_divergence
 from distill_jax.losses.terms import CROSS_ENTROPY, Term
 from distill_jax.models.binding import bind
-from distill_jax.models.prune import PruneOptions, prune, pruned_config
+from distill_jax.models.prune import PruneOptions, _first, prune, pruned_config
 from distill_jax.models.prune_blocks import BLOCK_CRITERIA
 from distill_jax.models.refit import NEURON_CRITERIA
 from distill_jax.models.storage import flatten
@@ -123,6 +123,14 @@ def test_loss_of_a_removal_equals_a_model_without_the_block(whole):
         hidden = outputs(bound(config), small, batches[0])
         slow = summed_nll(hidden, model.unembed(params), batches[0])
         np.testing.assert_allclose(fast, slow, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("tokens", "sizes"), [(1, [1]), (40, [2]), (128, [8]), (300, [8, 8])])
+def test_the_ranking_reads_as_many_rows_as_hold_its_tokens(whole, tokens, sizes):
+    batches = _first(whole[2], tokens)
+    assert [len(batch.tokens_BT) for batch in batches] == sizes
+    for batch, all_rows in zip(batches, whole[2], strict=False):
+        np.testing.assert_array_equal(batch.labels_BT, all_rows.labels_BT[: len(batch.labels_BT)])
 
 
 def test_local_flags_follow_their_blocks():
