@@ -14,7 +14,7 @@ import numpy as np
 from distill_jax.types import UserError
 
 MOST = 2**24  # bytes of the numbers that are read at a time
-RUN = 2**12  # bytes: shorter pieces of a file are read together with what lies between them
+RUN = 2**10  # bytes: shorter pieces of a file are read together with what lies between them
 Box = tuple[tuple[int, int], ...]  # of every axis: the first place, and the one after the last
 
 
