@@ -7,10 +7,11 @@ dtype where they are used.
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.custom_derivatives import SymbolicZero
 
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.models.norms import normalize
-from distill_jax.quantised import Quantised, product
+from distill_jax.quantised import Quantised, is_quantised, product
 from distill_jax.types import Array
 
 
@@ -32,8 +33,42 @@ def held(weight: nnx.Param) -> Array | Quantised:
 
 def project(x: Array, weight: nnx.Param, bias: nnx.Param | None = None) -> Array:
     """x @ weight + bias, in the dtype of x."""
-    y = product(x, held(weight))
+    stored = held(weight)
+    few_bits = is_quantised(stored)
+    y = product(x, stored) if few_bits else _wide_product(x, stored.astype(x.dtype))
     return y if bias is None else y + bias[...].astype(x.dtype)
+
+
+@jax.custom_vjp
+def _wide_product(x: Array, weight: Array) -> Array:
+    """x @ weight, whose gradient of the weight is computed as [in, out].
+
+    JAX's own rule computes it as [out, in] and turns it, and XLA on a CPU then writes the cotangent
+    column by column: forward and backward of four blocks of two products, 256 by 1,024, took 2.2
+    times the CPU seconds.
+    """
+    return x @ weight
+
+
+def _forward(x, weight):
+    # What needs no gradient has none computed, and keeps nothing for it: frozen matrices.
+    kept = x.value if weight.perturbed else None, weight.value if x.perturbed else None
+    return x.value @ weight.value, kept
+
+
+def _backward(kept, cotangent):
+    x, weight = kept
+    if isinstance(cotangent, SymbolicZero):
+        return None, None
+    tokens = tuple(range(cotangent.ndim - 1))
+    of_weight = lambda: jax.lax.dot_general(x, cotangent, ((tokens, tokens), ((), ())))
+    return (
+        None if weight is None else cotangent @ weight.T,
+        None if x is None else of_weight(),
+    )
+
+
+_wide_product.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def back_to_stream(half: nnx.Module, y_BTD: Array) -> Array:
