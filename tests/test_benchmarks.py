@@ -17,9 +17,14 @@ from experiments.benchmarks.plot import Bar, bars_svg
 from experiments.benchmarks.probes import compile_seconds, memory
 from experiments.benchmarks.ratios import Spec, by_name, interval, paired, ratios
 from experiments.benchmarks.shapes import Shape, llama, make_case
-from experiments.benchmarks.timing import Program, Sample, measure
+from experiments.benchmarks.timing import Outcome, Program, Sample, measure, warm
 
-TINY = Shape("tiny", llama(64, 1, 97), llama(128, 2, 97, heads=4, kv_heads=2, tied=True), 2, 24)
+TINY = Shape(
+    "tiny",
+    llama(64, 1, 97, rope_theta=1e6),
+    llama(128, 2, 97, heads=4, kv_heads=2, tied=True, rope_theta=1e6),
+    2, 24,
+)  # fmt: skip
 MADE = {"peak": contenders.PEAKS, "matmuls": PRODUCTS, "parts": PARTS}
 MADE["loss"] = ("loss", *(f"loss_{name}" for name in DIVERGENCES))
 
@@ -34,9 +39,9 @@ def steps(case):
     """The programs of whole steps, each with the losses of its first two runs."""
     found = {}
     torch = ("torch_eager",) if find_spec("torch") else ()
-    for name in ("step", "naive", "cached_hidden", "cached_top64", *torch):
+    for name in ("step", "step_kl", "naive", "cached_hidden", "cached_top64", *torch):
         program = CONTENDERS[name].build(case)[name]
-        found[name] = program, [program.run() for _ in range(2)]
+        found[name] = program, [program.run().loss for _ in range(2)]
     return found
 
 
@@ -58,6 +63,16 @@ def test_whole_steps_start_from_the_same_loss_and_learn_alike(name, steps):
     found, expected = steps[name][1], steps["naive"][1]
     assert expected[1] < expected[0]
     np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("peer", "like"), [("tunix", "step"), ("trl", "step_kl")])
+def test_published_trainers_compute_the_same(peer, like, case):
+    """The same loss, the same gradient norm and, after an update, the same loss again."""
+    pytest.importorskip(peer)
+    own = CONTENDERS[like].build(case)[like]
+    expected = [own.run() for _ in range(2)]
+    for program in CONTENDERS[peer].build(case).values():
+        np.testing.assert_allclose([program.run() for _ in range(2)], expected, rtol=1e-3)
 
 
 def test_top_entries_bound_the_loss_from_below(steps):
@@ -171,8 +186,8 @@ def test_rounds_are_shuffled_alike_for_a_seed_and_end_with_the_budget():
         assert {(s.name, s.wall_s, s.cpu_s) for s in found} == {
             ("a", 1.0, 1.0), ("b", 2.0, 2.0), ("c", 3.0, 3.0)
         }  # fmt: skip
-        assert [s.name for s in found] == ran[3:]
-        return [tuple(ran[i : i + 3]) for i in range(3, len(ran), 3)]
+        assert [s.name for s in found] == ran
+        return [tuple(ran[i : i + 3]) for i in range(0, len(ran), 3)]
 
     long = order(0, 1e9)
     assert len(long) == 9
@@ -203,10 +218,13 @@ def test_the_table_shows_measure_interval_limit_and_verdict():
     seconds = by_name(samples_of({"a": [1, 1], "b": [2, 2]}))
     ratio = paired(Spec("a ÷ b", ("a",), ("b",), 0.4), "tiny", seconds)
     skipped = {"torch_eager": "torch is not installed"}
-    lines = report.records(TINY, {}, [], [ratio], {"step": 5_000_000}, skipped)
+    outcomes = warm({"step": Program(lambda: Outcome(1.5, 0.25)), "other": Program(lambda: 1.0)})
+    lines = report.records(TINY, {}, [], [ratio], {"step": 5_000_000}, skipped, outcomes)
     table = report.table({"tiny": lines})
     assert "| a ÷ b | tiny | 0.500 | 0.500 to 0.500 | 0.500 | ≤ 0.4 | missed |" in table
     assert "| tiny | step | 5 |" in table
+    assert "| tiny | step | 1.5 | 0.25 |" in table
+    assert "other" not in table
     assert "Skipped on tiny: torch_eager: torch is not installed" in table
 
 

@@ -17,9 +17,9 @@ from jax.lax import optimization_barrier
 from distill_jax.losses.divergences import DIVERGENCES
 from distill_jax.losses.terms import Term
 from distill_jax.study.flops import matrix_flops
-from experiments.benchmarks import programs, pytorch
+from experiments.benchmarks import programs, pytorch, trl, tunix
 from experiments.benchmarks.shapes import Case, Pair
-from experiments.benchmarks.timing import Program
+from experiments.benchmarks.timing import Outcome, Program
 
 PEAKS = {  # name -> rows, inner, columns of a product, and what computes it
     "peak_xla": ((2048, 2048, 2048), "xla"),
@@ -126,13 +126,13 @@ def whole(name: str, setup: Callable[[Pair], programs.Setup], *, flops=False):
     def build(case):
         made = setup(case.pair)
         rest = programs.arguments(made)
-        kept = [programs.fresh_state(case.pair.student_params)]
-        step, program = compiled(programs.train_step(made.loss), kept[0], *rest, flops=flops)
+        kept = [programs.fresh_state(made, case.pair.student_params)]
+        step, program = compiled(programs.train_step(made), kept[0], *rest, flops=flops)
 
         def run():
             kept[0], metrics = step(kept[0], *rest)
             jax.block_until_ready(kept[0])
-            return float(metrics["loss"])
+            return Outcome(float(metrics["loss"]), float(metrics["gradient_norm"]))
 
         return {name: program._replace(run=run)}
 
@@ -191,7 +191,10 @@ CONTENDERS = {
     "cached_top64": whole("cached_top64", programs.cached_top64),
     "cached_hidden": whole("cached_hidden", programs.cached_hidden),
     "step": whole("step", programs.live, flops=True),
+    "step_kl": whole("step_kl", programs.live_kl),
     "naive": whole("naive", programs.naive),
     "torch_eager": Contender("step", lambda case: pytorch.build(case, compiled=False)),
     "torch_compile": Contender("step", lambda case: pytorch.build(case, compiled=True)),
+    "tunix": Contender("step", tunix.build),
+    "trl": Contender("step", trl.build),
 }

@@ -73,7 +73,8 @@ def compile_seconds(depth: int) -> float:
     model = bound(config)
     params, batch = model.abstract(), make_batch(Shape("tiny", config, config, 2, TINY_LENGTH))
     setup = programs.live(Pair(model, model, params, params, batch))
-    step, state = programs.train_step(setup.loss), jax.eval_shape(programs.fresh_state, params)
+    step = programs.train_step(setup)
+    state = jax.eval_shape(lambda params: programs.fresh_state(setup, params), params)
     start = time.perf_counter()
     step.lower(state, *programs.arguments(setup)).compile()
     return time.perf_counter() - start

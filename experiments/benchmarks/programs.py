@@ -25,6 +25,7 @@ from experiments.benchmarks.shapes import Pair
 BLOCK_TOKENS = 256
 DIVERGENCE_WEIGHT, LABEL_WEIGHT = 0.9, 0.1
 FORWARD_KL = (Term("forward_kl", DIVERGENCE_WEIGHT), Term(CROSS_ENTROPY, LABEL_WEIGHT))
+KL_ALONE = (Term("forward_kl", 1.0),)
 TOP = 64
 LEARNING_RATE, BETAS, EPSILON, DECAY = 1e-4, (0.9, 0.95), 1e-8, 0.1
 
@@ -53,21 +54,23 @@ def loss_and_gradients(terms: tuple[Term, ...]):
 
 
 class Setup(NamedTuple):
-    """What a step is made of: an objective, the teachers' parameters, and a batch."""
+    """What a step is made of: an objective, the teachers' parameters, a batch, the loss's terms."""
 
     loss: Callable
     teachers: tuple
     batch: Batch
+    terms: tuple[Term, ...] = FORWARD_KL
 
 
-def train_step(loss: Callable):
+def train_step(setup: Setup):
     """The package's jitted step (state, teachers, batch, key) -> (state, metrics)."""
-    return make_train_step(loss, optimizer(), _plan(), microbatches=1)
+    return make_train_step(setup.loss, optimizer(), make_plan(setup.terms, 1), microbatches=1)
 
 
-def fresh_state(params: Params) -> TrainState:
+def fresh_state(setup: Setup, params: Params) -> TrainState:
     """A state of its own buffers, since the step donates them."""
-    return init_state(jax.tree.map(jnp.array, params), optimizer(), _plan())
+    own = jax.tree.map(jnp.array, params)
+    return init_state(own, optimizer(), make_plan(setup.terms, 1))
 
 
 def arguments(setup: Setup) -> tuple:
@@ -75,14 +78,15 @@ def arguments(setup: Setup) -> tuple:
     return setup.teachers, setup.batch, jax.random.key(0)
 
 
-def _plan():
-    return make_plan(FORWARD_KL, 1)
-
-
 def live(pair: Pair) -> Setup:
     """The package's objective; the teacher runs in the step."""
     loss = _objective(pair.student, live_teacher(pair.teacher))
     return Setup(loss, (pair.teacher_params,), pair.batch)
+
+
+def live_kl(pair: Pair) -> Setup:
+    """The same with forward KL alone."""
+    return live(pair)._replace(terms=KL_ALONE)
 
 
 def naive(pair: Pair) -> Setup:

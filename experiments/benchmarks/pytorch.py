@@ -11,7 +11,7 @@ from distill_jax.models.architecture import ModelConfig
 from distill_jax.types import Params
 from experiments.benchmarks import programs
 from experiments.benchmarks.shapes import Case
-from experiments.benchmarks.timing import Program
+from experiments.benchmarks.timing import Outcome, Program
 
 TRIALS = 3
 # Paths of a block's parameters in the package, below `blocks`.
@@ -46,7 +46,7 @@ def build(case: Case, *, compiled: bool) -> dict[str, Program]:
     tokens, labels = (torch.from_numpy(np.array(x, np.int64)) for x in pair.batch[:2])
     batch = _on(device, [tokens, labels, torch.from_numpy(np.array(pair.batch.weight_BT))])
     leaves = [tensor.requires_grad_() for tensor in _leaves(student)]
-    optimizer = _adamw(torch, leaves, _faster(torch, leaves))
+    optimizer = adamw(torch, leaves, faster(torch, leaves))
     loss = _loss(torch, case.shape.student, case.shape.teacher)
     if compiled:
         loss = torch.compile(loss)
@@ -59,11 +59,11 @@ def build(case: Case, *, compiled: bool) -> dict[str, Program]:
             value = loss(student, teacher, *batch)
         value.backward()
         optimizer.step()
-        return value.item()
+        return Outcome(value.item())
 
     if not compiled:
         return {"torch_eager": Program(run)}
-    first, again = _seconds(run), _seconds(run)
+    first, again = seconds_of(run), seconds_of(run)
     return {"torch_compile": Program(run, compile_seconds=first - again)}
 
 
@@ -152,7 +152,7 @@ def _leaves(tree) -> list:
     return [leaf for part in tree for leaf in _leaves(part)] if isinstance(tree, list) else [tree]
 
 
-def _adamw(torch, leaves: list, implementation: str):
+def adamw(torch, leaves: list, implementation: str):
     return torch.optim.AdamW(
         leaves,
         lr=programs.LEARNING_RATE,
@@ -163,25 +163,25 @@ def _adamw(torch, leaves: list, implementation: str):
     )
 
 
-def _faster(torch, leaves: list) -> str:
+def faster(torch, leaves: list) -> str:
     """Which of PyTorch's two forms of AdamW takes less time on these parameters."""
     seconds = {}
     for implementation in ("fused", "foreach"):
         copies = [leaf.detach().clone().requires_grad_() for leaf in leaves]
         for copy in copies:
             copy.grad = torch.full_like(copy, 1e-3)
-        optimizer = _adamw(torch, copies, implementation)
+        optimizer = adamw(torch, copies, implementation)
 
         def step(optimizer=optimizer, last=copies[-1]):
             optimizer.step()
             last.flatten()[0].item()  # waits for the device
 
         step()
-        seconds[implementation] = min(_seconds(step) for _ in range(TRIALS))
+        seconds[implementation] = min(seconds_of(step) for _ in range(TRIALS))
     return min(seconds, key=seconds.get)
 
 
-def _seconds(run) -> float:
+def seconds_of(run) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start

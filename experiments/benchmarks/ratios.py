@@ -15,6 +15,7 @@ FORWARD_KL_LIMIT = {256: 1.25, 1024: 1.10}  # by the student's width
 ELEMENTWISE_LIMIT = {256: 1.6, 1024: 1.20}
 NAIVE_LIMIT = {32_000: 0.70, 128_000: 0.63}  # by the vocabulary
 PARTS_LIMIT, EAGER_LIMIT, COMPILE_LIMIT = 1.10, 0.90, 1.0
+PEER_LIMIT = 0.66  # published trainers
 CACHED_LIMIT = {"cached_hidden": 0.70, "cached_top64": 0.60}
 PEAK_SHARE = 0.65
 Seconds = dict[str, dict[int, tuple[float, float]]]  # name -> round -> wall, CPU
@@ -124,6 +125,9 @@ def step_specs(shape: Shape) -> list[Spec]:
         Spec(f"step ÷ naive, V {vocab:,}", step, ("naive",), NAIVE_LIMIT.get(vocab)),
         Spec("step ÷ torch eager", step, ("torch_eager",), EAGER_LIMIT),
         Spec("step ÷ torch.compile", step, ("torch_compile",), COMPILE_LIMIT),
+        Spec("step ÷ Tunix", step, ("tunix",), PEER_LIMIT),
+        Spec("step of KL alone ÷ TRL, GKD", ("step_kl",), ("trl_gkd",), PEER_LIMIT),
+        Spec("step of KL alone ÷ TRL, chunked", ("step_kl",), ("trl_chunked",), PEER_LIMIT),
         Spec("step, cached hidden ÷ live", ("cached_hidden",), step, CACHED_LIMIT["cached_hidden"]),
         Spec("step, cached top-64 ÷ live", ("cached_top64",), step, CACHED_LIMIT["cached_top64"]),
     ]

@@ -11,7 +11,7 @@ import numpy as np
 from experiments.benchmarks.plot import Bar, bars_svg
 from experiments.benchmarks.ratios import Ratio, by_name
 from experiments.benchmarks.shapes import SHAPES, Shape
-from experiments.benchmarks.timing import Program, Sample
+from experiments.benchmarks.timing import Outcome, Program, Sample
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 CPU_INFO = Path("/proc/cpuinfo")
@@ -43,6 +43,7 @@ def records(
     ratios: list[Ratio],
     peaks: dict[str, int],
     skipped: dict[str, str],
+    outcomes: dict[str, Outcome],
 ) -> list[dict]:
     """Everything measured on a shape as dicts of JSON; `peaks` by contender, in bytes."""
     own = lambda kind, value: {"kind": kind, "shape": shape.name, **value}
@@ -51,6 +52,7 @@ def records(
         kept = {k: v for k, v in program._asdict().items() if k != "run"}
         out.append(own("program", {"name": name, **kept}))
     out += [own("process_peak", {"name": k, "bytes": v}) for k, v in peaks.items()]
+    out += [own("outcome", {"name": k, **v._asdict()}) for k, v in outcomes.items()]
     out += [own("skipped", {"name": k, "why": v}) for k, v in skipped.items()]
     out += [own("ratio", ratio._asdict()) for ratio in ratios]
     return out
@@ -94,6 +96,10 @@ def table(measured: dict[str, list[dict]]) -> str:
     if peaks:
         out += ["", "| shape | contender | peak of a process of its own, MB |", "|---|---|---|"]
         out += [f"| {p['shape']} | {p['name']} | {p['bytes'] / 1e6:,.0f} |" for p in peaks]
+    outcomes = [line for line in everything if line["kind"] == "outcome"]
+    if outcomes:
+        out += ["", "| shape | step | loss of the first run | gradient norm |", "|---|---|---|---|"]
+        out += [_outcome_row(line) for line in outcomes]
     skipped = [line for line in everything if line["kind"] == "skipped"]
     out += ["", *(f"Skipped on {s['shape']}: {s['name']}: {s['why']}" for s in skipped)]
     return "\n".join(out).rstrip() + "\n"
@@ -147,6 +153,17 @@ def _ratio_row(ratio: Ratio) -> str:
         ratio.what, ratio.shape, number(ratio.median), between, number(ratio.cpu), limit,
         ratio.verdict,
     )  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def _outcome_row(line: dict) -> str:
+    norm = line["gradient_norm"]
+    cells = (
+        line["shape"],
+        line["name"],
+        f"{line['loss']:.6g}",
+        "" if norm is None else f"{norm:.6g}",
+    )
     return f"| {' | '.join(cells)} |"
 
 

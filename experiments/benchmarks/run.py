@@ -11,7 +11,7 @@ from experiments.benchmarks.probes import PROBES, process_peak
 from experiments.benchmarks.pytorch import Skipped
 from experiments.benchmarks.ratios import Ratio, ratios
 from experiments.benchmarks.shapes import SHAPES, Shape, make_case
-from experiments.benchmarks.timing import Program, Sample, measure
+from experiments.benchmarks.timing import Program, Sample, measure, warm
 
 RESULTS = Path(__file__).parent / "results"
 GROUPS = ("loss", "step")
@@ -82,11 +82,12 @@ def run_shape(
     }
     groups = {group: members for group, members in groups.items() if members}
     case = make_case(shape, seed)
-    programs, samples, skipped = {}, [], {}
+    programs, samples, skipped, outcomes = {}, [], {}, {}
     for members in groups.values():
         built, refused = build(case, members)
         programs |= built
         skipped |= refused
+        outcomes |= warm(built)
         say(shape, f"timing {', '.join(built)}")
         share = seconds / len(groups)
         samples += measure(built, rounds=rounds, seconds=share, seed=seed) if built else []
@@ -101,7 +102,7 @@ def run_shape(
     del case
     ran = [name for members in groups.values() for name in members if name not in skipped]
     peaks = {name: process_peak(shape.name, name) for name in ran if memory}
-    lines = report.records(shape, programs, samples, found, peaks, skipped)
+    lines = report.records(shape, programs, samples, found, peaks, skipped, outcomes)
     return [report.environment(shape, rounds, seed), *lines]
 
 

@@ -133,6 +133,13 @@ SHAPES = {
             "small", llama(256, 4, 32_000), llama(512, 8, 32_000), 4, 256,
             ("loss", "step", "probe"),
         ),
+        # Four times the width as neurons, and the rotary base that Tunix's llama always has.
+        Shape(
+            "small_4x",
+            llama(256, 4, 32_000, neurons=1024, rope_theta=1e6),
+            llama(512, 8, 32_000, neurons=2048, rope_theta=1e6),
+            4, 256, ("step",),
+        ),
         Shape("wide_student", llama(1024, 1, 32_000), llama(1024, 1, 32_000), 4, 256, ("loss",)),
         Shape("wide_vocab", llama(256, 4, 128_000), llama(512, 8, 128_000), 2, 256),
         Shape("smollm2", _smollm2(21, 560), _smollm2(30, 1536), 2, 512),

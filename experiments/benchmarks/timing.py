@@ -29,6 +29,13 @@ class Program(NamedTuple):
     flops: int | None = None
 
 
+class Outcome(NamedTuple):
+    """What a step says of itself; no gradient norm where it computes none."""
+
+    loss: float
+    gradient_norm: float | None = None
+
+
 class Sample(NamedTuple):
     """One timed run. cpu_s sums over all threads of the process."""
 
@@ -36,6 +43,12 @@ class Sample(NamedTuple):
     round: int
     wall_s: float
     cpu_s: float
+
+
+def warm(programs: dict[str, Program]) -> dict[str, Outcome]:
+    """Runs every program once; the outcomes of those that are steps, all from the same weights."""
+    found = {name: program.run() for name, program in programs.items()}
+    return {name: made for name, made in found.items() if isinstance(made, Outcome)}
 
 
 def measure(
@@ -47,13 +60,11 @@ def measure(
     clock: Callable[[], float] = time.perf_counter,
     cpu_clock: Callable[[], float] = time.process_time,
 ) -> list[Sample]:
-    """Warms every program up once, then times up to `rounds` rounds within about `seconds`.
+    """Times up to `rounds` rounds of warm programs within about `seconds`.
 
     No round is begun that would, taking as long as the slowest so far, end after the budget; but
     FEWEST_ROUNDS are always run.
     """
-    for program in programs.values():
-        program.run()
     gc.collect()
     order = np.random.default_rng(seed)
     names, samples = list(programs), []
