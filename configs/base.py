@@ -273,6 +273,9 @@ def get_config(variant: str = "train") -> ConfigDict:
     c.mesh.data = -1  # [-1, or 1 to 1e6] copies of the model, each with its rows
     c.mesh.fsdp = 1  # [-1, or 1 to 1e6] rows and parameters split
     c.mesh.expert = 1  # [-1, or 1 to 1e6] rows and experts split
+    # [-1, or 1 to 1e6] tokens of each row split, and parameters as by fsdp: for long rows; it must
+    # divide data.seq_len
+    c.mesh.sequence = 1
     c.mesh.tensor = 1  # [-1, or 1 to 1e6] parameters split within a matrix product
 
     c.distributed = ConfigDict()  # several processes

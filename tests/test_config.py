@@ -36,7 +36,8 @@ epochs eval.batch_size eval.every eval.task_limit eval.task_path eval.tasks
 export.checkpoint export.dtype export.format
 generate.batch_size generate.chat generate.max_new_tokens generate.messages generate.prompts
 generate.temperature generate.top_p job log.every
-log.tensorboard log.wandb_project mesh.data mesh.expert mesh.fsdp mesh.tensor model.block_tokens
+log.tensorboard log.wandb_project mesh.data mesh.expert mesh.fsdp mesh.sequence mesh.tensor
+model.block_tokens
 model.compute_dtype model.remat optim.beta1 optim.beta2 optim.clip_norm optim.decay_steps
 optim.epsilon optim.final_fraction optim.frozen optim.learning_rate optim.max_rollbacks
 optim.max_skipped

@@ -169,7 +169,8 @@ def test_a_signal_in_the_last_step_stops_after_saving_it(done, flags, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    "mesh", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "fsdp": 8}]
+    "mesh",
+    [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "fsdp": 4, "sequence": 2}],
 )
 def test_eight_devices_equal_one(done, flags, tmp_path, mesh):
     whole, _ = done

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
+from jax.sharding import Mesh
 
 from distill_jax.evals.token_values import check_counted, make_token_values
 from distill_jax.losses.tokens import finish, merge, weighted_mean
@@ -24,13 +25,19 @@ def perplexity(nll: float) -> float:
 
 
 def make_eval_step(
-    student: Model, teach: Teach | None, *, block_tokens: int, names: Sequence[str] = LOGGED
+    student: Model,
+    teach: Teach | None,
+    *,
+    block_tokens: int,
+    names: Sequence[str] = LOGGED,
+    mesh: Mesh | None = None,
 ) -> EvalStep:
     """Builds eval_step(params, teacher_params, batch) -> means by name, jitted.
 
-    `teach` and block_tokens as in make_token_values. Nothing is donated: the parameters are live.
+    `teach`, block_tokens and mesh as in make_token_values. Nothing is donated: the parameters are
+    live.
     """
-    token_values = make_token_values(student, teach, names, block_tokens=block_tokens)
+    token_values = make_token_values(student, teach, names, block_tokens=block_tokens, mesh=mesh)
 
     @jax.jit
     def eval_step(params, teacher_params, batch):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from distill_jax.data.pack import Rows, places
 from distill_jax.evals.records_file import OF_TEACHER
@@ -29,13 +30,16 @@ OF_MODEL = tuple(name for name in MODEL_VALUES if name != "accuracy_top1")
 RECORDED = (*OF_MODEL, *(OF_TEACHER + name for name in OF_MODEL), *PAIR_VALUES)
 
 
-def make_record_step(student: Model, teach: Teach | None, *, block_tokens: int) -> RecordStep:
+def make_record_step(
+    student: Model, teach: Teach | None, *, block_tokens: int, mesh: Mesh | None = None
+) -> RecordStep:
     """Builds record_step(params, teacher_params, batch) -> columns [B, T] or [B, T, 5], jitted.
 
-    `teach` and block_tokens as in make_token_values. Beside the values there are `token`,
+    `teach`, block_tokens and mesh as in make_token_values. Beside the values there are `token`,
     `document` and `counted` of the batch.
     """
-    token_values = make_token_values(student, teach, RECORDED, block_tokens=block_tokens)
+    of = {"block_tokens": block_tokens, "mesh": mesh}
+    token_values = make_token_values(student, teach, RECORDED, **of)
 
     @jax.jit
     def record_step(params, teacher_params, batch):

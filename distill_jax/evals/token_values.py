@@ -13,11 +13,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.lax import optimization_barrier
+from jax.sharding import Mesh
 
 from distill_jax.evals.records_file import OF_TEACHER
 from distill_jax.losses.divergences import DIVERGENCES
 from distill_jax.losses.targets import split_targets, whole_logits
-from distill_jax.losses.tokens import block_length, cut, join
+from distill_jax.losses.tokens import cut, join, mesh_blocks
 from distill_jax.losses.vocabulary import head_logits, log_of, softmax
 from distill_jax.models.binding import Model
 from distill_jax.objective import Teach
@@ -90,12 +91,18 @@ def agreement_top1(pair: Pair) -> Array:
 
 
 def make_token_values(
-    student: Model, teach: Teach | None, names: Sequence[str], *, block_tokens: int
+    student: Model,
+    teach: Teach | None,
+    names: Sequence[str],
+    *,
+    block_tokens: int,
+    mesh: Mesh | None = None,
 ) -> TokenValues:
     """Builds token_values(params, teacher_params, batch) -> values [B, T] or [B, T, 5] by name.
 
     To be called inside a jitted function. `teach` gives the whole distribution of a teacher; names
-    that need one are left out where it is None. block_tokens: tokens whose logits exist at a time.
+    that need one are left out where it is None. block_tokens: tokens whose logits a device of the
+    mesh holds at a time; without a mesh, those that exist.
 
       values = make_token_values(model, None, ("nll",), block_tokens=256)
       nll_BT = jax.jit(values)(params, (), batch)["nll"]
@@ -130,8 +137,9 @@ def make_token_values(
 
         rows, length = batch.labels_BT.shape
         blocks = (hidden.last_BTD, teacher_tokens, batch.labels_BT)
-        values = jax.lax.map(measure, cut(blocks, block_length(block_tokens, rows, length)))
-        return {name: join(value, length) for name, value in values.items()}
+        size, parts = mesh_blocks(block_tokens, rows, length, mesh)
+        values = jax.lax.map(measure, cut(blocks, size, parts))
+        return {name: join(value, length, parts) for name, value in values.items()}
 
     return token_values
 

@@ -33,7 +33,13 @@ from distill_jax.setup.hearing import Hear
 from distill_jax.setup.loss import terms_of
 from distill_jax.setup.models import Loaded, check_length, load_teacher, mesh_of, size_line
 from distill_jax.setup.owner import claim as claim_directory
-from distill_jax.sharding import barrier, batch_sharding, batch_ways, local_part, local_rows
+from distill_jax.sharding import (
+    barrier,
+    host_sharding,
+    local_part,
+    local_rows,
+    writers_of_rows,
+)
 from distill_jax.signals import Saving, saving
 from distill_jax.types import Batch, Stopped, UserError
 
@@ -122,7 +128,7 @@ def _compute(c: ConfigDict, teacher: Loaded, temperatures: tuple[float, ...], me
     """The jitted function from a batch to the signals of a kind."""
     teach, kind = live_teacher(teacher.model), c.teacher.targets
     if kind != "hidden":
-        teach = partial_teacher(teach, teachers.part_of(c, temperatures, batch_ways(mesh)))
+        teach = partial_teacher(teach, teachers.part_of(c, temperatures, mesh))
     key = jax.random.fold_in(jax.random.key(c.seed), STREAM)
 
     def compute(params, batch):
@@ -134,7 +140,7 @@ def _compute(c: ConfigDict, teacher: Loaded, temperatures: tuple[float, ...], me
             return {"ids": targets.ids_BTE, "counts": counts.astype("int32")}
         return {"ids": targets.ids_BTE, "logits": targets.logits_BTE, "rest": targets.rest_BTM}
 
-    return jax.jit(compute, out_shardings=batch_sharding(mesh))
+    return jax.jit(compute, out_shardings=host_sharding(mesh))
 
 
 def _write(run: CacheRun, manifest: Manifest) -> None:
@@ -191,6 +197,7 @@ def _batches(
 ) -> None:
     size, rows = run.config.cache.batch_size, run.rows
     part, seen, owner = local_rows(run.mesh, size), 0, {}
+    mine = writers_of_rows(run.mesh, size)[part] == jax.process_index()
     tokens = sum(int((rows[i].segment_BT > 0).sum()) for i in todo)
     for i in todo:
         # Rows of several processes may hold the same piece: only one of them writes it.
@@ -202,7 +209,7 @@ def _batches(
         computed = _signals(run, chosen)
         for n, i in enumerate(indices[part]):
             for place, key in pieces[i]:
-                if owner[key] == i and writer.missing([key]):
+                if mine[n] and owner[key] == i and writer.missing([key]):
                     writer.add(key, {name: value[n][place] for name, value in computed.items()})
         stop.begun.set()
         if stop.asked.is_set():

@@ -16,7 +16,6 @@ from distill_jax.setup.models import load_measured, mesh_of, size_line, size_of
 from distill_jax.setup.owner import Question
 from distill_jax.setup.provenance import provenance
 from distill_jax.setup.quantising import noted
-from distill_jax.sharding import batch_ways
 
 
 def evaluate_job(asked: Question, progress: Progress) -> None:
@@ -42,7 +41,8 @@ def evaluate_job(asked: Question, progress: Progress) -> None:
     eval_step = make_eval_step(
         subject.model,
         teacher and live_teacher(teacher.model),
-        block_tokens=c.model.block_tokens * batch_ways(mesh),
+        block_tokens=c.model.block_tokens,
+        mesh=mesh,
     )
     batches = data.held_out_batches(c, text.rows, mesh)
     teacher_params = (teacher.params,) if teacher else ()

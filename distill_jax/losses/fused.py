@@ -6,10 +6,12 @@ hidden states and head. So the forward pass of the custom rule computes everythi
 gradients; the backward pass multiplies them by the scalar cotangent. Blocks split the time axis, so
 that each row stays on its device.
 
-On a mesh every device runs the scan on its own rows and its own part of the vocabulary. Inside the
-loop only per-token sums cross devices; the gradient of the head is reduced once, at the end.
+On a mesh every device runs the scan on its own tokens and its own part of the vocabulary. Inside
+the loop only per-token sums cross devices; the gradient of the head is reduced once, at the end.
+Labels come shifted from the host, so that no device asks for its neighbour's tokens.
 """
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,7 +27,8 @@ from distill_jax.losses.tokens import block_length, cut, join, weighted_mean
 from distill_jax.losses.vocabulary import capped, exclude_from, head_product, wide
 from distill_jax.types import Array, Mean, Targets, Unembed
 
-ROWS, VOCABULARY = ("data", "fsdp", "expert"), "tensor"  # mesh axes of rows and vocabulary
+# Mesh axes of the rows of a batch, of the tokens of a row, and of the vocabulary.
+ROWS, SEQUENCE, VOCABULARY = ("data", "fsdp", "expert"), "sequence", "tensor"
 
 
 class _Static(NamedTuple):
@@ -70,7 +73,8 @@ def linear_divergence(
     the global batch, which only the caller knows.
 
     block_tokens: tokens whose logits a device holds at a time. mesh: with axes data, fsdp and
-    expert over the rows and tensor over the vocabulary. Raises UserError for a divergence,
+    expert over the rows, sequence over the tokens of a row, which it must divide, and tensor over
+    the vocabulary. Raises UserError for a divergence,
     temperature or mixture that the targets do not support.
 
     >>> hidden_BTD, unembed = jnp.ones((1, 3, 8)), Unembed(jnp.zeros((8, 16)))
@@ -122,21 +126,21 @@ _loss.defvjp(_loss_forward, _loss_backward, symbolic_zeros=True)
 
 
 def _over_mesh(static, inputs, *, with_gradient, trains_head):
-    """The scan on every device's rows and part of the vocabulary, or on the only device."""
+    """The scan on every device's tokens and part of the vocabulary, or on the only device."""
     run = partial(_scan, static, with_gradient=with_gradient, trains_head=trains_head)
     if static.mesh is None:
         return run(inputs)
     vocab = inputs.head[0].shape[1]
     inputs = _columns(static.mesh.shape[VOCABULARY], vocab, inputs)
-    rows = PartitionSpec(ROWS)
+    tokens = PartitionSpec(ROWS, SEQUENCE)
     head = PartitionSpec(None, VOCABULARY), PartitionSpec(VOCABULARY)
     whole = PartitionSpec()
-    widths = inputs.hidden_BTD.shape[2] % static.mesh.shape["fsdp"]
-    head_gradient = PartitionSpec(None if widths else "fsdp", VOCABULARY), head[1]
-    gradient = rows, head_gradient if trains_head else whole
+    of_width = _axes_of_width(static.mesh, inputs.hidden_BTD.shape[2])
+    head_gradient = PartitionSpec(of_width or None, VOCABULARY), head[1]
+    gradient = tokens, head_gradient if trains_head else whole
     # Of a quantised head, both arrays have the vocabulary last: one specification serves them.
     teacher_heads = tuple(head for _ in inputs.teacher_heads)
-    in_specs = _Inputs(rows, head, rows, teacher_heads, rows, rows, whole)
+    in_specs = _Inputs(tokens, head, tokens, teacher_heads, tokens, tokens, whole)
     sums, gradient = jax.shard_map(
         run,
         mesh=static.mesh,
@@ -181,28 +185,39 @@ def _scan(static, inputs, *, with_gradient, trains_head):
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     (values, head_gradient), hidden_gradient = jax.lax.scan(body, zero, blocks)
     if static.mesh is not None:
-        values = jax.lax.psum(values, ROWS)
+        values = jax.lax.psum(values, (*ROWS, SEQUENCE))
     if not with_gradient:
         return values, None
     hidden_gradient = join(hidden_gradient, inputs.hidden_BTD.shape[1])
     if static.mesh is not None:
         hidden_gradient = jax.lax.psum(hidden_gradient, VOCABULARY)
-        head_gradient = _reduced(head_gradient, static.mesh.shape["fsdp"])
+        of_width = _axes_of_width(static.mesh, inputs.hidden_BTD.shape[2])
+        head_gradient = _reduced(head_gradient, of_width)
     trained = inputs.head if trains_head else (None, None)
     head_gradient = jax.tree.map(lambda g, x: g.astype(x.dtype), head_gradient, trained)
     return values, (hidden_gradient.astype(inputs.hidden_BTD.dtype), head_gradient)
 
 
-def _reduced(head_gradient, fsdp):
-    """The head's gradient summed over all rows; over fsdp, each device keeps its part of D."""
-    weight_DV, bias_V = jax.lax.psum(head_gradient, ("data", "expert"))
+def _axes_of_width(mesh, width):
+    """The mesh axes that split the D of a head, as those of its parameters (sharding.py)."""
+    for axes in (("fsdp", SEQUENCE), ("fsdp",)):
+        if width % math.prod(mesh.shape[axis] for axis in axes) == 0:
+            return axes
+    return ()
+
+
+def _reduced(head_gradient, of_width):
+    """The head's gradient summed over all tokens; over `of_width`, each device keeps its part."""
+    weight_DV, bias_V = head_gradient
     if bias_V is not None:
-        bias_V = jax.lax.psum(bias_V, "fsdp")
+        bias_V = jax.lax.psum(bias_V, (*ROWS, SEQUENCE))
     if weight_DV is None:
         return None, None
-    if weight_DV.shape[0] % fsdp:
-        return jax.lax.psum(weight_DV, "fsdp"), bias_V
-    return jax.lax.psum_scatter(weight_DV, "fsdp", scatter_dimension=0, tiled=True), bias_V
+    others = tuple(axis for axis in (*ROWS, SEQUENCE) if axis not in of_width)
+    weight_DV = jax.lax.psum(weight_DV, others)
+    if not of_width:
+        return weight_DV, bias_V
+    return jax.lax.psum_scatter(weight_DV, of_width, scatter_dimension=0, tiled=True), bias_V
 
 
 def _block(static, inputs, block, *, with_gradient, trains_head):

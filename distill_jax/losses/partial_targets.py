@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from distill_jax import words
 from distill_jax.losses.sparse import POLICIES
-from distill_jax.losses.tokens import block_length, cut, join
+from distill_jax.losses.tokens import cut, join, mesh_blocks
 from distill_jax.losses.vocabulary import EMPTY, entry_places, head_logits
 from distill_jax.types import Array, Projected, Sampled, TopK, UserError
 
@@ -19,9 +20,18 @@ GROUP = 256  # vocabulary entries whose sums are searched first (a draw needs no
 
 
 def top_k(
-    targets: Projected, k: int, *, temperatures: tuple[float, ...], policy: str, block_tokens: int
+    targets: Projected,
+    k: int,
+    *,
+    temperatures: tuple[float, ...],
+    policy: str,
+    block_tokens: int,
+    mesh: Mesh | None = None,
 ) -> TopK:
-    """The k largest logits per token, and the mass of all others at each temperature."""
+    """The k largest logits per token, and the mass of all others at each temperature.
+
+    block_tokens: tokens whose logits a device of the mesh holds at a time.
+    """
     vocab = targets.unembed.weight_DV.shape[1]
     k = min(k, vocab)
 
@@ -29,22 +39,29 @@ def top_k(
         values, ids = jax.lax.top_k(logits, k)
         return ids, values, _rest(logits, ids, temperatures)
 
-    return TopK(*_by_blocks(of, targets, None, block_tokens), temperatures, policy, vocab)
+    return TopK(*_by_blocks(of, targets, None, block_tokens, mesh), temperatures, policy, vocab)
 
 
-def sampled(targets: Projected, uniform_BTM: Array, *, block_tokens: int) -> Sampled:
+def sampled(
+    targets: Projected, uniform_BTM: Array, *, block_tokens: int, mesh: Mesh | None = None
+) -> Sampled:
     """counts / M of M draws from p: unbiased. Random-sampling KD, 2503.16870."""
 
     def of(logits, uniform):
         ids, counts = distinct(draw(logits, uniform))
         return ids, counts / uniform.shape[-1]
 
-    arrays = _by_blocks(of, targets, uniform_BTM, block_tokens)
+    arrays = _by_blocks(of, targets, uniform_BTM, block_tokens, mesh)
     return Sampled(*arrays, targets.unembed.weight_DV.shape[1])
 
 
 def sampled_renormalised(
-    targets: Projected, uniform_BTM: Array, *, temperatures: tuple[float, ...], block_tokens: int
+    targets: Projected,
+    uniform_BTM: Array,
+    *,
+    temperatures: tuple[float, ...],
+    block_tokens: int,
+    mesh: Mesh | None = None,
 ) -> TopK:
     """The drawn entries of p, renormalised; the rest 0. Gemma 3, 2503.19786, section 2.3."""
 
@@ -53,7 +70,7 @@ def sampled_renormalised(
         index = jnp.maximum(ids, 0)
         return ids, jnp.take_along_axis(logits, index, -1), _rest(logits, ids, temperatures)
 
-    arrays = _by_blocks(of, targets, uniform_BTM, block_tokens)
+    arrays = _by_blocks(of, targets, uniform_BTM, block_tokens, mesh)
     return TopK(*arrays, temperatures, "renormalise", targets.unembed.weight_DV.shape[1])
 
 
@@ -122,18 +139,18 @@ def _rest(logits, ids, temperatures):
     return jnp.stack([jax.nn.logsumexp(others / t, -1) for t in temperatures], -1)
 
 
-def _by_blocks(of: Callable, targets: Projected, extra, block_tokens: int):
+def _by_blocks(of: Callable, targets: Projected, extra, block_tokens: int, mesh: Mesh | None):
     """of(logits of a block, its part of extra), joined along the time axis."""
-    length = targets.hidden_BTD.shape[1]
-    size = block_length(block_tokens, *targets.hidden_BTD.shape[:2])
+    rows, length = targets.hidden_BTD.shape[:2]
+    size, parts = mesh_blocks(block_tokens, rows, length, mesh)
 
     def block(inputs):
         hidden, more = inputs
         logits = head_logits(hidden, targets.unembed)
         return of(logits) if more is None else of(logits, more)
 
-    out = jax.lax.map(block, cut((targets.hidden_BTD, extra), size))
-    return jax.tree.map(lambda x: join(x, length), out)
+    out = jax.lax.map(block, cut((targets.hidden_BTD, extra), size, parts))
+    return jax.tree.map(lambda x: join(x, length, parts), out)
 
 
 def check_policy(key: str, policy: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from distill_jax.types import Array, Mean
 
@@ -17,22 +18,47 @@ def block_length(block_tokens: int, rows: int, length: int) -> int:
     return min(length, max(1, block_tokens // rows))
 
 
-def cut(tree: Any, size: int) -> Any:
-    """Every array [B, T, ...] as [blocks, B, size, ...]; the last block is padded with zeros."""
+def mesh_blocks(
+    block_tokens: int, rows: int, length: int, mesh: Mesh | None = None
+) -> tuple[int, int]:
+    """(size, parts) of `cut` such that each device of a mesh has about `block_tokens` of a block.
+
+    For arrays that the compiler splits over the mesh: rows over `data`, `fsdp` and `expert`, the
+    tokens of a row over `sequence`.
+    """
+    parts, ways = 1, 1
+    if mesh is not None and length % mesh.shape["sequence"] == 0:
+        parts = mesh.shape["sequence"]
+    if mesh is not None:
+        ways = mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
+    return block_length(block_tokens * ways, rows, length // parts), parts
+
+
+def cut(tree: Any, size: int, parts: int = 1) -> Any:
+    """Every array [B, T, ...] as [blocks, B, parts * size, ...], the last block padded with zeros.
+
+    A block has `size` tokens of each of the equal parts of a row, so that no block lies on one
+    device where the parts lie on several.
+    """
 
     def one(x: Array) -> Array:
-        rows, length = x.shape[:2]
-        count = -(-length // size)
-        x = jnp.pad(x, [(0, 0), (0, count * size - length)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(rows, count, size, *x.shape[2:]), 1, 0)
+        rows, length, *tail = x.shape
+        count = -(-length // parts // size)
+        x = x.reshape(rows, parts, length // parts, *tail)
+        missing = count * size - length // parts
+        x = jnp.pad(x, [(0, 0), (0, 0), (0, missing)] + [(0, 0)] * len(tail))
+        x = jnp.moveaxis(x.reshape(rows, parts, count, size, *tail), 2, 0)
+        return x.reshape(count, rows, parts * size, *tail)
 
     return jax.tree.map(one, tree)
 
 
-def join(blocks: Array, length: int) -> Array:
-    """The inverse of `cut` for one array: [blocks, B, size, ...] as [B, length, ...]."""
-    rows, tail = blocks.shape[1], blocks.shape[3:]
-    return jnp.moveaxis(blocks, 0, 1).reshape(rows, -1, *tail)[:, :length]
+def join(blocks: Array, length: int, parts: int = 1) -> Array:
+    """The inverse of `cut` for one array: [blocks, B, parts * size, ...] as [B, length, ...]."""
+    count, rows, size, *tail = blocks.shape
+    x = blocks.reshape(count, rows, parts, size // parts, *tail)
+    x = jnp.moveaxis(x, 0, 2).reshape(rows, parts, -1, *tail)
+    return x[:, :, : length // parts].reshape(rows, length, *tail)
 
 
 def weighted_mean(value_x: Array, weight_x: Array) -> Mean:

@@ -5,9 +5,10 @@ expert, and each is multiplied by the matrices of its own (grouped.py). x indexe
 k the experts of one token.
 
 On a mesh every device holds its part of the experts (axis `expert`) and of their neurons (axis
-`tensor`). The axis `expert` splits the rows of a batch too, so that nothing else is computed twice:
-before the experts, the devices along it gather their rows, and after them each takes back the sums
-of its own. That is one all-gather and one reduce-scatter per block and pass, each of [B, T, D].
+`tensor`). The axis `expert` splits the rows of a batch too, and `sequence` the tokens of each row,
+so that nothing else is computed twice: before the experts, the devices along `expert` gather their
+rows, and after them each takes back the sums of its own. That is one all-gather and one
+reduce-scatter per block and pass, each of [B, T, D].
 """
 
 import math
@@ -26,8 +27,8 @@ from distill_jax.models.projections import back_to_stream, held, matrix, vector
 from distill_jax.quantised import Quantised, is_quantised
 from distill_jax.types import Array, Routing
 
-# Mesh axes of the rows of a batch, of the experts, and of their neurons.
-ROWS, EXPERT, NEURON = ("data", "fsdp", "expert"), "expert", "tensor"
+# Mesh axes of the rows of a batch, the tokens of a row, the experts, and their neurons.
+ROWS, SEQUENCE, EXPERT, NEURON = ("data", "fsdp", "expert"), "sequence", "expert", "tensor"
 
 
 class _Matrices(NamedTuple):
@@ -93,8 +94,10 @@ def _over_mesh(config, mesh, h_BTD, counted_BT, router, matrices):
     if mesh is None or mesh.size == 1:
         return _mixed(config, None, h_BTD, counted_BT, router, matrices)
     ways = mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape[EXPERT]
-    # Few rows, as in writing a text: every device has all of them.
-    rows = PartitionSpec() if h_BTD.shape[0] % ways else PartitionSpec(ROWS)
+    # Few rows, as in writing a text: every device has all of them; and likewise few tokens.
+    rows = () if h_BTD.shape[0] % ways else ROWS
+    sequence = () if h_BTD.shape[1] % mesh.shape[SEQUENCE] else (SEQUENCE,)
+    tokens = PartitionSpec(rows, sequence)
     neuron = None if config.neurons % mesh.shape[NEURON] else NEURON
     columns, bias = PartitionSpec(EXPERT, None, neuron), PartitionSpec(EXPERT, neuron)
     whole = PartitionSpec()
@@ -107,12 +110,12 @@ def _over_mesh(config, mesh, h_BTD, counted_BT, router, matrices):
     present = jax.tree.map(
         lambda spec, array: None if array is None else spec, specs, matrices, is_leaf=is_spec
     )
-    axes = _Axes(rows != whole, neuron is not None)
+    axes = _Axes((*rows, *sequence), bool(rows), neuron is not None)
     return jax.shard_map(
         partial(_mixed, config, axes),
         mesh=mesh,
-        in_specs=(rows, rows, jax.tree.map(lambda _: whole, router), present),
-        out_specs=(rows, whole),
+        in_specs=(tokens, tokens, jax.tree.map(lambda _: whole, router), present),
+        out_specs=(tokens, whole),
         check_vma=False,
     )(h_BTD, counted_BT, router, matrices)
 
@@ -129,8 +132,9 @@ def _scales_per_part(down_EFD: Quantised, ways: int) -> tuple[Quantised, Partiti
 
 
 class _Axes(NamedTuple):
-    """Inside a shard_map: whether rows, and whether the neurons of an expert, are split."""
+    """Inside a shard_map: what splits tokens; whether rows and an expert's neurons are split."""
 
+    tokens: tuple[str, ...]
     rows: bool
     neurons: bool
 
@@ -146,8 +150,9 @@ def _mixed(config, axes, h_BTD, counted_BT, router, matrices):
     sent = h_BTD, chosen_BTk, weight_BTk.astype(h_BTD.dtype)
     if axes is None:
         return _of_experts(config, *sent, matrices, first=0), routing
+    if axes.tokens:
+        routing = jax.lax.psum(routing, axes.tokens)
     if axes.rows:
-        routing = jax.lax.psum(routing, ROWS)
         sent = jax.lax.all_gather(sent, EXPERT, axis=0, tiled=True)
     first = jax.lax.axis_index(EXPERT) * matrices.gate_EDF.shape[0]
     if axes.neurons and matrices.down_bias_ED is not None:

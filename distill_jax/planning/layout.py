@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh
 from distill_jax.models.architecture import ModelConfig
 from distill_jax.planning.traced import Kept, Operations
 from distill_jax.quantised import array_bytes
-from distill_jax.sharding import AXES, ROWS, Rules, parameter_shardings
+from distill_jax.sharding import AXES, ROWS, SEQUENCE, Rules, parameter_shardings
 
 CACHED = "cached"  # in the place of a teacher's dtype: its hidden states are read from a cache
 
@@ -38,12 +38,22 @@ class Layout(NamedTuple):
         """Parts that the rows of a batch are split into."""
         return prod(self.along(axis) for axis in ROWS)
 
+    @property
+    def token_ways(self) -> int:
+        """Parts that the tokens of a batch are split into."""
+        return self.ways * self.along(SEQUENCE)
+
+    @property
+    def weight_ways(self) -> int:
+        """Parts that `fsdp` and `sequence` split parameters into together."""
+        return self.along("fsdp") * self.along(SEQUENCE)
+
 
 class Arrays(NamedTuple):
     """Of a tree of arrays, by the sizes of a mesh: what a chip has of it.
 
     held      bytes
-    gathered  bytes, once it is gathered over the axis fsdp
+    gathered  bytes, once it is gathered over the axes fsdp and sequence
     numbers   numbers, gathered in the same way
     """
 
@@ -106,7 +116,7 @@ def arrays(tree: Any, rules: Rules, shard: Sequence[str]) -> Arrays:
     size = lambda mesh: sum(array_bytes(*part) for part in parts(mesh))
 
     whole = lambda mesh: tuple(
-        1 if axis == "fsdp" else size for axis, size in zip(AXES, mesh, strict=True)
+        1 if axis in ("fsdp", SEQUENCE) else size for axis, size in zip(AXES, mesh, strict=True)
     )
     return Arrays(
         held=cache(size),

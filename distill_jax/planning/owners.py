@@ -60,7 +60,7 @@ def lasting_bytes(facts: Facts, layout: Layout) -> dict[str, float]:
 
 def _tokens(facts: Facts, layout: Layout) -> int:
     """Tokens of a micro-batch on a chip."""
-    return facts.rows * facts.length // (layout.ways * layout.microbatches)
+    return facts.rows * facts.length // (layout.token_ways * layout.microbatches)
 
 
 def _rows(facts: Facts, layout: Layout) -> float:
@@ -70,7 +70,7 @@ def _rows(facts: Facts, layout: Layout) -> float:
 def _kept(facts: Facts, layout: Layout) -> dict[str, float]:
     """What all blocks of the student keep for the backward pass."""
     kept, blocks = facts.kept(layout.along("tensor"), layout.remat), facts.student.config.blocks
-    return _times(kept, blocks * _rows(facts, layout), blocks / layout.along("fsdp"), layout)
+    return _times(kept, blocks * _rows(facts, layout), blocks / layout.weight_ways, layout)
 
 
 def _times(kept, rows, weights, layout):

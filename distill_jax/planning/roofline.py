@@ -105,7 +105,7 @@ def memory_traffic(facts: Facts, layout: Layout) -> float:
     weights = passes * facts.item * student.params.numbers(layout.mesh)
     if teacher is not None:
         weights += _travelling(teacher, layout, facts.item)
-    tokens = facts.rows * facts.length / layout.ways
+    tokens = facts.rows * facts.length / layout.token_ways
     kept = facts.kept(layout.along("tensor"), layout.remat)
     stored = sum(kept.row.values()) + kept.copies * layout.along("expert")
     stored *= student.config.blocks * tokens / facts.length
@@ -118,30 +118,44 @@ def link_bytes(facts: Facts, layout: Layout) -> dict[str, float]:
     """Bytes that come into a chip over each axis of the mesh in a step."""
     student, teacher = facts.student, facts.live(layout)
     micro, item = layout.microbatches, facts.item
-    tokens = facts.rows * facts.length / layout.ways  # of a chip, over all micro-batches
+    tokens = facts.rows * facts.length / layout.token_ways  # of a chip, over all micro-batches
     size = dict(zip(AXES, layout.mesh, strict=True))
     share = {axis: (n - 1) / n for axis, n in size.items()}
     own = item * student.params.numbers(layout.mesh)
     blocks, width = student.config.blocks, student.config.width
     links = dict.fromkeys(AXES, 0.0)
-    # Weights are gathered for each pass, gradients scattered, that of the head in float32.
+    # Weights are gathered for each pass, gradients scattered, that of the head in float32: over
+    # `sequence`, then over `fsdp`.
     more = (4 - item) * width * student.config.vocab / size["tensor"]
+    later = share["sequence"] / size["fsdp"]
     links["fsdp"] = share["fsdp"] * (3 * own + more) * micro
-    links["data"] = 2 * share["data"] * (own + more) / size["fsdp"] * micro
+    links["sequence"] = later * (3 * own + more) * micro
+    links["data"] = 2 * share["data"] * (own + more) / layout.weight_ways * micro
     # Each half of a block is summed over `tensor`, in both passes; so are the rows of the embedding
     # and the gradient that the head gives.
     passes = 2 if layout.remat == "none" else 3
     halves = 2 * passes * blocks * width + 2 * width
     # An expert half gathers its rows and scatters their sums.
     sent = passes * blocks * width * bool(student.config.experts)
+    # Keys and values are gathered for each pass, their gradients scattered.
+    keys = passes * _key_numbers(student)
     if teacher is not None:
         links["fsdp"] += share["fsdp"] * micro * _travelling(teacher, layout, item)
+        links["sequence"] += later * micro * _travelling(teacher, layout, item)
+        keys += _key_numbers(teacher)
         halves += (2 * teacher.config.blocks + 1) * teacher.config.width
         sent += teacher.config.blocks * teacher.config.width * bool(teacher.config.experts)
     links["tensor"] = 2 * share["tensor"] * tokens * item * halves
     links["expert"] = 2 * (size["expert"] - 1) * tokens * item * sent
-    links["expert"] += 2 * share["expert"] * own / size["fsdp"] * micro * bool(not sent)
+    links["sequence"] += (size["sequence"] - 1) * tokens * item * keys / size["tensor"]
+    links["expert"] += 2 * share["expert"] * own / layout.weight_ways * micro * bool(not sent)
     return links
+
+
+def _key_numbers(model: Model) -> int:
+    """Of keys and values per token, over all blocks."""
+    config = model.config
+    return 2 * config.blocks * config.kv_heads * config.head_width
 
 
 def _travelling(model: Model, layout: Layout, item: int) -> int:

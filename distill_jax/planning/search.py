@@ -16,7 +16,7 @@ from distill_jax.planning.chips import Topology
 from distill_jax.planning.layout import CACHED, Facts, Layout
 from distill_jax.planning.owners import chip_bytes
 from distill_jax.planning.roofline import run_seconds
-from distill_jax.sharding import AXES, ROWS
+from distill_jax.sharding import AXES, ROWS, SEQUENCE
 
 BLOCKS = (64, 128, 256, 512, 1024)  # values of model.block_tokens that are tried
 SAME, OTHER_TEACHER, CACHE = 0, 1, 2  # ranks
@@ -74,6 +74,9 @@ def layouts(facts: Facts, given: Layout, may_cache: bool = True) -> Iterator[Lay
         uneven = any(count % size["expert"] for count in experts)
         # A tensor axis that does not divide the heads computes them again on every chip.
         whole = size["tensor"] > 1 and any(count % size["tensor"] for count in heads)
+        # Rows split at less cost than tokens; both lower the bytes of a chip alike.
+        n = size[SEQUENCE]
+        whole |= n > 1 and (facts.rows % prod(mesh) == 0 or facts.length % n > 0)
         if (unused or uneven or whole) and mesh != given.mesh:
             continue
         ways = prod(size[axis] for axis in ROWS)

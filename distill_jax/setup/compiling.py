@@ -20,7 +20,7 @@ from distill_jax.setup import teachers
 from distill_jax.setup.loss import train_step_of
 from distill_jax.setup.planning import Planned, teacher_model
 from distill_jax.setup.training import abstract_state, starter
-from distill_jax.sharding import AXES, batch_sharding, batch_ways, parameter_shardings
+from distill_jax.sharding import AXES, batch_sharding, parameter_shardings
 from distill_jax.types import Batch
 from distill_jax.words import first_line
 
@@ -104,7 +104,7 @@ def _live(planned: Planned, mesh: Mesh, placed):
     teach = live_teacher(model)
     if c.teacher.targets != "hidden":
         temperatures = teachers.temperatures_of(planned.recipe.terms)
-        teach = partial_teacher(teach, teachers.part_of(c, temperatures, batch_ways(mesh)))
+        teach = partial_teacher(teach, teachers.part_of(c, temperatures, mesh))
     return teach, (params,)
 
 

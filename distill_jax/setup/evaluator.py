@@ -25,7 +25,6 @@ from distill_jax.setup.loss import terms_of
 from distill_jax.setup.models import Loaded
 from distill_jax.setup.scorer import Scorer, load_scorer
 from distill_jax.setup.teachers import Teachers
-from distill_jax.sharding import batch_ways
 from distill_jax.types import Advance, silent
 
 
@@ -116,8 +115,8 @@ def measure_tokens(
     teach, teacher_params = teachers.measure_of(c, evaluator.teachers)
     mesh, text = evaluator.inputs.mesh, evaluator.inputs.held_out.tokenized
     if key not in evaluator.programs:
-        size = c.model.block_tokens * batch_ways(mesh)
-        evaluator.programs[key] = make_record_step(subject.model, teach, block_tokens=size)
+        of = {"block_tokens": c.model.block_tokens, "mesh": mesh}
+        evaluator.programs[key] = make_record_step(subject.model, teach, **of)
     columns = collect(
         evaluator.programs[key],
         subject.params,

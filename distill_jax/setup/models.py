@@ -27,7 +27,7 @@ from distill_jax.report.tables import Size
 from distill_jax.setup.bits import bits_of, wide_dtype
 from distill_jax.setup.identity import digests, identity
 from distill_jax.setup.placing import place_params
-from distill_jax.sharding import check_batch, make_mesh
+from distill_jax.sharding import check_batch, check_row, make_mesh
 from distill_jax.types import Advance, Params, UserError, silent
 
 TEACHER = 3  # the stream of random numbers for a teacher without knowledge
@@ -67,8 +67,11 @@ class Source(NamedTuple):
 
 
 def mesh_of(c: ConfigDict, *parts: str) -> Mesh:
-    """The mesh over all devices. Raises UserError where it does not divide a part's batch_size."""
-    mesh = make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tensor, c.mesh.expert)
+    """The mesh over all devices. Raises UserError where it does not divide a part's batches."""
+    m = c.mesh
+    mesh = make_mesh(m.data, m.fsdp, m.tensor, m.expert, m.sequence)
+    if parts:
+        check_row("data.seq_len", c.data.seq_len, mesh)
     for part in parts:
         microbatches = c[part].get("microbatches", 1)
         check_batch(f"{part}.batch_size", c[part].batch_size, microbatches, mesh)

@@ -26,7 +26,7 @@ from distill_jax.setup.loss import Recipe, check_experts, make_recipe
 from distill_jax.setup.models import Source, check_length, size_of
 from distill_jax.setup.steps import fit_to_steps
 from distill_jax.setup.training import starter
-from distill_jax.sharding import AXES, check_batch, mesh_sizes
+from distill_jax.sharding import AXES, check_batch, check_row, mesh_sizes
 from distill_jax.types import TrainState, UserError
 
 CACHE_PLACE = "DIR"  # stands for the directory of a cache that is not written yet
@@ -137,6 +137,7 @@ def _layout(c: ConfigDict, topology: Topology) -> Layout:
     )
     mesh = AbstractMesh(sizes, AXES)
     check_batch("data.batch_size", c.data.batch_size, c.data.microbatches, mesh)
+    check_row("data.seq_len", c.data.seq_len, mesh)
     return layout
 
 

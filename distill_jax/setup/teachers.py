@@ -26,7 +26,7 @@ from distill_jax.objective import (
 )
 from distill_jax.setup.models import Loaded, check_length, load_model, load_teacher
 from distill_jax.setup.quantising import noted
-from distill_jax.sharding import batch_ways, place_whole
+from distill_jax.sharding import place_whole
 from distill_jax.types import Advance, UserError, silent
 
 AVERAGE = "average"
@@ -128,7 +128,7 @@ def teach_of(
         return mixed_teachers(models, _weights(c), c.teacher.mix), params
     teach = live_teacher(models[0])
     if c.teacher.targets != "hidden":
-        teach = partial_teacher(teach, part_of(c, temperatures_of(terms), batch_ways(mesh)))
+        teach = partial_teacher(teach, part_of(c, temperatures_of(terms), mesh))
     return teach, params
 
 
@@ -157,9 +157,10 @@ def identity(teachers: Teachers) -> dict[str, str | None]:
     return {**sha256, **noted(teachers.loaded), "teacher.cache": kind}
 
 
-def part_of(c: ConfigDict, temperatures: tuple[float, ...], ways: int) -> Part:
+def part_of(c: ConfigDict, temperatures: tuple[float, ...], mesh: Mesh) -> Part:
     """The function that keeps a part of a full distribution, by teacher.targets."""
-    return TARGETS[c.teacher.targets](c, temperatures, c.model.block_tokens * ways)
+    of = {"block_tokens": c.model.block_tokens, "mesh": mesh}
+    return TARGETS[c.teacher.targets](c, temperatures, of)
 
 
 def temperatures_of(terms: tuple[Term, ...]) -> tuple[float, ...]:
@@ -197,20 +198,19 @@ def _weights(c: ConfigDict) -> tuple[float, ...]:
     return tuple(weight / sum(given) for _, weight in ordered)
 
 
-def _top_k(c, temperatures, block_tokens):
+def _top_k(c, temperatures, blocks):
     options = {"temperatures": temperatures, "policy": c.teacher.policy or "renormalise"}
-    of = partial(partial_targets.top_k, k=c.teacher.k, block_tokens=block_tokens, **options)
+    of = partial(partial_targets.top_k, k=c.teacher.k, **blocks, **options)
     return lambda targets, batch, key: of(targets)
 
 
-def _sampled(c, temperatures, block_tokens):
-    of = partial(partial_targets.sampled, block_tokens=block_tokens)
+def _sampled(c, temperatures, blocks):
+    of = partial(partial_targets.sampled, **blocks)
     return lambda targets, batch, key: of(targets, _uniforms(c, batch, key))
 
 
-def _sampled_renormalised(c, temperatures, block_tokens):
-    options = {"temperatures": temperatures, "block_tokens": block_tokens}
-    of = partial(partial_targets.sampled_renormalised, **options)
+def _sampled_renormalised(c, temperatures, blocks):
+    of = partial(partial_targets.sampled_renormalised, temperatures=temperatures, **blocks)
     return lambda targets, batch, key: of(targets, _uniforms(c, batch, key))
 
 

@@ -25,7 +25,7 @@ from distill_jax.setup.inputs import Setting
 from distill_jax.setup.loss import Recipe, train_step_of
 from distill_jax.setup.models import Source, bind_config
 from distill_jax.setup.student import student_config
-from distill_jax.sharding import batch_ways, parameter_shardings
+from distill_jax.sharding import parameter_shardings
 from distill_jax.step import TrainStep, init_state
 from distill_jax.types import Advance, Params, TrainState
 from distill_jax.writers import Writer
@@ -125,8 +125,8 @@ def compiled_steps(setting: Setting, model: Model, shardings: TrainState | None)
     teach, _ = teachers.teach_of(c, setting.inputs.teachers, recipe.terms, model, mesh)
     train_step = train_step_of(c, recipe, model, teach, mesh, shardings)
     compared, _ = teachers.measure_of(c, setting.references)
-    block_tokens = c.model.block_tokens * batch_ways(mesh)
-    return CompiledSteps(train_step, make_eval_step(model, compared, block_tokens=block_tokens))
+    of = {"block_tokens": c.model.block_tokens, "mesh": mesh}
+    return CompiledSteps(train_step, make_eval_step(model, compared, **of))
 
 
 @contextmanager

@@ -49,7 +49,8 @@ def pair(teacher_vocab=61):
 def measure(models, *, batch_size=4, block_tokens=24, seed=None, text=TEXT, mesh=None):
     student, teacher, params, teacher_params = models
     rows = pack(text, seq_len=SEQ_LEN, seed=seed)
-    step = make_record_step(student, teacher and live_teacher(teacher), block_tokens=block_tokens)
+    of = {"block_tokens": block_tokens, "mesh": mesh}
+    step = make_record_step(student, teacher and live_teacher(teacher), **of)
     batches = eval_batches(rows, batch_size=batch_size, prefetch=0)
     if mesh is not None:
         batches = (to_global(batch, mesh, batch_size) for batch in batches)

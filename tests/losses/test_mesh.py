@@ -21,7 +21,8 @@ B, T, D, V = 8, 64, 16, 512
 TERMS = (Term("forward_kl", 0.9), Term(CROSS_ENTROPY, 0.1))
 eight = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices: see the last test")
 meshes = pytest.mark.parametrize(
-    "sizes", [(8, 1, 1), (2, 4, 1), (1, 2, 4), (1, 1, 8), (2, 1, 2, 2)]
+    "sizes",  # of data, fsdp, tensor, expert and sequence
+    [(8, 1, 1), (2, 4, 1), (1, 2, 4), (1, 1, 8), (2, 1, 2, 2), (1, 1, 1, 2, 4), (1, 2, 2, 1, 2)],
 )
 COLLECTIVE = re.compile(
     r"= (?P<shape>[^=]*?) (?:all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
@@ -48,7 +49,7 @@ def program(mesh, block_tokens):
 
 def placed(mesh):
     rows = batch_sharding(mesh)
-    head = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
+    head = NamedSharding(mesh, PartitionSpec(("fsdp", "sequence"), "tensor"))
     return [
         jax.device_put(x, s) for x, s in zip(arguments(), [*[rows, head] * 2, rows], strict=True)
     ]
@@ -77,8 +78,8 @@ def moved(text):
 @meshes
 def test_the_number_of_blocks_does_not_change_what_moves(sizes):
     mesh = make_mesh(*sizes)
-    rows = B // batch_ways(mesh)
-    few, many = (moved(compiled(mesh, rows * length)) for length in (32, 4))
+    rows, parts = B // batch_ways(mesh), mesh.shape["sequence"]
+    few, many = (moved(compiled(mesh, rows * length // parts)) for length in (32, 4))
     assert (few[0], many[0]) == (2, 16)
     assert few[0] * few[1] == many[0] * many[1]
     # Not one gradient of the head, even in part: only sums a token.
@@ -89,7 +90,7 @@ def test_the_number_of_blocks_does_not_change_what_moves(sizes):
 @meshes
 def test_no_device_ever_holds_all_logits(sizes):
     mesh = make_mesh(*sizes)
-    text = compiled(mesh, 4 * B // batch_ways(mesh))
+    text = compiled(mesh, 4 * B // batch_ways(mesh) // mesh.shape["sequence"])
     sizes_made = [elements(shape) for shape in re.findall(r"= (\w+\[[\d,]*\])", text)]
     assert max(sizes_made) < B * T * V / 8
 

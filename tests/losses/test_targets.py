@@ -20,7 +20,8 @@ from tests.losses.test_divergences import PARAMETERS
 
 K = 5
 KINDS = ("projected", "int8", "probability", "logits", "sampled", *POLICIES)
-MESHES = ((1, 1, 1), (8, 1, 1), (1, 4, 2), (2, 2, 2), (1, 1, 8), (2, 1, 2, 2))
+# Sizes of data, fsdp, tensor, expert and sequence.
+MESHES = ((1, 1, 1), (8, 1, 1), (1, 4, 2), (2, 2, 2), (1, 1, 8), (2, 1, 2, 2), (1, 2, 2, 1, 2))
 B = 8
 
 
@@ -168,6 +169,7 @@ def test_every_combination_equals_the_naive_form_in_float64(
 ):  # fmt: skip
     if kind == "sampled":
         temperature = 1.0
+    length *= dict(enumerate(sizes)).get(4, 1)  # which the axis sequence divides
     if len(jax.devices()) < int(np.prod(sizes)):
         sizes = (1, 1, 1)
     terms = [Term(name, 1 - share, temperature, tuple(parameters(name).items()))]

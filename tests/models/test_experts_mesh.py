@@ -49,8 +49,15 @@ def placed(mesh, params, batch):
 
 @eight
 @pytest.mark.parametrize(
-    ("sizes", "more"),  # of data, fsdp, tensor and expert
-    [((1, 1, 1, 8), {}), ((2, 2, 2, 1), {}), ((1, 2, 2, 2), OTHER), ((2, 1, 1, 4), OTHER)],
+    ("sizes", "more"),  # of data, fsdp, tensor, expert and sequence
+    [
+        ((1, 1, 1, 8), {}),
+        ((2, 2, 2, 1), {}),
+        ((1, 2, 2, 2), OTHER),
+        ((2, 1, 1, 4), OTHER),
+        ((1, 1, 1, 4, 2), {}),
+        ((1, 1, 2, 2, 2), OTHER),
+    ],
 )
 def test_loss_and_gradients_are_those_of_one_device(sizes, more):
     mesh, batch = make_mesh(*sizes), tiny.batch(rows=8)
@@ -76,8 +83,9 @@ def test_operations_are_counted_as_on_one_device(sizes):
 
 
 @eight
-def test_rows_that_do_not_divide_are_computed_too():
-    mesh = make_mesh(1, 2, 2, 2)
+@pytest.mark.parametrize("sizes", [(1, 2, 2, 2), (1, 1, 1, 4, 2)])
+def test_rows_and_tokens_that_do_not_divide_are_computed_too(sizes):
+    mesh = make_mesh(*sizes)
     params, tokens = tiny.params(model_of()), np.arange(3)[:, None] + 5
     found = []
     for model in (model_of(), model_of(mesh)):
@@ -109,4 +117,4 @@ def test_on_eight_simulated_devices():
         command, cwd=ROOT, env=environment(8), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-3000:]
-    assert re.search(r"\b8 passed", done.stdout)
+    assert re.search(r"\b11 passed", done.stdout)
