@@ -7,7 +7,7 @@ import pytest
 
 from distill_jax.losses.terms import Term
 from distill_jax.models.binding import bind
-from distill_jax.models.grouped import _ragged, grouped_product
+from distill_jax.models.grouped import grouped_product
 from distill_jax.models.quantise import quantised_params
 from distill_jax.models.storage import flatten
 from distill_jax.objective import live_teacher, objective
@@ -91,14 +91,13 @@ def test_every_kind_of_matrix_is_named():
 
 
 @pytest.mark.parametrize("bits", [Bits("int8", 0), INT4])
-@pytest.mark.parametrize("form", [grouped_product, _ragged])
-def test_experts_multiply_by_their_own_scales(form, bits):
+def test_experts_multiply_by_their_own_scales(bits):
     r = np.random.default_rng(0)
     weight = quantise(r.normal(size=(3, 16, 5)) * np.array([1, 30, 0.1])[:, None, None], bits)
     rows, sizes = r.normal(size=(9, 16)).astype(np.float32), jnp.array([4, 0, 5])
     wide = np.asarray(widened(weight, jnp.float32))
     expected = np.concatenate([rows[:4] @ wide[0], rows[4:] @ wide[2]])
-    np.testing.assert_allclose(form(rows, weight, sizes), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(grouped_product(rows, weight, sizes), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_student_learns_as_from_the_widened_teacher_and_no_gradient_reaches_it():
