@@ -1,4 +1,4 @@
-"""Rows of 2,048 tokens split over devices: loss, gradients and metrics of one device."""
+"""Rows of 1,024 tokens split over devices: loss, gradients and metrics of one device."""
 
 import re
 import subprocess
@@ -19,7 +19,7 @@ from tests import tiny
 from tests.cli import ROOT, environment
 from tests.models.conftest import SIZES
 
-T = 2048
+T = 1024
 SMALL = SIZES | {"num_hidden_layers": 2, "max_position_embeddings": T}
 # Attention to all before, in a window with a cap of the scores, and with sinks over experts.
 ENTRIES = {
@@ -56,7 +56,9 @@ def program(family, mesh=None):
             teach=live_teacher(model), terms=tuple(terms), block_tokens=256, mesh=mesh,
         )  # fmt: skip
 
-    r = np.random.default_rng(0)
+    # With the seed 0 one of the tokens lies so near between two experts that one device sends it
+    # to the one, and a mesh with products split to the other.
+    r = np.random.default_rng(1)
     drawn = [
         jax.tree.map(lambda x: r.normal(0, 0.2, x.shape).astype(np.float32), model.abstract())
         for _ in "st"
@@ -74,11 +76,9 @@ def test_loss_gradients_and_metrics_are_those_of_one_device(family, sizes):
     placed = [jax.device_put(x, shardings) for x in params]
     there = jax.device_put(batch, batch_sharding(mesh))
     (found, others), spread = program(family, mesh)[0](*placed, there)
-    np.testing.assert_allclose(found, expected, rtol=2e-5)
-    # A token between two experts may go to the other one: they are chosen by rounded numbers.
-    rtol = 1e-4 if family == "gpt_oss" else 1e-5
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol), others, metrics)
-    for a, b in zip(jax.tree.leaves(spread), jax.tree.leaves(gradient), strict=True):
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), others, metrics)
+    for a, b in zip(*map(jax.tree.leaves, (spread, gradient)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=3e-5 * float(jnp.max(jnp.abs(b))))
 
 
