@@ -9,7 +9,7 @@ import os
 import sys
 from typing import NoReturn
 
-from distill_jax import STARTED, signals, streams
+from distill_jax import STARTED, signals, simulated, streams
 from distill_jax.visible import visible
 
 
@@ -19,6 +19,7 @@ def run() -> NoReturn:
     streams.quiet_threads()
     signals.end_with_launcher()
     signals.watch()
+    simulated.prepare()
     try:
         here = os.getcwd()
     except OSError:

@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Rooms in the order in which they may be imported; the rooms of one set do not import each other.
 ORDER = [
-    {"types", "files", "signals", "streams", "visible", "words"},
+    {"types", "files", "signals", "simulated", "streams", "visible", "words"},
     {"untrusted", "quantised"},
     {"gguf_file"},
     {"key_names", "peers", "fingerprint", "checkpoint_files", "seals"},
