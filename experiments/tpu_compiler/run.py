@@ -3,18 +3,21 @@
     python -m experiments.tpu_compiler.run [PAIR ...] [--topologies v5e:4x4 v5p:2x2x2]
     python -m experiments.tpu_compiler.run llama --time 8192
 
-Each line of results.jsonl is one program, compiled for a topology; nothing runs. Rows per chip are
-doubled until the compiler refuses, and then halved in between. Lines that are there are kept.
+Each line of results.jsonl is one program, compiled for a topology; nothing runs. Two small programs
+give a line of bytes over rows; the most rows that it allows are compiled, and others in their place
+if they are refused or leave much room. Lines that are there are kept.
 """
 
 import argparse
 import json
 import os
+import re
 import time
 from pathlib import Path
 
 import jax
 
+from distill_jax.planning.chips import read_topology
 from distill_jax.setup.tpu_compiler import ENVIRONMENT
 from experiments.tpu_compiler import compiled as of
 from experiments.tpu_compiler import world as worlds
@@ -22,9 +25,11 @@ from experiments.tpu_compiler.models import PAIRS, architecture
 
 TOPOLOGIES = ("v5e:4x4", "v5p:2x2x2")
 FORMS = {"step": worlds.train, "naive": worlds.naive}
-FIRST = {"step": 8, "naive": 1}  # rows per chip to begin with
+FIRST = {"step": (8, 32), "naive": (2, 4)}  # rows per chip to begin with
+TRIES = 3  # programs after those
+FULL = 0.95  # of a chip's memory: a program that takes as much is not followed by a larger one
+CAREFUL = 0.98  # of it: what is aimed at after a refusal
 LENGTH = 1024  # tokens of a row: the unit in which room is found
-MOST = 256  # rows per chip that are tried
 # Equal for both forms: all activations of a block are computed again in the backward pass.
 KEYS = {
     "data__seq_len": LENGTH,
@@ -68,18 +73,43 @@ def search(pair: str, topology: str, form: str) -> None:
         and "data__seq_len" not in line
     }
 
-    def fits(rows):
+    def needs(rows):
         if rows not in tried:
             tried[rows] = measure(pair, topology, form, rows)
             write(tried[rows])
-        return "bytes" in tried[rows]
+        return needed(tried[rows])
 
-    most, none = 0, FIRST[form]
-    while none <= MOST and fits(none):
-        most, none = none, 2 * none
-    while none - most > 1 and none - most > most // 4:
-        middle = (most + none) // 2
-        most, none = (middle, none) if fits(middle) else (most, middle)
+    room = read_topology(topology).chip.memory
+    for rows in FIRST[form]:
+        needs(rows)
+    for _ in range(TRIES):
+        fitting = [rows for rows, line in tried.items() if "bytes" in line]
+        most, refused = max(fitting, default=0), min(tried.keys() - fitting, default=None)
+        if refused == most + 1 or (most and needs(most) > FULL * room):
+            return
+        aim = room if refused is None else CAREFUL * room
+        predicted = on_a_line({rows: needs(rows) for rows in tried}, aim)
+        needs(max(most + 1, predicted if refused is None else min(predicted, refused - 1)))
+
+
+def needed(line: dict) -> float:
+    """Bytes per chip of a program, or those which the compiler says when it refuses one."""
+    if "bytes" in line:
+        return line["bytes"]
+    if found := re.search(r"Used ([\d.]+)([MGT]) of", line["refused"]):
+        return float(found[1]) * 2 ** {"M": 20, "G": 30, "T": 40}[found[2]]
+    raise ValueError(f"not refused for its memory: {line['refused']}")
+
+
+def on_a_line(bytes_of: dict[int, float], room: float) -> int:
+    """The rows that fill the room, by the line through the two programs that are nearest to it.
+
+    >>> on_a_line({1: 30.0, 2: 40.0, 8: 100.0}, 75.0)
+    5
+    """
+    one, two = sorted(bytes_of, key=lambda rows: abs(bytes_of[rows] - room))[:2]
+    slope = (bytes_of[two] - bytes_of[one]) / (two - one)
+    return int(one + (room - bytes_of[one]) / slope)
 
 
 def write(line: dict) -> None:

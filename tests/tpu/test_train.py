@@ -15,6 +15,7 @@ SETTINGS = {
     "v5e fsdp": ("v5e:2x2", {}, 8, {"mesh__fsdp": 4}, 4),
     "v5p data, fsdp": ("v5p:2x2x1", LOCAL, 8, {"mesh__data": 2, "mesh__fsdp": 2}, 2),
     "v6e fsdp, tensor": ("v6e:2x2", {"kv_heads": 2}, 4, {"mesh__fsdp": 2, "mesh__tensor": 2}, 4),
+    "v5e fsdp, sequence": ("v5e:2x2", {}, 4, {"mesh__fsdp": 2, "mesh__sequence": 2}, 4),
     "v5e fsdp, expert": ("v5e:2x2", EXPERTS, 4, {"mesh__fsdp": 2, "mesh__expert": 2}, 2),
 }
 every_setting = pytest.mark.parametrize("name", SETTINGS)
@@ -65,5 +66,5 @@ def test_more_chips_hold_less_each():
     (world, four), (more, eight) = step("v5e fsdp"), step("v5e fsdp", topology="v5e:2x4")
     assert (world.mesh.size, more.mesh.size) == (4, 8)
     ratio = lambda bytes_of: bytes_of(eight) / bytes_of(four)
-    assert ratio(lambda c: c.memory_analysis().argument_size_in_bytes) < 0.55
-    assert ratio(of.total) < 1
+    assert ratio(lambda c: c.memory_analysis().argument_size_in_bytes) < 0.55  # 0.50
+    assert ratio(of.total) < 0.7  # 0.57
