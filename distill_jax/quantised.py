@@ -74,7 +74,7 @@ def quantise(matrix: Array, bits: Bits) -> Quantised:
     groups of 32 the choice takes 30% off the KL of SmolLM2 135M from its wide weights. Where the
     group does not divide I, it is the greatest divisor that both have.
 
-    >>> quantise(jnp.array([[0.0, 2.56], [0.0, -0.02]]), Bits("int8", 0)).values.tolist()
+    >>> quantise(jnp.array([[0.0, 2.0], [0.0, -2 / 128]]), Bits("int8", 0)).values.tolist()
     [[0, -128], [0, 1]]
     """
     *lead, inputs, outputs = matrix.shape
