@@ -5,6 +5,7 @@ A shard is valid once it and its index both have their final names. Shapes: type
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,5 +109,10 @@ def digest_of(path: Path) -> str:
 
 
 def short(value: Any) -> str:
-    """The beginning of a hash or any other value, for an error."""
-    return str(value)[:12]
+    """The beginning of a hash or any other value, for an error, and what a hash is followed by.
+
+    >>> short("files:" + 64 * "a" + ":int4/32")
+    'files:aaaaaa:int4/32'
+    """
+    text = str(value)
+    return text[:12] + "".join(re.findall(r"(?<=[0-9a-f]{32}):[\w/]+$", text))

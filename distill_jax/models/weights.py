@@ -1,6 +1,7 @@
 """Parameters in files: of which any part is read when it is asked for, and what identifies them."""
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -79,10 +80,11 @@ class Parameter:
         bad = fill(piece, wanted) if wanted else 0
         if bad:
             size = sum(target.size for _, target in wanted)
+            here = " read here" if size < math.prod(self.shape[lead:]) else ""
             raise UserError(
                 f"{piece.source.stored.path}: the weight {piece.name} has {bad} of {size} numbers"
-                f" that are not finite in {self.dtype.name}: use a checkpoint without them, or a"
-                " wider dtype"
+                f"{here} that are not finite in {self.dtype.name}: use a checkpoint without them,"
+                " or a wider dtype"
             )
 
 

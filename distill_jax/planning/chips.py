@@ -57,7 +57,7 @@ def read_topology(text: str) -> Topology:
     (64, (16,))
     """
     name = text.strip()
-    number = r"([1-9]\d{0,5})"
+    number = r"([1-9]\d{0,8})"
     if found := re.fullmatch(rf"cpu:{number}", name):
         return _checked(Topology(name, "cpu", CHIPS["cpu"], (int(found[1]),)), MOST)
     if found := re.fullmatch(rf"gpu:{number}x([A-Za-z][\w-]*)", name):
@@ -96,11 +96,12 @@ def _slice(topology: Topology) -> Topology:
         raise UserError(
             f"{of}: a slice of {kind} has {known.dimensions} dimensions, as {known.example} has"
         )
+    _checked(topology, known.most)
     if odd := [size for size in sizes[:2] if size > 1 and size % 2]:
         raise UserError(
             f"{of}, and hosts of TPUs have 2x2 chips: use an even number instead of {odd[0]}"
         )
-    return _checked(topology, known.most)
+    return topology
 
 
 def _checked(topology: Topology, most: int) -> Topology:
