@@ -96,7 +96,9 @@ def naive(pair: Pair) -> Setup:
     def loss(params, teachers, batch, key, n_tokens, *, terms):
         # One log-softmax per model serves both terms, without a floor: the fastest naive form.
         log_q_BTV = jax.nn.log_softmax(logits(student, params, batch))
-        log_p_BTV = jax.lax.stop_gradient(jax.nn.log_softmax(logits(teacher, teachers[0], batch)))
+        # The teacher may have rows for tokens that the student lacks: padding of its matrix.
+        logits_BTV = logits(teacher, teachers[0], batch)[..., : student.config.vocab]
+        log_p_BTV = jax.lax.stop_gradient(jax.nn.log_softmax(logits_BTV))
         divergence_BT = divergence("forward_kl", log_q_BTV, log_p_BTV)
         nll_BT = -jnp.take_along_axis(log_q_BTV, batch.labels_BT[..., None], -1)[..., 0]
         total_BT = DIVERGENCE_WEIGHT * divergence_BT + LABEL_WEIGHT * nll_BT

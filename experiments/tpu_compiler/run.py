@@ -3,15 +3,14 @@
     python -m experiments.tpu_compiler.run [PAIR ...] [--topologies v5e:4x4 v5p:2x2x2]
     python -m experiments.tpu_compiler.run llama --time 8192
 
-Each line of results.jsonl is one program, compiled for a topology; nothing runs. Two small programs
-give a line of bytes over rows; the most rows that it allows are compiled, and others in their place
-if they are refused or leave much room. Lines that are there are kept.
+Each line of results.jsonl is one program, compiled for a topology; nothing runs. The compiler
+refuses in seconds, and takes a minute or two for what fits: rows per chip fall from too many, a
+twentieth at a time, until they fit. Lines that are there are kept.
 """
 
 import argparse
 import json
 import os
-import re
 import time
 from pathlib import Path
 
@@ -25,10 +24,8 @@ from experiments.tpu_compiler.models import PAIRS, architecture
 
 TOPOLOGIES = ("v5e:4x4", "v5p:2x2x2")
 FORMS = {"step": worlds.train, "naive": worlds.naive}
-FIRST = {"step": (8, 32), "naive": (2, 4)}  # rows per chip to begin with
-TRIES = 3  # programs after those
-FULL = 0.95  # of a chip's memory: a program that takes as much is not followed by a larger one
-CAREFUL = 0.98  # of it: what is aimed at after a refusal
+FIRST = {"step": 8, "naive": 1}  # rows per chip and GiB of its memory to begin with: too many
+NEXT = 0.95  # of the rows that were refused
 LENGTH = 1024  # tokens of a row: the unit in which room is found
 # Equal for both forms: all activations of a block are computed again in the backward pass.
 KEYS = {
@@ -66,50 +63,25 @@ def measure(pair: str, topology: str, form: str, rows: int, **changes) -> dict:
 
 def search(pair: str, topology: str, form: str) -> None:
     """Finds the most rows per chip that fit, and writes every program that was compiled for it."""
-    tried = {
-        line["rows_per_chip"]: line
+    fits = {
+        line["rows_per_chip"]: "bytes" in line
         for line in read()
         if (line["pair"], line["topology"], line["form"]) == (pair, topology, form)
         and "data__seq_len" not in line
     }
-
-    def needs(rows):
-        if rows not in tried:
-            tried[rows] = measure(pair, topology, form, rows)
-            write(tried[rows])
-        return needed(tried[rows])
-
-    room = read_topology(topology).chip.memory
-    for rows in FIRST[form]:
-        needs(rows)
-    for _ in range(TRIES):
-        fitting = [rows for rows, line in tried.items() if "bytes" in line]
-        most, refused = max(fitting, default=0), min(tried.keys() - fitting, default=None)
-        if refused == most + 1 or (most and needs(most) > FULL * room):
+    rows = int(FIRST[form] * read_topology(topology).chip.memory / 2**30)
+    while True:
+        most = max((rows for rows, fit in fits.items() if fit), default=0)
+        refused = min((rows for rows, fit in fits.items() if not fit), default=None)
+        if refused is not None:
+            rows = min(refused - 1, int(NEXT * refused))
+        elif most:
+            rows = 2 * most
+        if rows <= most:
             return
-        aim = room if refused is None else CAREFUL * room
-        predicted = on_a_line({rows: needs(rows) for rows in tried}, aim)
-        needs(max(most + 1, predicted if refused is None else min(predicted, refused - 1)))
-
-
-def needed(line: dict) -> float:
-    """Bytes per chip of a program, or those which the compiler says when it refuses one."""
-    if "bytes" in line:
-        return line["bytes"]
-    if found := re.search(r"Used ([\d.]+)([MGT]) of", line["refused"]):
-        return float(found[1]) * 2 ** {"M": 20, "G": 30, "T": 40}[found[2]]
-    raise ValueError(f"not refused for its memory: {line['refused']}")
-
-
-def on_a_line(bytes_of: dict[int, float], room: float) -> int:
-    """The rows that fill the room, by the line through the two programs that are nearest to it.
-
-    >>> on_a_line({1: 30.0, 2: 40.0, 8: 100.0}, 75.0)
-    5
-    """
-    one, two = sorted(bytes_of, key=lambda rows: abs(bytes_of[rows] - room))[:2]
-    slope = (bytes_of[two] - bytes_of[one]) / (two - one)
-    return int(one + (room - bytes_of[one]) / slope)
+        line = measure(pair, topology, form, rows)
+        write(line)
+        fits[rows] = "bytes" in line
 
 
 def write(line: dict) -> None:
