@@ -55,7 +55,10 @@ def measure(pair: str, topology: str, form: str, rows: int, **changes) -> dict:
         line["bytes"] = of.total(program)
         line["arguments"] = memory.argument_size_in_bytes
         line["temporaries"] = memory.temp_size_in_bytes
-        line["interconnect"] = of.traffic(program)
+        try:
+            line["interconnect"] = of.traffic(program)
+        except jax.errors.JaxRuntimeError as error:
+            line["unprintable"] = str(error)[:300]  # some programs, by this libtpu
     line["seconds"] = round(time.monotonic() - began, 1)
     line["cpu_seconds"] = round(time.process_time() - cpu, 1)
     return line
@@ -113,7 +116,7 @@ def table() -> str:
                 fitting[key] = line
     for (pair, topology, form), line in sorted(fitting.items()):
         names = ", ".join(PAIRS[pair])
-        sent = gib(sum(line["interconnect"].values()))
+        sent = gib(sum(line["interconnect"].values())) if "interconnect" in line else "not printed"
         rows.append(
             f"| {names} | {topology} | {form} | {line['tokens_per_chip']:,} | {gib(line['bytes'])}"
             f" | {gib(line['arguments'])} | {sent} |"
